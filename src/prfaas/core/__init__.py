@@ -1,0 +1,1 @@
+"""Pure decisions: no clock, I/O, environment or global randomness. Time, randomness and ids are arguments."""

@@ -1,0 +1,1 @@
+"""Who owns which bytes of a node's arena: extents, landings and their leases."""

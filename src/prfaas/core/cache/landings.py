@@ -1,0 +1,321 @@
+"""Landings: space reserved on the decode side's node, and the ledger of what has come into it.
+
+Laws of this file:
+- A landing is written only by a sender that showed its token, only where nothing verified lies yet, and only in
+  RESERVED and RECEIVING. It becomes LANDED when, and only when, every byte is verified.
+- A landing that nobody renews expires, unless an engine has claimed it; a claim lives as long as its engine.
+- Its extent is freed exactly once, and never while a lane still writes into it (`writers`) or an engine reads it.
+- Final records are kept, bounded, so that whoever asks late still gets an answer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from prfaas.core.cache.extents import Extent, ExtentAllocator
+from prfaas.core.cache.intervals import IntervalSet
+from prfaas.core.errors import Refused
+
+#: Enough for a gateway that asks minutes late at hundreds of requests a second; about 1 KiB each.
+MAX_FINAL_RECORDS: Final = 10_000
+#: A landing is reserved per request in flight; a node that holds more has lost its gateway.
+MAX_LANDINGS: Final = 4_096
+
+
+class LandingState(StrEnum):
+    """See docs/protocols.md for what each state promises."""
+
+    RESERVED = "reserved"
+    RECEIVING = "receiving"
+    LANDED = "landed"
+    CLAIMED = "claimed"
+    CONSUMED = "consumed"
+    ABORTED = "aborted"
+    EXPIRED = "expired"
+
+
+FINAL_STATES: Final = frozenset({LandingState.CONSUMED, LandingState.ABORTED, LandingState.EXPIRED})
+OPEN_STATES: Final = frozenset({LandingState.RESERVED, LandingState.RECEIVING})
+
+
+@dataclass(eq=False)
+class Landing:
+    """One reserved image. Times are the node's monotonic seconds."""
+
+    transfer_id: str
+    token: str
+    handle: int
+    extent: Extent
+    num_prompt_tokens: int
+    skip_tokens: int
+    fingerprint: str
+    reserved_s: float
+    lease_end_s: float
+    state: LandingState = LandingState.RESERVED
+    reason: str | None = None
+    verified: IntervalSet = field(default_factory=IntervalSet)
+    writing: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sender: str | None = None
+    claimed_by: str | None = None
+    landed_s: float | None = None
+    tokens_loaded: int | None = None
+    tokens_recomputed: int | None = None
+    bytes_repeated: int = 0
+    extent_freed: bool = False
+
+    def record(self) -> dict[str, object]:
+        """The JSON of docs/protocols.md."""
+        return {
+            "transfer_id": self.transfer_id,
+            "state": self.state.value,
+            "reason": self.reason,
+            "num_bytes": self.extent.size,
+            "bytes_landed": self.verified.size,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "skip_tokens": self.skip_tokens,
+            "tokens_loaded": self.tokens_loaded,
+            "tokens_recomputed": self.tokens_recomputed,
+            "bytes_resent": self.bytes_repeated,
+            "landed_after_s": None if self.landed_s is None else self.landed_s - self.reserved_s,
+        }
+
+
+class Landings:
+    """All landings of one node. Every method is synchronous; the shell holds one lock around each call."""
+
+    def __init__(self, arena: ExtentAllocator) -> None:
+        self._arena = arena
+        self._live: dict[str, Landing] = {}
+        self._by_handle: dict[int, Landing] = {}
+        self._final: OrderedDict[str, Landing] = OrderedDict()
+        self._lingering: set[Landing] = set()
+
+    # -- the gateway's side
+
+    def reserve(
+        self,
+        transfer_id: str,
+        *,
+        token: str,
+        handle: int,
+        num_bytes: int,
+        num_prompt_tokens: int,
+        skip_tokens: int,
+        fingerprint: str,
+        now_s: float,
+        lease_s: float,
+    ) -> Landing:
+        """Reserve space. Raises Refused with `exists`, `too_many_landings` or `arena_full`."""
+        if transfer_id in self._live or transfer_id in self._final:
+            raise Refused("exists", f"transfer {transfer_id} has a landing already")
+        if len(self._live) >= MAX_LANDINGS:
+            raise Refused("too_many_landings", f"this node holds {MAX_LANDINGS} landings already")
+        extent = self._arena.allocate(num_bytes)
+        if extent is None:
+            free = self._arena.free_bytes
+            raise Refused("arena_full", f"no room for {num_bytes} bytes: {free} of {self._arena.capacity} are free")
+        landing = Landing(
+            transfer_id, token, handle, extent, num_prompt_tokens, skip_tokens, fingerprint, now_s, now_s + lease_s
+        )
+        self._live[transfer_id] = self._by_handle[handle] = landing
+        return landing
+
+    def find(self, transfer_id: str) -> Landing | None:
+        """Live or remembered landing."""
+        return self._live.get(transfer_id) or self._final.get(transfer_id)
+
+    def by_handle(self, handle: int) -> Landing | None:
+        """The landing that lanes know by this handle, until its extent is freed."""
+        return self._by_handle.get(handle)
+
+    def renew(self, transfer_id: str, now_s: float, lease_s: float) -> Landing | None:
+        """Let the lease run from now; no effect on a final landing."""
+        landing = self._live.get(transfer_id)
+        if landing is not None:
+            landing.lease_end_s = max(landing.lease_end_s, now_s + lease_s)
+        return self.find(transfer_id)
+
+    def drop(self, transfer_id: str, reason: str) -> Landing | None:
+        """Give a landing up. One that an engine is loading stays until the engine lets go."""
+        landing = self._live.get(transfer_id)
+        if landing is not None and landing.state is not LandingState.CLAIMED:
+            self._finish(landing, LandingState.ABORTED, reason)
+        return self.find(transfer_id)
+
+    def expire(self, now_s: float) -> list[Landing]:
+        """End every unclaimed landing whose lease ran out; returns them."""
+        overdue = [
+            landing
+            for landing in self._live.values()
+            if landing.state is not LandingState.CLAIMED and now_s >= landing.lease_end_s
+        ]
+        for landing in overdue:
+            self._finish(landing, LandingState.EXPIRED, "lease ran out")
+        return overdue
+
+    # -- the lanes' side
+
+    def open(self, sender: str, transfer_id: str, token: str, num_bytes: int, fingerprint: str) -> Landing:
+        """A sender asks to write. Idempotent for the same sender. Raises Refused; the code goes into the Abort."""
+        landing = self._live.get(transfer_id)
+        if landing is None or landing.token != token:
+            # One answer for both, so that ids cannot be probed without their tokens.
+            raise Refused("unknown_landing", f"no landing for transfer {transfer_id} with that token")
+        if landing.fingerprint != fingerprint:
+            raise Refused("layout_mismatch", "the two engines' KV layouts differ; compare model, dtype and block size")
+        if landing.extent.size != num_bytes:
+            raise Refused("size_mismatch", f"landing holds {landing.extent.size} bytes, the sender has {num_bytes}")
+        if landing.state not in OPEN_STATES or landing.sender not in (None, sender):
+            raise Refused("not_open", f"landing is {landing.state.value}")
+        landing.sender = sender
+        landing.state = LandingState.RECEIVING
+        return landing
+
+    def begin_chunk(self, sender: str, lane: int, handle: int, offset: int, length: int) -> Extent | None:
+        """Where lane `lane` shall receive this chunk: an arena extent, or None for scratch.
+
+        Scratch means that its bytes are not wanted (duplicate, or the landing is over) or that another lane is
+        writing the same place. The payload must be read either way, to stay in step with the stream.
+        """
+        landing = self._by_handle.get(handle)
+        if landing is None or landing.sender != sender or landing.state is not LandingState.RECEIVING:
+            return None
+        end = offset + length
+        if end > landing.extent.size or landing.verified.overlaps(offset, end):
+            return None
+        if any(start < end and offset < busy_end for start, busy_end in landing.writing.values()):
+            return None
+        landing.writing[lane] = (offset, end)
+        return Extent(landing.extent.start + offset, length)
+
+    def rival_lanes(self, handle: int, offset: int, length: int) -> list[int]:
+        """Lanes that are writing into these bytes. A sender repeats a chunk only when it gave the first lane up, so
+        the shell closes them."""
+        landing = self._by_handle.get(handle)
+        writing = {} if landing is None else landing.writing
+        return [lane for lane, (start, end) in writing.items() if start < offset + length and offset < end]
+
+    def end_chunk(
+        self, sender: str, lane: int, handle: int, offset: int, length: int, *, good: bool, now_s: float
+    ) -> ChunkVerdict:
+        """A chunk's payload has been read (into arena or scratch) and its checksum compared."""
+        landing = self._by_handle.get(handle)
+        if landing is None or landing.sender != sender:
+            return ChunkVerdict.UNKNOWN
+        in_arena = landing.writing.pop(lane, None) is not None
+        self._free_if_idle(landing)
+        if landing.state in FINAL_STATES:
+            return ChunkVerdict.UNKNOWN
+        if not good:
+            return ChunkVerdict.DAMAGED
+        if not in_arena:
+            landing.bytes_repeated += length
+            wanted = not landing.verified.contains(offset, offset + length)
+            return ChunkVerdict.REPEAT_NEEDED if wanted else ChunkVerdict.ACCEPTED
+        landing.verified.add(offset, offset + length)
+        if landing.verified.size == landing.extent.size:
+            landing.state, landing.landed_s = LandingState.LANDED, now_s
+            return ChunkVerdict.LANDED
+        return ChunkVerdict.ACCEPTED
+
+    def lane_lost(self, lane: int) -> None:
+        """The lane's thread is gone; it writes nowhere any more."""
+        for landing in [*self._by_handle.values()]:
+            if landing.writing.pop(lane, None) is not None:
+                self._free_if_idle(landing)
+
+    def sender_gone(self, sender: str, reason: str) -> list[Landing]:
+        """Abort every unfinished landing of a sender that is gone for good; returns them."""
+        stranded = [x for x in self._live.values() if x.sender == sender and x.state is LandingState.RECEIVING]
+        for landing in stranded:
+            self._finish(landing, LandingState.ABORTED, reason)
+        return stranded
+
+    # -- the engine's side
+
+    def claim(self, transfer_id: str, engine: str) -> Landing:
+        """The decode engine will load it. Idempotent per engine. Raises Refused with `not_landed`."""
+        landing = self._live.get(transfer_id)
+        again = landing is not None and landing.state is LandingState.CLAIMED and landing.claimed_by == engine
+        if landing is None or not (landing.state is LandingState.LANDED or again):
+            known = self.find(transfer_id)
+            state = "unknown" if known is None else known.state.value
+            raise Refused("not_landed", f"transfer {transfer_id} cannot be loaded: it is {state}")
+        landing.state, landing.claimed_by = LandingState.CLAIMED, engine
+        return landing
+
+    def consumed(self, transfer_id: str, tokens_loaded: int, tokens_recomputed: int) -> Landing | None:
+        """The engine has loaded what it wanted and reads the arena no more."""
+        landing = self._live.get(transfer_id)
+        if landing is not None and landing.state is LandingState.CLAIMED:
+            landing.tokens_loaded, landing.tokens_recomputed = tokens_loaded, tokens_recomputed
+            self._finish(landing, LandingState.CONSUMED, None)
+        return landing
+
+    def declined(self, transfer_id: str, reason: str, tokens_recomputed: int) -> Landing | None:
+        """The engine will not load it, and computes the prompt itself."""
+        landing = self.find(transfer_id)
+        if landing is not None and landing.state is not LandingState.CONSUMED:
+            landing.tokens_loaded, landing.tokens_recomputed = 0, tokens_recomputed
+            if landing.state not in FINAL_STATES:
+                self._finish(landing, LandingState.ABORTED, reason)
+        return landing
+
+    def engine_gone(self, engine: str) -> list[Landing]:
+        """Free what a dead engine was loading; returns those landings."""
+        held = [x for x in self._live.values() if x.claimed_by == engine]
+        for landing in held:
+            self._finish(landing, LandingState.ABORTED, "the decode engine disconnected while it was loading")
+        return held
+
+    # -- bookkeeping
+
+    def count_by_state(self) -> dict[LandingState, int]:
+        """Live landings per state."""
+        counts = dict.fromkeys((s for s in LandingState if s not in FINAL_STATES), 0)
+        for landing in self._live.values():
+            counts[landing.state] += 1
+        return counts
+
+    def receiving_senders(self) -> set[str]:
+        """Senders with unfinished landings here."""
+        return {x.sender for x in self._live.values() if x.sender and x.state is LandingState.RECEIVING}
+
+    def check(self) -> None:
+        """Invariants; the message is the landing's record."""
+        for landing in self._live.values():
+            assert landing.state not in FINAL_STATES and not landing.extent_freed, landing.record()
+            complete = landing.verified.size == landing.extent.size
+            assert complete == (landing.state in (LandingState.LANDED, LandingState.CLAIMED)), landing.record()
+        for landing in self._lingering:
+            assert landing.writing and not landing.extent_freed, landing.record()
+        assert all(landing.extent_freed or landing in self._lingering for landing in self._final.values())
+
+    def _finish(self, landing: Landing, state: LandingState, reason: str | None) -> None:
+        landing.state, landing.reason = state, reason
+        del self._live[landing.transfer_id]
+        self._final[landing.transfer_id] = landing
+        while len(self._final) > MAX_FINAL_RECORDS:
+            self._final.popitem(last=False)
+        self._lingering.add(landing)
+        self._free_if_idle(landing)
+
+    def _free_if_idle(self, landing: Landing) -> None:
+        if landing in self._lingering and not landing.writing:
+            self._lingering.remove(landing)
+            self._arena.free(landing.extent)
+            landing.extent_freed = True
+            self._by_handle.pop(landing.handle, None)
+
+
+class ChunkVerdict(StrEnum):
+    """What became of a chunk. The receiver answers ACK to the first two, NACK to the next two, Abort to the last."""
+
+    ACCEPTED = "accepted"
+    LANDED = "landed"
+    DAMAGED = "damaged"
+    REPEAT_NEEDED = "repeat_needed"
+    UNKNOWN = "unknown"

@@ -1,0 +1,145 @@
+"""What one decode engine's prefix cache holds, as far as the gateway saw it happen. A hint, never authority.
+
+Laws of this file:
+- A block is named by the chain of hashes before it: equal names mean equal tokens from the prompt's first on. Seed and
+  salt enter at the root, so deployments and tenants that differ in them share nothing.
+- A prefix is shorter than the prompt by at least one token, because the engine must compute one to sample from.
+- Attention blocks are useful alone. Recurrent state is useful only as a snapshot at exactly the prefix's end: a local
+  run of N tokens leaves one at floor((N - 1) / block) blocks; an offloaded run leaves none, since the state that came
+  over the wire stands in the middle of a block.
+- A restarted engine holds nothing: another boot id empties the record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """Token ids as little-endian uint32, the form that is hashed. Raises OverflowError for ids outside it."""
+    packed = array("I", token_ids)
+    if packed.itemsize != 4:  # pragma: no cover - no supported platform has another size
+        return struct.pack(f"<{len(token_ids)}I", *token_ids)
+    if sys.byteorder == "big":  # pragma: no cover
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def token_digest(packed_tokens: bytes) -> str:
+    """`token_digest` of docs/protocols.md."""
+    return hashlib.sha256(packed_tokens).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChain:
+    """A prompt cut into full blocks: `hashes[i]` names tokens [0, (i + 1) * block_tokens)."""
+
+    num_tokens: int
+    block_tokens: int
+    hashes: tuple[bytes, ...]
+
+
+def chain_tokens(packed_tokens: bytes, block_tokens: int, seed: str, salt: str = "") -> TokenChain:
+    """Name every full block of a prompt. `salt` separates tenants (`cache_salt`), `seed` deployments."""
+    if block_tokens <= 0:
+        raise ValueError(f"block_tokens must be positive, got {block_tokens}")
+    name = hashlib.sha256(f"{len(seed)}:{seed}{salt}".encode("utf-8", "surrogatepass")).digest()
+    width = 4 * block_tokens
+    num_blocks = len(packed_tokens) // width
+    view = memoryview(packed_tokens)
+    hashes: list[bytes] = []
+    for index in range(num_blocks):
+        digest = hashlib.sha256(name)
+        digest.update(view[index * width : (index + 1) * width])
+        name = digest.digest()
+        hashes.append(name)
+    return TokenChain(len(packed_tokens) // 4, block_tokens, tuple(hashes))
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """Lengths of a prompt's known prefix, both multiples of the block size and less than the prompt.
+
+    `attention_prefix_tokens`: the longest chain of attention blocks held. `reusable_prefix_tokens`: the longest prefix
+    valid in every KV group, which is what an engine can start from without being sent anything.
+    """
+
+    attention_prefix_tokens: int
+    reusable_prefix_tokens: int
+
+
+NO_MATCH = PrefixMatch(0, 0)
+
+
+class PrefixRecord:
+    """One engine's known blocks, least recently used first out, at most `max_blocks`."""
+
+    def __init__(self, max_blocks: int, *, has_recurrent_state: bool) -> None:
+        if max_blocks <= 0:
+            raise ValueError(f"max_blocks must be positive, got {max_blocks}")
+        self._max_blocks = max_blocks
+        self._has_recurrent_state = has_recurrent_state
+        self._boot_id: str | None = None
+        #: block name -> whether a state snapshot stands at its end; oldest first
+        self._blocks: OrderedDict[bytes, bool] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def observe_boot(self, boot_id: str | None) -> bool:
+        """Tell the record which life of the engine is current. Returns True if that emptied it."""
+        if boot_id == self._boot_id:
+            return False
+        self._boot_id = boot_id
+        self._blocks.clear()
+        return True
+
+    def match(self, chain: TokenChain) -> PrefixMatch:
+        """Known prefix of a prompt. Changes nothing; a use is reported by `ran_locally` or `landed`."""
+        held, reusable = 0, 0
+        for index, name in enumerate(chain.hashes[: _usable_blocks(chain)]):
+            has_state = self._blocks.get(name)
+            if has_state is None:
+                break
+            held = index + 1
+            if has_state or not self._has_recurrent_state:
+                reusable = held
+        return PrefixMatch(held * chain.block_tokens, reusable * chain.block_tokens)
+
+    def ran_locally(self, chain: TokenChain) -> None:
+        """The engine computed this whole prompt (or reused what it had)."""
+        self._hold(chain.hashes)
+        snapshot = _usable_blocks(chain)
+        if snapshot and chain.hashes[snapshot - 1] in self._blocks:
+            self._blocks[chain.hashes[snapshot - 1]] = True
+
+    def landed(self, chain: TokenChain) -> None:
+        """The engine loaded N - 1 tokens of this prompt from its node."""
+        self._hold(chain.hashes[: _usable_blocks(chain)])
+
+    def forget(self, chain: TokenChain) -> None:
+        """The engine turned out not to hold this prompt's prefix."""
+        for name in chain.hashes:
+            self._blocks.pop(name, None)
+
+    def check(self) -> None:
+        """Invariants, for tests."""
+        assert len(self._blocks) <= self._max_blocks, len(self._blocks)
+
+    def _hold(self, names: Sequence[bytes]) -> None:
+        # Last block first: a chain is worth nothing without its root, so the root must be the last to be evicted.
+        for name in reversed(names[: self._max_blocks]):
+            self._blocks[name] = self._blocks.get(name, False)
+            self._blocks.move_to_end(name)
+        while len(self._blocks) > self._max_blocks:
+            self._blocks.popitem(last=False)
+
+
+def _usable_blocks(chain: TokenChain) -> int:
+    return max(0, chain.num_tokens - 1) // chain.block_tokens

@@ -1,0 +1,1 @@
+"""What a model's KVCache looks like: KV groups, layouts, images."""

@@ -1,0 +1,1 @@
+"""The deployment file: its schema, units and loader."""

@@ -1,0 +1,261 @@
+"""The worker's half of the connector: copies layers into the arena as they are computed, and landings out of it.
+
+Laws of this file:
+- Bytes are posted as staged only after they are in the arena, and never twice.
+- After losing the node, nothing is written into stagings any more: the node has given their place away.
+- A load counts only if the node confirms afterwards that the claim still held.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from prfaas.core.errors import PrfaasError
+from prfaas.core.model.layout import Image, KVGroupKind, KVLayout, Region
+from prfaas.engines.vllm.metadata import LoadOrder, ShipStep, StepMetadata
+from prfaas.engines.vllm.pages import LayerPages
+from prfaas.transport.local import NodeClient, NodeUnavailable
+
+logger = logging.getLogger("vllm.prfaas")
+
+#: How often the worker makes sure that its node knows it; a restarted node is without an engine for so long.
+ATTACH_INTERVAL_S = 1.0
+
+
+class MappedArena:
+    """The node's arena as a uint8 tensor, mapped again when the node was restarted."""
+
+    def __init__(self, client: NodeClient) -> None:
+        self._client = client
+        self._boot_id = ""
+        self._tensor = torch.empty(0, dtype=torch.uint8)
+
+    def bytes_at(self, node_boot_id: str, offset: int, size: int) -> torch.Tensor:
+        """A view of the arena of that very node. Raises NodeUnavailable if another one answers now."""
+        attachment = self._client.attach()
+        if attachment.node_boot_id != node_boot_id:
+            raise NodeUnavailable("the KV node was restarted")
+        if self._boot_id != node_boot_id:
+            self._tensor = _map(attachment.arena_path, attachment.arena_bytes)
+            self._boot_id = node_boot_id
+        return self._tensor[offset : offset + size]
+
+
+def _map(path: str, size: int) -> torch.Tensor:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise NodeUnavailable(f"arena {path}: {error.strerror}") from None
+    try:
+        return torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class Shipment:
+    """One request's image on its way into the arena."""
+
+    transfer_id: str
+    image: Image
+    failed: bool = False
+    connection: int | None = None
+    shipped_pages: dict[int, int] = field(default_factory=dict)
+    states_shipped: set[int] = field(default_factory=set)
+
+
+class WorkerSide:
+    """`pages` is keyed by layer index; `layer_of` maps vLLM's layer names to those."""
+
+    def __init__(self, client: NodeClient, layout: KVLayout, pages: dict[int, LayerPages], layer_of: dict[str, int]) -> None:
+        self._client = client
+        self._layout = layout
+        self._pages = pages
+        self._layer_of = layer_of
+        self._arena = MappedArena(client)
+        self._shipments: dict[str, Shipment] = {}
+        self._done_layers: set[int] = set()
+        # One thread: loads are memory-bound, and two would only fight for the same bus.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="prfaas-load")
+        self._lock = threading.Lock()
+        self._loaded: set[str] = set()
+        self._failed: set[str] = set()
+        self._closing = threading.Event()
+        self._keeper = threading.Thread(target=self._stay_attached, name="prfaas-attach", daemon=True)
+        self._keeper.start()
+
+    def _stay_attached(self) -> None:
+        """A node that was started later, or again, must learn the layout before any request comes."""
+        told = False
+        while not self._closing.is_set():
+            try:
+                self._client.call("ping")
+                told = False
+            except PrfaasError as error:
+                if not told:
+                    logger.warning("KV node: %s; trying again every %g s", error, ATTACH_INTERVAL_S)
+                told = True
+            self._closing.wait(ATTACH_INTERVAL_S)
+
+    # -- shipping
+
+    def begin_step(self) -> None:
+        """A forward pass starts."""
+        self._done_layers.clear()
+
+    def layer_computed(self, layer_name: str, metadata: StepMetadata) -> None:
+        """An attention layer is done, and with it every layer before it: ship them all.
+
+        vLLM calls back for attention layers only; layers of linear state run in between without a word, compiled or
+        not, but an attention layer cannot have run before its predecessors.
+        """
+        last = self._layer_of[layer_name]
+        self._ship_layers([layer for layer in self._pages if layer <= last], metadata)
+
+    def end_step(self, metadata: StepMetadata) -> None:
+        """The forward pass is over: ship the layers behind the last attention layer."""
+        if metadata.ships:
+            self._ship_layers(list(self._pages), metadata)
+
+    def _ship_layers(self, layers: list[int], metadata: StepMetadata) -> None:
+        todo = sorted(set(layers) - self._done_layers)
+        self._done_layers.update(todo)
+        for step in metadata.ships:
+            shipment = self._shipment(step)
+            if shipment.failed:
+                continue
+            try:
+                self._ship(step, shipment, todo)
+            except (PrfaasError, LookupError) as error:
+                self._fail(shipment, f"{type(error).__name__}: {error}")
+
+    def _shipment(self, step: ShipStep) -> Shipment:
+        shipment = self._shipments.get(step.request_id)
+        if shipment is None:
+            image = self._layout.image(step.num_prompt_tokens, step.skip_tokens)
+            shipment = self._shipments[step.request_id] = Shipment(step.transfer_id, image)
+        return shipment
+
+    def _ship(self, step: ShipStep, shipment: Shipment, layers: list[int]) -> None:
+        with self._client.pinned(shipment.connection) as shipment.connection:
+            self._ship_pinned(step, shipment, layers)
+
+    def _ship_pinned(self, step: ShipStep, shipment: Shipment, layers: list[int]) -> None:
+        ranges: list[tuple[int, int]] = []
+        arena = self._arena.bytes_at(step.node_boot_id, step.arena_offset, shipment.image.num_bytes)
+        for layer in layers:
+            region = shipment.image.by_layer[layer]
+            if self._layout.groups[region.group].kind is KVGroupKind.LINEAR_STATE:
+                staged = self._copy_state(step, shipment, region, arena)
+            else:
+                staged = self._copy_pages(step, shipment, region, arena)
+            if staged is not None:
+                ranges.append(staged)
+        if ranges:
+            self._client.post("staged", transfer_id=shipment.transfer_id, ranges=ranges)
+
+    def _copy_state(
+        self, step: ShipStep, shipment: Shipment, region: Region, arena: torch.Tensor
+    ) -> tuple[int, int] | None:
+        if step.end_token != region.end_token or region.layer in shipment.states_shipped:
+            return None
+        table = step.block_ids[region.group]
+        block_tokens = self._layout.block_tokens
+        self._pages[region.layer].read_state(table[(step.end_token - 1) // block_tokens], arena[region.start : region.end])
+        shipment.states_shipped.add(region.layer)
+        return region.start, region.end
+
+    def _copy_pages(
+        self, step: ShipStep, shipment: Shipment, region: Region, arena: torch.Tensor
+    ) -> tuple[int, int] | None:
+        group = self._layout.groups[region.group]
+        region_first, region_end = group.pages(region.first_token, region.end_token)
+        first = shipment.shipped_pages.get(region.layer, region_first)
+        # The last page may be partly filled, but only the prompt's last: others are still being written.
+        end = region_end if step.end_token >= region.end_token else step.end_token // group.page_tokens
+        if first >= end:
+            return None
+        start_byte = region.start + (first - region_first) * group.page_bytes
+        end_byte = region.start + (end - region_first) * group.page_bytes
+        self._pages[region.layer].read_pages(step.block_ids[region.group], first, end, arena[start_byte:end_byte])
+        shipment.shipped_pages[region.layer] = end
+        return start_byte, end_byte
+
+    def _fail(self, shipment: Shipment, reason: str) -> None:
+        shipment.failed = True
+        logger.warning("transfer %s cannot be shipped: %s", shipment.transfer_id, reason)
+
+    def finished(self, request_ids: set[str]) -> None:
+        """These requests will compute no more; the node may free what did not become whole."""
+        for request_id in request_ids:
+            shipment = self._shipments.pop(request_id, None)
+            if shipment is not None:
+                self._stage_close(shipment.transfer_id)
+
+    # -- loading
+
+    def start_loads(self, orders: list[LoadOrder]) -> None:
+        """Copy landings into the engine's blocks, beside the engine's own work."""
+        for order in orders:
+            self._loader.submit(self._load, order)
+
+    def take_finished_loads(self) -> tuple[set[str], set[str]]:
+        """(all that ended, those of them that failed) since the last call."""
+        with self._lock:
+            loaded, failed = self._loaded, self._failed
+            self._loaded, self._failed = set(), set()
+        return loaded, failed
+
+    def _load(self, order: LoadOrder) -> None:
+        good = False
+        try:
+            good = self._copy_landing(order)
+        except Exception:
+            logger.exception("loading transfer %s failed", order.transfer_id)
+        with self._lock:
+            self._loaded.add(order.request_id)
+            if not good:
+                self._failed.add(order.request_id)
+
+    def _copy_landing(self, order: LoadOrder) -> bool:
+        image = self._layout.image(order.num_prompt_tokens, order.skip_tokens)
+        arena = self._arena.bytes_at(order.node_boot_id, order.arena_offset, image.num_bytes)
+        for region in image.regions:
+            group = self._layout.groups[region.group]
+            table, pages = order.block_ids[region.group], self._pages[region.layer]
+            if group.kind is KVGroupKind.LINEAR_STATE:
+                block = (region.end_token - 1) // self._layout.block_tokens
+                pages.write_state(table[block], arena[region.start : region.end])
+                continue
+            first_token = max(region.first_token, order.from_token)
+            if first_token < region.end_token:
+                region_first, _ = group.pages(region.first_token, region.end_token)
+                first, end = group.pages(first_token, region.end_token)
+                source = arena[region.start + (first - region_first) * group.page_bytes : region.end]
+                pages.write_pages(table, first, end, source)
+        reply = self._client.call(
+            "consumed",
+            transfer_id=order.transfer_id,
+            loaded=order.num_prompt_tokens - 1 - order.from_token,
+            recomputed=1,
+        )
+        return bool(reply.get("valid"))
+
+    def close(self) -> None:
+        """Stop loading and hang up."""
+        self._closing.set()
+        self._loader.shutdown(wait=True, cancel_futures=True)
+        self._client.close()
+
+    def _stage_close(self, transfer_id: str) -> None:
+        try:
+            self._client.post("stage_close", transfer_id=transfer_id)
+        except PrfaasError as error:
+            logger.warning("KV node: %s", error)

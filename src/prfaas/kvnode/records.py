@@ -1,0 +1,26 @@
+"""What is remembered of transfers that ended."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+#: About 300 bytes each; enough for whoever asks a few minutes late.
+MAX_RECORDS = 4_096
+
+
+class RecentRecords:
+    """Final records by transfer id, oldest forgotten first."""
+
+    def __init__(self, limit: int = MAX_RECORDS) -> None:
+        self._records: OrderedDict[str, dict[str, object]] = OrderedDict()
+        self._limit = limit
+
+    def put(self, transfer_id: str, record: dict[str, object]) -> None:
+        """Remember a record."""
+        self._records[transfer_id] = record
+        while len(self._records) > self._limit:
+            self._records.popitem(last=False)
+
+    def get(self, transfer_id: str) -> dict[str, object] | None:
+        """The record, if still remembered."""
+        return self._records.get(transfer_id)

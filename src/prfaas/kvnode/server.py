@@ -1,0 +1,103 @@
+"""The KV node as a process: arena, listeners, event loop, and their orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+
+from prfaas.kvnode.config import KVNodeConfig
+from prfaas.kvnode.engine_socket import serve_engines
+from prfaas.kvnode.http import Changes, Control
+from prfaas.kvnode.metrics import NodeMetrics
+from prfaas.kvnode.node import KVNode
+from prfaas.transport.arena import Arena
+from prfaas.transport.limits import LaneLimits
+
+logger = logging.getLogger("prfaas.kvnode")
+
+
+def run(config: KVNodeConfig) -> int:
+    """Serve until SIGINT or SIGTERM. Returns 0, or 1 with one clear line on standard error."""
+    try:
+        uvloop.run(serve(config))
+    except OSError as error:
+        logger.error("KV node %s cannot start: %s", config.name, error)
+        return 1
+    return 0
+
+
+async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> None:
+    """Run a node until this task is cancelled or a signal comes. Raises OSError if an address or the arena is not to
+    be had."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError, RuntimeError):
+            loop.add_signal_handler(number, stop.set)
+    limits = LaneLimits(num_lanes=config.num_lanes, chunk_bytes=config.chunk_bytes)
+    sweep_arenas(config.name)
+    with Arena(arena_path(config.name), config.arena_bytes, create=True) as arena:
+        listener = listen(config.lanes_host, config.lanes_port)
+        node = KVNode(config, arena, listener, limits)
+        changes = Changes(loop)
+        node.exchange.on_change = changes.notify
+        runner = web.AppRunner(Control(node, changes, NodeMetrics(node)).application(), access_log=None)
+        await runner.setup()
+        engines = await serve_engines(node)
+        try:
+            await web.TCPSite(runner, config.http_host, config.http_port).start()
+            node.start()
+            logger.info("node %s: control on %s:%d, lanes on %s:%d, engines at %s, arena %d MiB", config.name,
+                        config.http_host, config.http_port, *node.inbound.address, config.socket_path,
+                        config.arena_bytes >> 20)  # fmt: skip
+            if ready is not None:
+                ready.set()
+            await stop.wait()
+        finally:
+            engines.close()
+            await runner.cleanup()
+            node.stop()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(config.socket_path)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"lanes address {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def _shared_memory() -> Path:
+    directory = Path("/dev/shm")
+    return directory if directory.is_dir() else Path("/tmp")
+
+
+def arena_path(name: str) -> str:
+    """A path of its own for every start of every node; the process id says whose it is."""
+    return str(_shared_memory() / f"prfaas-{name}-{os.getpid()}-{secrets.token_hex(4)}.arena")
+
+
+def sweep_arenas(name: str) -> None:
+    """Remove what earlier nodes of this name left when they were killed; files of living processes stay."""
+    for path in _shared_memory().glob(f"prfaas-{name}-*-*.arena"):
+        owner = path.name.rsplit("-", 2)[1]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            with contextlib.suppress(OSError):
+                path.unlink()

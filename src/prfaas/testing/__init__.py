@@ -1,0 +1,1 @@
+"""Public fakes and helpers: node pairs, engines, tiny models."""

@@ -1,0 +1,1 @@
+"""Lanes between KV nodes: threads and sockets around the sans-IO protocol of `core.wire`, and the shared arena."""

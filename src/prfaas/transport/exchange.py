@@ -1,0 +1,76 @@
+"""What all lanes of a node share: the arena, the ledgers, one lock, the counters, and who is told of changes.
+
+The lock guards ledgers only; nobody sends, receives, sums or logs while holding it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prfaas.core.cache.extents import Extent, ExtentAllocator
+from prfaas.core.cache.landings import Landings
+from prfaas.transport.arena import Arena
+from prfaas.transport.limits import LaneLimits
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """Who this node is and what its peers must agree to. `fingerprint` is empty until an engine registers."""
+
+    name: str
+    boot_id: str
+    hash_algorithm: str
+    hash_seed: str
+
+
+class Exchange:
+    """Shared state of a node's data plane.
+
+    `on_change(transfer_id)` is called from lane threads, without the lock, after a landing or transfer changed state.
+    `counters` keys are (metric, label); they only grow.
+    """
+
+    def __init__(self, identity: NodeIdentity, arena: Arena, limits: LaneLimits) -> None:
+        self.identity = identity
+        self.arena = arena
+        self.limits = limits
+        self.lock = threading.Lock()
+        self.extents = ExtentAllocator(arena.num_bytes)
+        self.landings = Landings(self.extents)
+        self.counters: Counter[tuple[str, str]] = Counter()
+        self.fingerprint = ""
+        self.on_change: Callable[[str], None] = lambda transfer_id: None
+        self.close_inbound: Callable[[int], None] = lambda lane: None
+        self._next_lane = 0
+
+    def now_s(self) -> float:
+        """The node's monotonic clock, the only one that ledgers see."""
+        return time.monotonic()
+
+    def new_lane_number(self) -> int:
+        """Unique within the node's life."""
+        with self.lock:
+            self._next_lane += 1
+            return self._next_lane
+
+    def memory(self, extent: Extent) -> memoryview:
+        """The arena's bytes of `extent`."""
+        return self.arena.view[extent.start : extent.end]
+
+    def count(self, metric: str, label: str = "", amount: int = 1) -> None:
+        """Add to a counter."""
+        with self.lock:
+            self.counters[metric, label] += amount
+
+    def landed(self, handle: int) -> None:
+        """A landing became whole: count it and tell whoever waits."""
+        with self.lock:
+            landing = self.landings.by_handle(handle)
+            if landing is None or landing.landed_s is None:
+                return
+            self.counters["transfers", "in:landed"] += 1
+        self.on_change(landing.transfer_id)

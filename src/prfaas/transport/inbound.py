@@ -1,0 +1,255 @@
+"""The accepting side: a listener, and one thread per lane that reads frames and chunks straight into the arena."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+
+from prfaas.core.cache.landings import ChunkVerdict
+from prfaas.core.errors import Refused, RemoteProtocolError
+from prfaas.core.wire.frames import FrameType, Header, checksum
+from prfaas.core.wire.lane import LaneProtocol, LaneState, Received
+from prfaas.core.wire.messages import Abort, Hello, Open, Opened, Refuse, Welcome
+from prfaas.transport.exchange import Exchange
+from prfaas.transport.liveness import Liveness
+from prfaas.transport.sockets import LaneClosed, receive_into, send_all, shut, tune
+
+logger = logging.getLogger("prfaas.lanes")
+
+
+def check_hello(exchange: Exchange, hello: Hello) -> Refuse | None:
+    """Why this peer must not send to us, or None. An empty fingerprint is checked later, at Open."""
+    me = exchange.identity
+    if hello.target != me.name:
+        return Refuse("wrong_node", f"you want node {hello.target!r}, this is {me.name!r}; check the endpoints")
+    ours, theirs = (me.hash_algorithm, me.hash_seed), (hello.hash_algorithm, hello.hash_seed)
+    if ours != theirs:
+        return Refuse("hash_mismatch", "block hash algorithm or seed differ; set transfer.hash alike on both sides")
+    if hello.fingerprint and exchange.fingerprint and hello.fingerprint != exchange.fingerprint:
+        return Refuse("layout_mismatch", "the two engines' KV layouts differ; compare model, dtype and block size")
+    return None
+
+
+class InboundLane:
+    """One accepted connection. Its thread is the only one that reads from or writes to the socket."""
+
+    def __init__(self, exchange: Exchange, sock: socket.socket) -> None:
+        self.exchange = exchange
+        self.sock = sock
+        self.number = exchange.new_lane_number()
+        self.sender: str | None = None
+        self.node = "?"
+        now_s = exchange.now_s()
+        self.liveness = Liveness(sock, now_s, now_s + exchange.limits.handshake_s)
+        self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=exchange.limits.chunk_bytes)
+        self._control = memoryview(bytearray(64 * 1024))
+        self._scratch = memoryview(b"")
+
+    def run(self) -> None:
+        """Serve the lane until it ends; never raises."""
+        try:
+            tune(self.sock, self.exchange.limits.lane_dead_after_s)
+            while self._protocol.state is not LaneState.CLOSED:
+                self._serve_frame()
+        except RemoteProtocolError as error:
+            self.exchange.count("frames_rejected", error.code)
+            # Strangers knock all the time: counted for everyone, told only for peers that had said who they are.
+            level = logging.WARNING if self.liveness.greeted else logging.DEBUG
+            logger.log(level, "lane from %s closed: %s", self.node, error)
+        except LaneClosed as error:
+            logger.debug("lane from %s ended: %s", self.node, error)
+        except Exception:
+            logger.exception("lane from %s failed", self.node)
+        finally:
+            self.sock.close()
+            with self.exchange.lock:
+                self.exchange.landings.lane_lost(self.number)
+
+    def _serve_frame(self) -> None:
+        buffer = self._control[: self._protocol.wanted_bytes()]
+        receive_into(self.sock, buffer)
+        received = self._protocol.receive(buffer)
+        if received is None:
+            return
+        self.liveness.touch(self.exchange.now_s())
+        if received.header.type is FrameType.DATA:
+            self._take_chunk(received.header)
+        else:
+            self._take_control(received)
+
+    def _take_control(self, received: Received) -> None:
+        message = received.message
+        if isinstance(message, Hello):
+            self._greet(message)
+        elif isinstance(message, Open):
+            self._open(message)
+        elif isinstance(message, Abort):
+            with self.exchange.lock:
+                landing = self.exchange.landings.find(message.transfer_id)
+                if landing is not None and landing.token == message.token:
+                    self.exchange.landings.drop(message.transfer_id, f"sender gave up: {message.message}")
+            self.exchange.on_change(message.transfer_id)
+        elif received.header.type is FrameType.PING:
+            self._send(self._protocol.send_signal(FrameType.PONG))
+
+    def _greet(self, hello: Hello) -> None:
+        exchange = self.exchange
+        self.node = hello.node
+        refusal = check_hello(exchange, hello)
+        if refusal is not None:
+            exchange.count("frames_rejected", refusal.code)
+            logger.warning("refused a lane from %s: %s", hello.node, refusal.message)
+            self._send(self._protocol.send_message(refusal))
+            raise LaneClosed(refusal.message)
+        self.sender = f"{hello.node}/{hello.boot_id}"
+        self.liveness.greeted = True
+        limits, me = exchange.limits, exchange.identity
+        self._send(self._protocol.send_message(Welcome(me.name, me.boot_id, limits.chunk_bytes, limits.credit_bytes)))
+
+    def _open(self, message: Open) -> None:
+        assert self.sender is not None
+        try:
+            with self.exchange.lock:
+                landing = self.exchange.landings.open(
+                    self.sender, message.transfer_id, message.token, message.num_bytes, message.fingerprint
+                )
+        except Refused as error:
+            self._send(self._protocol.send_message(Abort(message.transfer_id, "", error.code, error.message)))
+            return
+        self._send(self._protocol.send_message(Opened(message.transfer_id), landing.handle))
+        self.exchange.on_change(message.transfer_id)
+
+    def _take_chunk(self, header: Header) -> None:
+        exchange, sender = self.exchange, self.sender
+        assert sender is not None
+        with exchange.lock:
+            extent = exchange.landings.begin_chunk(sender, self.number, header.handle, header.offset, header.length)
+        target = self._scratch_of(header.length) if extent is None else exchange.memory(extent)
+        receive_into(self.sock, target)
+        good = self._protocol.data_received(checksum(target))
+        with exchange.lock:
+            landings = exchange.landings
+            verdict = landings.end_chunk(
+                sender, self.number, header.handle, header.offset, header.length, good=good, now_s=exchange.now_s()
+            )
+            rivals = landings.rival_lanes(header.handle, header.offset, header.length)
+            exchange.counters["bytes_received", self.node] += header.length
+            exchange.counters["checksum_failures", ""] += not good
+        self._answer(header, verdict, rivals)
+
+    def _answer(self, header: Header, verdict: ChunkVerdict, rivals: list[int]) -> None:
+        if verdict is ChunkVerdict.UNKNOWN:
+            gone = Abort("", "", "unknown_landing", "the landing is gone")
+            self._send(self._protocol.send_message(gone, header.handle))
+        elif verdict in (ChunkVerdict.DAMAGED, ChunkVerdict.REPEAT_NEEDED):
+            for rival in rivals if verdict is ChunkVerdict.REPEAT_NEEDED else ():
+                self.exchange.close_inbound(rival)
+            self._send(self._protocol.send_signal(FrameType.NACK, header.handle, header.offset))
+        else:
+            self._send(self._protocol.send_signal(FrameType.ACK, header.handle, header.offset))
+        if verdict is ChunkVerdict.LANDED:
+            self.exchange.landed(header.handle)
+
+    def _scratch_of(self, length: int) -> memoryview:
+        # Allocated once per lane, and only when first needed; the length is within what we announced.
+        if len(self._scratch) < length:
+            self._scratch = memoryview(bytearray(self.exchange.limits.chunk_bytes))
+        return self._scratch[:length]
+
+    def _send(self, data: bytes) -> None:
+        send_all(self.sock, data)
+
+
+class InboundServer:
+    """Listens for lanes of other nodes."""
+
+    def __init__(self, exchange: Exchange, listener: socket.socket) -> None:
+        self._exchange = exchange
+        self._listener = listener
+        self._lanes: dict[int, InboundLane] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._senders_seen_s: dict[str, float] = {}
+        exchange.close_inbound = self.close_lane
+        self._thread = threading.Thread(target=self._accept, name="prfaas-accept", daemon=True)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._listener.getsockname()[:2]
+        return host, port
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the listener and every lane."""
+        self._stopped.set()
+        shut(self._listener)
+        self._listener.close()
+        for lane in self._snapshot():
+            shut(lane.sock)
+
+    def lanes_from(self) -> dict[str, int]:
+        """Greeted lanes per sending node."""
+        counts: dict[str, int] = {}
+        for lane in self._snapshot():
+            if lane.liveness.greeted:
+                counts[lane.node] = counts.get(lane.node, 0) + 1
+        return counts
+
+    def close_lane(self, number: int) -> None:
+        """Shut one lane down; its thread cleans up."""
+        with self._lock:
+            lane = self._lanes.get(number)
+        if lane is not None:
+            shut(lane.sock)
+
+    def check(self, now_s: float) -> list[str]:
+        """Monitor's tick: close dead lanes; returns transfer ids of senders that have been gone for too long."""
+        limits = self._exchange.limits
+        for lane in self._snapshot():
+            reason = lane.liveness.check(now_s, limits.lane_dead_after_s)
+            if reason is not None:
+                logger.warning("lane from %s is dead: %s", lane.node, reason)
+            elif lane.sender is not None:
+                self._senders_seen_s[lane.sender] = now_s
+        with self._exchange.lock:
+            waiting = self._exchange.landings.receiving_senders()
+            self._senders_seen_s = {s: seen for s, seen in self._senders_seen_s.items() if s in waiting or seen == now_s}
+            lost = [s for s in waiting if now_s - self._senders_seen_s.setdefault(s, now_s) > limits.peer_lost_after_s]
+            stranded = [x for s in lost for x in self._exchange.landings.sender_gone(s, "link to the sender is lost")]
+        return [landing.transfer_id for landing in stranded]
+
+    def _snapshot(self) -> list[InboundLane]:
+        with self._lock:
+            return list(self._lanes.values())
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError as error:
+                if self._stopped.is_set():
+                    return
+                # Out of descriptors, or a connection that died in the queue: neither may end the listener.
+                logger.warning("accepting a lane failed: %s", error)
+                self._stopped.wait(0.1)
+                continue
+            if len(self._lanes) >= self._exchange.limits.max_inbound:
+                self._exchange.count("frames_rejected", "too_many_connections")
+                sock.close()
+                continue
+            lane = InboundLane(self._exchange, sock)
+            with self._lock:
+                self._lanes[lane.number] = lane
+            threading.Thread(target=self._run, args=(lane,), name=f"prfaas-in-{lane.number}", daemon=True).start()
+
+    def _run(self, lane: InboundLane) -> None:
+        try:
+            lane.run()
+        finally:
+            with self._lock, contextlib.suppress(KeyError):
+                del self._lanes[lane.number]

@@ -1,0 +1,28 @@
+"""Limits and clocks of the lanes, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """Shared by both ends of every lane of one node."""
+
+    num_lanes: int = 4
+    chunk_bytes: int = 1 << 20
+    #: Unacknowledged bytes per peer. 64 MiB covers 10 Gbit/s at 50 ms; more only hides a stalled receiver.
+    credit_bytes: int = 64 << 20
+    #: A ping leaves a lane that has been silent this long.
+    heartbeat_s: float = 1.0
+    #: No byte moved for this long: the lane is dead. Three heartbeats, so that one lost ping is not a death.
+    lane_dead_after_s: float = 3.0
+    #: No lane up for this long: the peer is lost and its transfers are aborted, so that requests can fall back.
+    peer_lost_after_s: float = 3.0
+    #: A connection that has not shown a valid Hello by then is closed: strangers hold no thread for long.
+    handshake_s: float = 5.0
+    #: First and longest pause between attempts to connect.
+    redial_first_s: float = 0.05
+    redial_max_s: float = 1.0
+    #: Connections accepted at once; each costs a thread. 64 peers with 8 lanes each.
+    max_inbound: int = 512

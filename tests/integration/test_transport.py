@@ -1,0 +1,240 @@
+"""Two nodes with real threads and sockets; each case runs over TCP and over in-process pairs."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prfaas.core.cache.landings import LandingState
+from prfaas.core.errors import Refused
+from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
+from prfaas.transport.outbound import Dial
+from prfaas.transport.sockets import shut
+
+KINDS = ("tcp", "inproc")
+
+
+def send(pair: NodePair, name: str, num_prompt_tokens: int, pieces: int = 5) -> bytes:
+    """Stage a random image in pieces and close it; returns what it was."""
+    memory = pair.stage_open(name, pair.reserve(name, num_prompt_tokens))
+    image = random.Random(name).randbytes(len(memory))
+    memory[:] = image
+    cuts = [len(image) * index // pieces for index in range(pieces + 1)]
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        pair.source.staged(name, [(start, end)])
+    pair.source.stage_close(name)
+    return image
+
+
+def idle(pair: NodePair) -> bool:
+    """Nothing is held on either side."""
+    return pair.source.exchange.extents.num_live == 0 and pair.sink.exchange.extents.num_live == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_image_lands_whole(tmp_path: Path, kind: str) -> None:
+    """What lands is what was staged, byte for byte, and claiming then consuming frees both sides."""
+    with node_pair(tmp_path, kind=kind) as pair:
+        image = send(pair, "a", 1000)
+        pair.wait_state("a", "landed")
+        assert pair.landed_bytes("a") == image
+        pair.sink.claim("engine", "a", 1000)
+        assert pair.sink.consumed("engine", "a", 999, 1)
+        wait_until(lambda: idle(pair))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_at_once(tmp_path: Path, kind: str) -> None:
+    """Twenty transfers share the lanes and all land."""
+    with node_pair(tmp_path, kind=kind, arena_bytes=32 << 20) as pair:
+        images = {f"x{index}": send(pair, f"x{index}", 200 + 97 * index) for index in range(20)}
+        for name, image in images.items():
+            pair.wait_state(name, "landed")
+            assert pair.landed_bytes(name) == image
+            pair.sink.drop(name)
+        wait_until(lambda: idle(pair))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lost_lanes_are_resent(tmp_path: Path, kind: str) -> None:
+    """Lanes cut again and again in mid-transfer lose nothing: the rest is sent again on others."""
+    with node_pair(tmp_path, kind=kind, arena_bytes=64 << 20) as pair:
+        wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
+        memory = pair.stage_open("a", pair.reserve("a", 60_000))
+        image = random.Random(1).randbytes(len(memory))
+        memory[:] = image
+        step = len(image) // 40
+        for index in range(40):
+            end = len(image) if index == 39 else (index + 1) * step
+            pair.source.staged("a", [(index * step, end)])
+            if index % 8 == 3:
+                shut(pair.sockets[-1 - index % 3])
+        pair.source.stage_close("a")
+        pair.wait_state("a", "landed", "aborted")
+        assert pair.landed_bytes("a") == image
+        assert pair.sink.landing("a").state is LandingState.LANDED
+
+
+def flipping_proxy(dial: Dial, every_bytes: int) -> Dial:
+    """A dialer whose outgoing bytes have one bit flipped now and then, behind the first 4 KiB."""
+
+    def connect() -> socket.socket:
+        import threading
+
+        upstream = dial()
+        ours, theirs = socket.socketpair()
+
+        def pump(source: socket.socket, target: socket.socket, flip: bool) -> None:
+            seen = 0
+            try:
+                while data := bytearray(source.recv(65536)):
+                    if flip and seen + len(data) > every_bytes > seen and len(data) > 2000:
+                        data[len(data) // 2] ^= 1
+                    seen += len(data)
+                    target.sendall(data)
+            except OSError:
+                pass
+            shut(source)
+            shut(target)
+
+        threading.Thread(target=pump, args=(theirs, upstream, True), daemon=True).start()
+        threading.Thread(target=pump, args=(upstream, theirs, False), daemon=True).start()
+        return ours
+
+    return connect
+
+
+def test_flipped_bit_is_caught_and_resent(tmp_path: Path) -> None:
+    """One flipped bit per lane is noticed by the checksum, the chunk is sent again, and the landing is exact."""
+    with node_pair(tmp_path, wrap_dial=lambda dial: flipping_proxy(dial, 200_000), arena_bytes=32 << 20) as pair:
+        image = send(pair, "a", 20_000)
+        pair.wait_state("a", "landed", "aborted")
+        assert pair.landed_bytes("a") == image
+        assert pair.sink.landing("a").state is LandingState.LANDED
+        noticed = pair.sink.exchange.counters["checksum_failures", ""]
+        rejected = sum(v for (name, _), v in pair.sink.exchange.counters.items() if name == "frames_rejected")
+        assert noticed + rejected >= 1
+
+
+def test_stalled_link_aborts_both_ends(tmp_path: Path) -> None:
+    """A link that swallows everything half way ends the transfer within its limits and frees both sides."""
+    swallow = False
+
+    def stalling(dial: Dial) -> Dial:
+        def connect() -> socket.socket:
+            if swallow:
+                raise OSError("the link is down")
+            import threading
+
+            upstream, (ours, theirs) = dial(), socket.socketpair()
+
+            def pump(source: socket.socket, target: socket.socket) -> None:
+                moved = 0
+                while data := source.recv(65536):
+                    moved += len(data)
+                    if moved < 300_000:
+                        target.sendall(data)
+
+            threading.Thread(target=pump, args=(theirs, upstream), daemon=True).start()
+            threading.Thread(target=pump, args=(upstream, theirs), daemon=True).start()
+            return ours
+
+        return connect
+
+    with node_pair(tmp_path, wrap_dial=stalling, arena_bytes=32 << 20) as pair:
+        wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
+        swallow = True
+        memory = pair.stage_open("a", pair.reserve("a", 30_000))
+        pair.source.staged("a", [(0, len(memory))])
+        pair.source.stage_close("a")
+        assert pair.wait_state("a", "landed", "aborted", "expired") == "aborted"
+        wait_until(lambda: idle(pair))
+
+
+def test_lease_runs_out(tmp_path: Path) -> None:
+    """A landing nobody renews expires, its sender is told, and both sides are empty."""
+    with node_pair(tmp_path) as pair:
+        memory = pair.stage_open("a", pair.reserve("a", 1000, lease_s=0.3))
+        pair.source.staged("a", [(0, 1000)])
+        assert pair.wait_state("a", "expired") == "expired"
+        pair.source.staged("a", [(1000, len(memory))])
+        pair.source.stage_close("a")
+        wait_until(lambda: idle(pair))
+
+
+def test_staging_of_a_dead_engine_is_freed(tmp_path: Path) -> None:
+    """An engine that dies in mid-prefill strands nothing."""
+    with node_pair(tmp_path) as pair:
+        pair.stage_open("a", pair.reserve("a", 1000))
+        pair.source.staged("a", [(0, 4096)])
+        pair.source.detach("engine", is_worker=True)
+        assert pair.wait_state("a", "aborted") == "aborted"
+        wait_until(lambda: idle(pair))
+
+
+def test_wrong_token_is_refused(tmp_path: Path) -> None:
+    """Knowing a transfer's id is not enough to write into its landing."""
+    with node_pair(tmp_path) as pair:
+        reservation = pair.reserve("a", 1000)
+        memory = pair.stage_open("a", {**reservation, "token": "guess"})
+        pair.source.staged("a", [(0, len(memory))])
+        pair.source.stage_close("a")
+        wait_until(lambda: pair.source.sent.get("a"))
+        assert pair.sink.landing("a").state is LandingState.RESERVED
+        assert "unknown_landing" in str(pair.source.sent.get("a"))
+
+
+def test_full_arena_is_refused(tmp_path: Path) -> None:
+    """No room is an answer, not an accident."""
+    with node_pair(tmp_path, arena_bytes=64 << 10) as pair, pytest.raises(Refused, match="no room"):
+        pair.reserve("a", 10_000)
+
+
+def garbage(rng: random.Random) -> bytes:
+    """Something between noise and nearly a frame."""
+    from prfaas.core.wire.lane import LaneProtocol
+    from prfaas.core.wire.messages import Hello
+
+    good = LaneProtocol(dialer=True).send_message(Hello("n", "b", "sink", 0, "sha256", "prfaas", ""))
+    choice = rng.randrange(4)
+    if choice == 0:
+        return rng.randbytes(rng.randrange(1, 200))
+    if choice == 1:
+        return good[: rng.randrange(1, len(good))]
+    if choice == 2:
+        damaged = bytearray(good)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        return bytes(damaged)
+    return b"PRFS" + struct.pack("<BBHQQIIII", 1, 6, 0, 1, 0, 0xFFFFFFFF, 0, 0, 0)
+
+
+def test_ten_thousand_garbage_frames(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """Noise on a node's port costs it nothing: no crash, no memory, no threads, and good peers still get through."""
+    import resource
+    import threading
+
+    with node_pair(tmp_path, limits=FAST_LIMITS) as pair:
+        rng = random.Random(7)
+        address = pair.sink.inbound.address
+
+        def throw(count: int) -> None:
+            for index in range(count):
+                with socket.create_connection(address) as sock:
+                    sock.sendall(garbage(rng))
+                if index % 100 == 99:  # stay below the listen queue; an overflow costs a second of TCP's patience
+                    wait_until(lambda: threading.active_count() < 40)
+
+        throw(1000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        throw(9000)
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        record_property("grown_kib", grown_kib)
+        assert grown_kib < 16 * 1024
+        image = send(pair, "a", 1000)
+        pair.wait_state("a", "landed")
+        assert pair.landed_bytes("a") == image
