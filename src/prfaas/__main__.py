@@ -1,0 +1,5 @@
+"""`python -m prfaas`."""
+
+from prfaas.cli.main import main
+
+main()

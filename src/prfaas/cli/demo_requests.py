@@ -1,0 +1,183 @@
+"""What the demo asks, how it reads the answers' stories, and how it proves them."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MAX_TOKENS = 16
+#: Stories are complete a moment after the last byte; a missing one is a defect, not a reason to wait long.
+STORY_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One request: `kind` is chat or completions."""
+
+    title: str
+    kind: str
+    num_bytes: int
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A request that was answered, and the gateway's story of it."""
+
+    title: str
+    story: dict[str, Any]
+    text_tokens: int
+
+    def problem(self, threshold_tokens: int) -> str | None:
+        """What is wrong with how it was served, or None."""
+        story = self.story
+        offload = (story.get("uncached_tokens") or 0) > threshold_tokens
+        if offload and story.get("route") != "remote":
+            return f"was served {story.get('route')} ({story.get('reason')}, {story.get('fallback_reason')}), not remote"
+        if offload and (not story.get("kv_bytes_moved") or story.get("tokens_recomputed") != 1):
+            moved, again = story.get("kv_bytes_moved"), story.get("tokens_recomputed")
+            return f"moved {moved} bytes of KV and recomputed {again} tokens"
+        if not offload and story.get("route") != "local":
+            return f"was served {story.get('route')}, not local"
+        return None if self.text_tokens else "got an empty answer"
+
+
+CASES = (
+    Case("a short question", "chat", 120, False),
+    Case("a short question, streamed", "chat", 200, True),
+    Case("a short text", "completions", 300, False),
+    Case("a long document", "chat", 1200, False),
+    Case("a long document, streamed", "chat", 1900, True),
+    Case("a long text", "completions", 800, False),
+    Case("a long text, streamed", "completions", 1500, True),
+)
+TOGETHER = tuple(Case(f"one of four at once ({size})", "completions", size, True) for size in (250, 900, 1300, 1750))
+
+
+class Client:
+    """The official OpenAI client, plus the gateway's stories."""
+
+    def __init__(self, base_url: str, model: str) -> None:
+        import openai
+
+        self.base_url = base_url
+        self.model = model
+        self.api = openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, timeout=300.0)
+
+    def send(self, case: Case, text: str) -> Served:
+        """One request as a user would send it."""
+        common: dict[str, Any] = {"model": self.model, "max_tokens": MAX_TOKENS, "temperature": 0.0, "stream": case.stream}
+        common["extra_body"] = {"ignore_eos": True}
+        if case.stream:
+            common["stream_options"] = {"include_usage": True}
+        if case.kind == "chat":
+            messages: Any = [{"role": "user", "content": text}]
+            raw: Any = self.api.chat.completions.with_raw_response.create(messages=messages, **common)
+        else:
+            raw = self.api.completions.with_raw_response.create(prompt=text, **common)
+        answer = raw.parse()
+        usage = answer.usage if not case.stream else [chunk.usage for chunk in answer if chunk.usage][-1]
+        return Served(case.title, self.story(raw.headers["x-request-id"]), usage.completion_tokens)
+
+    def story(self, request_id: str) -> dict[str, Any]:
+        """The gateway's story of a request, complete. Raises TimeoutError."""
+        deadline = time.monotonic() + STORY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with urllib.request.urlopen(f"{self.base_url}/prfaas/requests/{request_id}", timeout=5) as response:
+                story: dict[str, Any] = json.loads(response.read())
+            if story.get("closed"):
+                return story
+            time.sleep(0.05)
+        raise TimeoutError(f"the story of request {request_id} does not end")
+
+    def tokens(self, prompt: list[int], max_tokens: int, **extra: Any) -> tuple[list[int], list[float], str | None]:
+        """Greedy token ids, their log-probabilities, and the request's id."""
+        raw = self.api.completions.with_raw_response.create(
+            model=self.model,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            temperature=0.0,
+            logprobs=1,
+            extra_body={"ignore_eos": True, "return_token_ids": True, **extra},
+        )
+        choice: Any = raw.parse().choices[0]
+        return list(choice.token_ids), list(choice.logprobs.token_logprobs), raw.headers.get("x-request-id")
+
+
+def prompt_of(num_bytes: int, seed: int) -> str:
+    """Text of exactly so many bytes, different for every seed from its first byte on."""
+    rng = random.Random(seed)
+    words = "".join(rng.choice(["prefill ", "decode ", "cache ", "link ", "token ", "block "]) for _ in range(num_bytes // 4 + 2))
+    return f"{seed:x} {words}"[:num_bytes]
+
+
+def send_all(gateway: Client, console: Console) -> list[Served]:
+    """Every case, some of them at once."""
+    served: list[Served] = []
+    for number, case in enumerate(CASES):
+        served.append(gateway.send(case, prompt_of(case.num_bytes, secrets.randbits(32))))
+        console.print(f"  {number + 1}/{len(CASES) + len(TOGETHER)} {case.title}", highlight=False)
+    with ThreadPoolExecutor(len(TOGETHER)) as pool:
+        answers = pool.map(lambda case: gateway.send(case, prompt_of(case.num_bytes, secrets.randbits(32))), TOGETHER)
+        served.extend(answers)
+    console.print(f"  {len(CASES) + len(TOGETHER)}/{len(CASES) + len(TOGETHER)} the last four at once", highlight=False)
+    return served
+
+
+def requests_table(served: list[Served]) -> Table:
+    """One row per request."""
+    table = Table(title="How each request was served", title_justify="left")
+    table.add_column("request")
+    for column in ("route", "why"):
+        table.add_column(column)
+    for column in ("prompt tokens", "KV moved", "recomputed on decode", "TTFT", "total"):
+        table.add_column(column, justify="right")
+    for item in served:
+        story = item.story
+        remote = story.get("route") == "remote"
+        table.add_row(
+            item.title,
+            str(story.get("route")),
+            str(story.get("fallback_reason") or story.get("reason")).replace("_", " "),
+            str(story.get("prompt_tokens")),
+            f"{(story.get('kv_bytes_moved') or 0) / 1024:.0f} KiB" if remote else "-",
+            str(story.get("tokens_recomputed")) if remote else "-",
+            f"{(story.get('ttft_s') or 0) * 1000:.0f} ms",
+            f"{(story.get('total_s') or 0) * 1000:.0f} ms",
+            style="cyan" if remote else None,
+        )
+    return table
+
+
+def prove(gateway: Client, local: Client, lengths: tuple[int, ...]) -> Iterator[tuple[str, bool]]:
+    """(what was compared, whether it is equal) for prompts of these lengths.
+
+    A plain local run folds the last prompt token into its prefill kernels, while an offloaded one computes it in the
+    decode kernels; that alone may tip near ties. So the local run is given the prompt less its last token, and that
+    token is the local run's own first one: then both run the very same kernels on the very same numbers.
+    """
+    for length in lengths:
+        rng = random.Random(length)
+        prompt = [rng.randrange(256) for _ in range(length - 1)]
+        tokens, logprobs, _ = local.tokens(prompt, 13)
+        # The salt keeps the decode engine's prefix cache out of it: everything must come over the wire.
+        got, got_logprobs, request_id = gateway.tokens([*prompt, tokens[0]], 12, cache_salt=secrets.token_hex(8))
+        story = gateway.story(str(request_id))
+        distance = max(abs(a - b) for a, b in zip(logprobs[1:], got_logprobs, strict=True))
+        equal = got == tokens[1:] and distance == 0.0
+        moved = story.get("route") == "remote" and story.get("tokens_loaded") == length - 1
+        verdict = "equal" if equal and moved else "DIFFERENT" if not equal else "not moved"
+        yield (
+            f"{length} tokens: {length - 1} loaded over TCP, 12 tokens {verdict}, max |Δlogprob| = {distance:g}",
+            equal and moved,
+        )

@@ -1,0 +1,146 @@
+"""`prfaas`: options in, exit status out. 0 fine, 1 something failed, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from prfaas import __version__
+
+app = typer.Typer(
+    name="prfaas",
+    help="Serve large language models across datacenters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Work with deployment files.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+File = Annotated[Path, typer.Argument(help="Deployment file (YAML).", show_default=False)]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prfaas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Serve large language models across datacenters."""
+
+
+@app.command()
+def gateway(file: File) -> None:
+    """Serve the OpenAI API of a deployment."""
+    _log("INFO")
+    from prfaas.deployment.load import DeploymentError
+    from prfaas.gateway.server import run
+
+    try:
+        run(file)
+    except (DeploymentError, ValueError) as error:
+        _refuse(str(error))
+    except OSError as error:
+        typer.echo(f"the gateway cannot start: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def kvnode(
+    name: Annotated[str, typer.Option(help="This node's name, as peers and the gateway know it.")],
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Control and /metrics; keep it private.")],
+    lanes: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where other nodes' lanes arrive.")],
+    socket: Annotated[str, typer.Option(metavar="PATH", help="Unix socket for the engine beside this node.")],
+    arena: Annotated[str, typer.Option(metavar="SIZE", help="Shared memory for KV, e.g. 4GiB.")] = "256MiB",
+    peer: Annotated[list[str] | None, typer.Option(metavar="NAME=HOST:PORT", help="A node to send to; repeat.")] = None,
+    num_lanes: Annotated[int, typer.Option(min=1, max=64, help="TCP connections per peer.")] = 4,
+    chunk: Annotated[str, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = "1MiB",
+    hash_algorithm: Annotated[str, typer.Option(help="Block hash; both sides must agree.")] = "sha256",
+    hash_seed: Annotated[str, typer.Option(help="Seed of the block hash; both sides must agree.")] = "prfaas",
+    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+) -> None:
+    """Run one KV node: the arena and the lanes of one engine host."""
+    from prfaas.cli.arguments import BadArgument, host_port, peers, size
+    from prfaas.kvnode.config import KVNodeConfig
+
+    try:
+        config = KVNodeConfig(
+            name, *host_port("--http", http), *host_port("--lanes", lanes), socket, size("--arena", arena, 1 << 16),
+            peers(peer or []), num_lanes, size("--chunk", chunk, 4096, 1 << 26), hash_algorithm, hash_seed,
+        )  # fmt: skip
+        _log(log_level)
+    except (BadArgument, ValueError) as error:
+        _refuse(str(error))
+    from prfaas.kvnode.server import run
+
+    raise typer.Exit(run(config))
+
+
+@app.command()
+def up(
+    file: File,
+    logs: Annotated[Path, typer.Option(help="Folder for one log per process.")] = Path("prfaas-logs"),
+) -> None:
+    """Start every process that a deployment file describes on this machine; Ctrl-C stops them all."""
+    from prfaas.deploy.up import run
+
+    raise typer.Exit(run(file, logs))
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option(help="Folder for models, logs and the deployment file.")] = Path(".demo"),
+) -> None:
+    """Run two datacenters on this machine, send real requests, show how each was served, and prove it."""
+    from prfaas.cli.demo import run
+
+    raise typer.Exit(run(directory))
+
+
+@app.command()
+def doctor() -> None:
+    """Check that this machine can run PrfaaS, and say what is missing."""
+    from prfaas.cli.doctor import run
+
+    raise typer.Exit(run())
+
+
+@config_app.command()
+def check(file: File) -> None:
+    """Check a deployment file; every problem is told with its line."""
+    from prfaas.deployment.load import DeploymentError, load_deployment
+
+    try:
+        deployment = load_deployment(file)
+    except DeploymentError as error:
+        _refuse(str(error))
+    clusters = ", ".join(f"{name} ({cluster.role})" for name, cluster in deployment.clusters.items())
+    typer.echo(f"{file}: fine; clusters {clusters}")
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(2)
+
+
+def _log(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )

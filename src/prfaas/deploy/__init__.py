@@ -1,0 +1,1 @@
+"""`prfaas up`: start what a deployment file describes on this machine."""

@@ -1,0 +1,196 @@
+"""Reading a deployment file. Whatever is wrong with it, the error names the line, the field, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from prfaas.core.errors import PrfaasError
+from prfaas.deployment.model import Deployment
+
+#: A deployment of hundreds of clusters is under 100 KiB; more is the wrong file.
+MAX_FILE_BYTES: Final = 4 << 20
+
+FieldPath = tuple[str | int, ...]
+
+
+class DeploymentError(PrfaasError):
+    """The file cannot be used. The text has one line per problem: `file:line: field: what is wrong`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed file: plain values, and the line that each field was written on."""
+
+    path: Path
+    values: Any
+    lines: dict[FieldPath, int]
+
+    def line_of(self, field: FieldPath) -> int:
+        """Line of the field, or of the nearest parent that was written."""
+        while field and field not in self.lines:
+            field = field[:-1]
+        return self.lines.get(field, 1)
+
+
+def load_deployment(path: Path | str) -> Deployment:
+    """Read, check and return a deployment. Raises DeploymentError, never anything else, whatever the file holds."""
+    document = _parse(Path(path))
+    if not isinstance(document.values, dict):
+        raise DeploymentError(f"{path}:1: the file must be a map of sections such as model, clusters, links")
+    try:
+        deployment = Deployment.model_validate(document.values)
+    except ValidationError as error:
+        found = [dict(item) for item in error.errors(include_url=False)]
+        causes = [item for item in found if not _is_consequence(item, found)]
+        raise DeploymentError("\n".join(_explain(document, item) for item in causes)) from None
+    problems = [f"{document.path}:{document.line_of(field)}: {text}" for field, text in _contradictions(deployment)]
+    if problems:
+        raise DeploymentError("\n".join(problems))
+    return deployment
+
+
+def resolve_model_dir(deployment: Deployment, path: Path | str) -> Path:
+    """The model's directory; a relative one starts at the deployment file. Raises DeploymentError if it is not there."""
+    directory = (Path(path).resolve().parent / deployment.model.path).resolve()
+    if not (directory / "config.json").is_file():
+        raise DeploymentError(f"{path}: model.path: {directory} has no config.json; give the model's directory")
+    return directory
+
+
+def _parse(path: Path) -> Document:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DeploymentError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; is this the deployment file?")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DeploymentError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DeploymentError(f"{path}: not a text file in UTF-8") from None
+    lines: dict[FieldPath, int] = {}
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            values = None if root is None else _values(loader, path, root, (), lines)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"{mark.line + 1}:"
+        raise DeploymentError(f"{path}:{where} not valid YAML: {error.problem or error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DeploymentError(f"{path}: not valid YAML: {error}") from None
+    return Document(path, values, lines)
+
+
+def _values(loader: yaml.SafeLoader, path: Path, node: yaml.Node, field: FieldPath, lines: dict[FieldPath, int]) -> Any:
+    line = node.start_mark.line + 1
+    lines.setdefault(field, line)
+    if isinstance(node, yaml.SequenceNode):
+        return [_values(loader, path, item, (*field, index), lines) for index, item in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node, deep=True)
+    values: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise DeploymentError(f"{path}:{key_node.start_mark.line + 1}: a key must be plain text")
+        key = key_node.value
+        if key in values:
+            raise DeploymentError(f"{path}:{key_node.start_mark.line + 1}: {key!r} is given twice; remove one")
+        lines[(*field, key)] = key_node.start_mark.line + 1
+        values[key] = _values(loader, path, value_node, (*field, key), lines)
+    return values
+
+
+def _is_consequence(error: dict[str, Any], found: list[dict[str, Any]]) -> bool:
+    """A list is too short because its items were wrong: only the items are worth telling."""
+    location = error["loc"]
+    return any(len(other["loc"]) > len(location) and other["loc"][: len(location)] == location for other in found)
+
+
+def _explain(document: Document, error: dict[str, Any]) -> str:
+    field: FieldPath = tuple(part for part in error["loc"] if part != "[key]")
+    name = ".".join(str(part) for part in field)
+    where = f"{document.path}:{document.line_of(field)}: {name}"
+    if error["type"] == "extra_forbidden":
+        known = _known_fields(field[:-1])
+        close = difflib.get_close_matches(str(field[-1]), known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{where}: unknown field; {hint}"
+    if error["type"] == "missing":
+        return f"{where}: missing; add it"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = error.get("input")
+    shown = "" if isinstance(given, (dict, list)) or repr(given) in message else f" (got {given!r})"
+    return f"{where}: {message}{shown}"
+
+
+def _known_fields(field: FieldPath) -> list[str]:
+    """Names that the section at `field` may have."""
+    section: Any = Deployment
+    for part in field:
+        section = _step(section, part)
+    if not _is_section(section):
+        return []
+    return [info.alias or name for name, info in section.model_fields.items()]
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _step(annotation: Any, part: str | int) -> Any:
+    """The annotation one part further down: a section's field, a map's value, a list's item."""
+    if _is_section(annotation):
+        fields = {info.alias or name: info.annotation for name, info in annotation.model_fields.items()}
+        return _without_none(fields.get(str(part)))
+    arguments = getattr(annotation, "__args__", ())
+    return _without_none(arguments[1] if getattr(annotation, "__origin__", None) is dict else next(iter(arguments), None))
+
+
+def _without_none(annotation: Any) -> Any:
+    choices = [choice for choice in getattr(annotation, "__args__", ()) if choice is not type(None)]
+    return choices[0] if type(None) in getattr(annotation, "__args__", ()) else annotation
+
+
+def _contradictions(deployment: Deployment) -> list[tuple[FieldPath, str]]:
+    problems: list[tuple[FieldPath, str]] = []
+    if not deployment.clusters_of_role("pd"):
+        problems.append((("clusters",), "clusters: at least one with role: pd is needed; it decodes"))
+    if deployment.policy.kind == "fixed" and not deployment.clusters_of_role("prfaas"):
+        text = "policy.kind: fixed needs a cluster with role: prfaas; add one, or write kind: homogeneous"
+        problems.append((("policy",), text))
+    for index, link in enumerate(deployment.links):
+        for end, name, role in (("from", link.from_, "prfaas"), ("to", link.to, "pd")):
+            cluster = deployment.clusters.get(name)
+            field = f"links.{index}.{end}"
+            if cluster is None:
+                text = f"{field}: there is no cluster {name!r}; there are {', '.join(deployment.clusters)}"
+            elif cluster.role != role:
+                text = f"{field}: cluster {name!r} has role {cluster.role}; a link goes from prfaas to pd"
+            else:
+                continue
+            problems.append((("links", index, end), text))
+    return problems + _shared_addresses(deployment)
+
+
+def _shared_addresses(deployment: Deployment) -> list[tuple[FieldPath, str]]:
+    problems: list[tuple[FieldPath, str]] = []
+    own = f"{deployment.gateway.host}:{deployment.gateway.port}"
+    taken = {own: "gateway"}
+    for name, cluster in deployment.clusters.items():
+        for index, endpoint in enumerate(cluster.endpoints):
+            for kind in ("engine", "kvnode", "lanes"):
+                address = getattr(endpoint, kind).split("://")[-1]
+                field = f"clusters.{name}.endpoints.{index}.{kind}"
+                if address in taken:
+                    path: FieldPath = ("clusters", name, "endpoints", index, kind)
+                    problems.append((path, f"{field}: {address} is taken by {taken[address]}; give each its own"))
+                taken.setdefault(address, field)
+    return problems

@@ -1,0 +1,118 @@
+"""Everything but inference: models, health, metrics, stories."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+from urllib.parse import parse_qs
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from prfaas.gateway.errors import ApiError, bad_request
+from prfaas.gateway.http import JSON, Exchange
+from prfaas.gateway.service import Service
+
+STORY_PREFIX: Final = "/prfaas/requests/"
+MODEL_PREFIX: Final = "/v1/models/"
+MAX_STORY_WAIT_S: Final = 60.0
+
+
+class Admin:
+    """Answers GET routes."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._created = int(time.time())
+        self._routes: dict[str, Callable[[Exchange], Awaitable[None]]] = {
+            "/v1/models": self._models,
+            "/health": self._health,
+            "/live": self._live,
+            "/ready": self._health,
+            "/version": self._version,
+            "/metrics": self._metrics,
+        }
+
+    async def answer(self, method: str, path: str, query: bytes, exchange: Exchange) -> None:
+        """Answer one request. Raises ApiError 404 or 405."""
+        route = self._routes.get(path)
+        by_name = path.startswith((STORY_PREFIX, MODEL_PREFIX))
+        if route is None and not by_name:
+            raise ApiError(404, f"there is no route {path[:200]}", code="not_found")
+        if method != "GET":
+            raise ApiError(405, f"{path[:200]} takes GET", code="method_not_allowed", allow="GET")
+        if route is not None:
+            await route(exchange)
+        elif path.startswith(STORY_PREFIX):
+            await self._story(exchange, path.removeprefix(STORY_PREFIX), query)
+        else:
+            await self._model(exchange, path.removeprefix(MODEL_PREFIX))
+
+    async def _models(self, exchange: Exchange) -> None:
+        await _json(exchange, {"object": "list", "data": [self._card()]})
+
+    async def _model(self, exchange: Exchange, name: str) -> None:
+        if name != self._service.deployment.model.name:
+            raise ApiError(404, f"the model `{name[:128]}` does not exist", code="model_not_found", param="model")
+        await _json(exchange, self._card())
+
+    def _card(self) -> dict[str, object]:
+        model = self._service.deployment.model
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "prfaas",
+            "max_model_len": model.max_model_tokens,
+        }
+
+    async def _health(self, exchange: Exchange) -> None:
+        fleet = self._service.fleet
+        instances = {i.name: {"engine": i.engine_healthy, "node": i.node_ready} for i in fleet.all}
+        status = "ok" if fleet.healthy else "no_healthy_engine"
+        await _json(exchange, {"status": status, "instances": instances}, 200 if fleet.healthy else 503)
+
+    async def _live(self, exchange: Exchange) -> None:
+        await _json(exchange, {"status": "ok"})
+
+    async def _version(self, exchange: Exchange) -> None:
+        await _json(exchange, {"version": package_version()})
+
+    async def _metrics(self, exchange: Exchange) -> None:
+        body = generate_latest(self._service.metrics.registry)
+        await exchange.whole(200, body, CONTENT_TYPE_LATEST.encode())
+
+    async def _story(self, exchange: Exchange, request_id: str, query: bytes) -> None:
+        story = await self._service.stories.read(request_id, _wait_s(query))
+        if story is None:
+            raise ApiError(404, "no such request, or it is too long ago", code="unknown_request")
+        await _json(exchange, story)
+
+
+@cache
+def package_version() -> str:
+    """The installed version, or `0+unknown` when run from a source tree."""
+    try:
+        return version("prfaas")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def _wait_s(query: bytes) -> float | None:
+    asked = parse_qs(query.decode("latin-1")).get("wait_s")
+    if asked is None:
+        return None
+    try:
+        wait_s = float(asked[-1])
+    except ValueError:
+        wait_s = -1.0
+    if not 0 <= wait_s <= MAX_STORY_WAIT_S:
+        raise bad_request(f"wait_s must be from 0 to {MAX_STORY_WAIT_S:g}", "wait_s")
+    return wait_s
+
+
+async def _json(exchange: Exchange, answer: object, status: int = 200) -> None:
+    await exchange.whole(status, orjson.dumps(answer), JSON)

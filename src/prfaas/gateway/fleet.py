@@ -1,0 +1,123 @@
+"""The instances that a deployment names, and how they are: the gateway's only mutable view of the world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from prfaas.core.control.prefix_record import NO_MATCH, PrefixMatch, PrefixRecord, TokenChain
+from prfaas.core.control.router import Candidate
+from prfaas.deployment.model import Deployment, node_name
+
+#: 32-byte names, about 150 bytes each with their table: 40 MB per engine at most; 140 million tokens at 544 a block.
+MAX_RECORD_BLOCKS: Final = 262_144
+#: A busy engine answers /health late; only several silences in a row mean that it is gone. Refusal means so at once.
+MAX_SILENT_PROBES: Final = 3
+
+Role = Literal["prfaas", "pd"]
+
+
+@dataclass(eq=False, slots=True)
+class Instance:
+    """One engine and the KV node beside it."""
+
+    name: str
+    cluster: str
+    role: Role
+    engine_url: str
+    kvnode_url: str
+    record: PrefixRecord
+    engine_healthy: bool = False
+    node_ready: bool = False
+    block_tokens: int | None = None
+    num_inflight: int = 0
+    num_silent_probes: int = 0
+
+    def engine_answered(self, healthy: bool) -> None:
+        """A probe got an answer."""
+        self.engine_healthy, self.num_silent_probes = healthy, 0
+
+    def engine_silent(self, *, refused: bool) -> None:
+        """A probe got none. `refused`: nobody listens there."""
+        self.num_silent_probes += 1
+        if refused or self.num_silent_probes >= MAX_SILENT_PROBES:
+            self.engine_healthy = False
+
+    def node_answered(self, health: dict[str, Any]) -> None:
+        """The KV node's /health; it is ready once an engine has registered a layout."""
+        engines = health.get("engines")
+        engine = engines[0] if isinstance(engines, list) and engines else None
+        self.node_ready = isinstance(engine, dict)
+        if isinstance(engine, dict):
+            self.observe_engine(engine.get("block_tokens"), engine.get("engine_boot_id"))
+
+    def observe_engine(self, block_tokens: Any, boot_id: Any) -> bool:
+        """What a node says of its engine. Returns True if the engine is another than before."""
+        restarted = self.record.observe_boot(boot_id if isinstance(boot_id, str) else None)
+        if isinstance(block_tokens, int) and block_tokens > 0 and block_tokens != self.block_tokens:
+            # Chains of another block size name other tokens; keeping them would only waste room.
+            self.block_tokens, restarted = block_tokens, True
+        return restarted
+
+    def candidate(self, prefix: PrefixMatch = NO_MATCH) -> Candidate:
+        """This instance as the router sees it."""
+        return Candidate(self.name, self.cluster, self.engine_healthy, self.node_ready, self.num_inflight, prefix)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Counts one request in flight."""
+        self.num_inflight += 1
+        try:
+            yield
+        finally:
+            self.num_inflight -= 1
+
+
+@dataclass(slots=True)
+class Fleet:
+    """All instances, in file order."""
+
+    decoders: tuple[Instance, ...]
+    prefillers: tuple[Instance, ...]
+    by_name: dict[str, Instance] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_name = {instance.name: instance for instance in self.all}
+
+    @property
+    def all(self) -> tuple[Instance, ...]:
+        """Decoders first."""
+        return (*self.decoders, *self.prefillers)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether any request can be served."""
+        return any(instance.engine_healthy for instance in self.decoders)
+
+
+def match_prefix(instance: Instance, chains: dict[int, TokenChain]) -> PrefixMatch:
+    """What `instance` is known to hold of a prompt, given the prompt's chains by block size."""
+    chain = chains.get(instance.block_tokens or 0)
+    return NO_MATCH if chain is None else instance.record.match(chain)
+
+
+def build_fleet(deployment: Deployment, *, has_recurrent_state: bool) -> Fleet:
+    """Instances of a deployment; all count as down until they have been probed."""
+
+    def instances(role: Role) -> tuple[Instance, ...]:
+        return tuple(
+            Instance(
+                node_name(name, index),
+                name,
+                role,
+                endpoint.engine,
+                endpoint.kvnode,
+                PrefixRecord(MAX_RECORD_BLOCKS, has_recurrent_state=has_recurrent_state),
+            )
+            for name, cluster in deployment.clusters_of_role(role).items()
+            for index, endpoint in enumerate(cluster.endpoints)
+        )
+
+    return Fleet(instances("pd"), instances("prfaas"))

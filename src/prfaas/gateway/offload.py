@@ -1,0 +1,357 @@
+"""The remote half of one request: reserve a landing, prefill elsewhere, wait until every byte has landed.
+
+Laws of this file:
+- Decode is never sent a request before its landing is `landed`.
+- Prefill and landing are watched together, so a failure on either side is seen at once, not at the deadline.
+- Whatever happens after the reservation was asked for, the landing is dropped unless decode takes it over.
+- A prefill that moved nothing is a failure (`zero_bytes`), never a success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from prfaas.gateway.background import Background
+from prfaas.gateway.fleet import Instance
+from prfaas.gateway.upstream import Engines, NodeRefused, Nodes, UpstreamDown
+
+logger = logging.getLogger("prfaas.gateway")
+
+PROTOCOL_VERSION: Final = 1
+#: A landing is renewed thrice within its lease, so that one lost renewal does not end it.
+RENEWALS_PER_LEASE: Final = 3
+MAX_POLL_S: Final = 10.0
+#: One lost poll may be an idle connection that the node has just closed; two in a row are a dead node.
+MAX_LOST_POLLS: Final = 2
+#: After landed, a prefill engine has only its answer left to send.
+PREFILL_LINGER_S: Final = 10.0
+#: Decode reports what it loaded at its first token; a busy node may take a moment longer.
+FINAL_RECORD_WAIT_S: Final = 5.0
+DROP_ATTEMPTS: Final = 3
+
+OPEN_STATES: Final = ("reserved", "receiving")
+WAITING_STATES: Final = (*OPEN_STATES, "landed")
+FINAL_STATES: Final = ("consumed", "aborted", "expired")
+
+
+class FallbackReason(StrEnum):
+    """Why an offloaded request was computed locally after all. docs/gateway.md explains each; a test compares."""
+
+    NODE_UNREACHABLE = "node_unreachable"
+    NO_ENGINE = "no_engine"
+    ARENA_FULL = "arena_full"
+    TOO_MANY_LANDINGS = "too_many_landings"
+    RESERVE_ERROR = "reserve_error"
+    PREFILL_UNREACHABLE = "prefill_unreachable"
+    PREFILL_HTTP_ERROR = "prefill_http_error"
+    PREFILL_FAILED = "prefill_failed"
+    ZERO_BYTES = "zero_bytes"
+    LANDING_ABORTED = "landing_aborted"
+    LANDING_EXPIRED = "landing_expired"
+    LANDING_LOST = "landing_lost"
+    DEADLINE = "deadline"
+    DECODE_UNREACHABLE = "decode_unreachable"
+    DECODE_ERROR = "decode_error"
+    NOT_LOADED = "not_loaded"
+
+
+class OffloadFailed(Exception):
+    """The request must run locally as a fresh one."""
+
+    def __init__(self, reason: FallbackReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadSpec:
+    """What to move where. Times in seconds; `model`, `headers` and `cache_salt` are for the prefill leg."""
+
+    transfer_id: str
+    token_ids: list[int]
+    token_digest: str
+    skip_tokens: int
+    model: str
+    cache_salt: str
+    headers: dict[str, str]
+    deadline_s: float
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadClients:
+    """What an offload talks through."""
+
+    engines: Engines
+    nodes: Nodes
+    background: Background
+
+
+class Offload:
+    """One transfer's life. `run` it; then either decode and `settle`, or `release`. All of it in one task."""
+
+    def __init__(
+        self,
+        spec: OffloadSpec,
+        decode: Instance,
+        prefill: Instance,
+        clients: OffloadClients,
+        on_phase: Callable[[str], object],
+    ) -> None:
+        self.spec = spec
+        self.decode = decode
+        self.prefill = prefill
+        self.num_bytes = 0
+        self.bytes_landed = 0
+        self.skip_tokens = spec.skip_tokens
+        self._clients = clients
+        self._on_phase = on_phase
+        self._reserving: asyncio.Task[dict[str, Any]] | None = None
+        self._prefilling: asyncio.Task[None] | None = None
+        self._released = False
+
+    async def run(self) -> None:
+        """Return once landed. Raises OffloadFailed; on any exit but success the landing has been given up."""
+        try:
+            async with asyncio.timeout(self.spec.deadline_s):
+                landing = await self._reserve()
+                self._on_phase("reserved")
+                await self._prefill_and_land(landing)
+                self._on_phase("landed")
+        except BaseException as error:
+            self.release()
+            if isinstance(error, TimeoutError):
+                detail = f"not landed within {self.spec.deadline_s:g} s"
+                raise OffloadFailed(FallbackReason.DEADLINE, detail) from None
+            raise
+
+    def decode_params(self) -> dict[str, Any]:
+        """`kv_transfer_params` of the decode leg."""
+        prfaas = {
+            "version": PROTOCOL_VERSION,
+            "transfer_id": self.spec.transfer_id,
+            "num_prompt_tokens": len(self.spec.token_ids),
+            "skip_tokens": self.skip_tokens,
+            "token_digest": self.spec.token_digest,
+        }
+        return {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": prfaas}
+
+    def release(self) -> None:
+        """Give the landing up. Idempotent; the work goes on in the background even if this task is cancelled."""
+        if self._prefilling is not None:
+            self._prefilling.cancel()
+        if not self._released:
+            self._released = True
+            self._clients.background.spawn(self._drop())
+
+    async def keep_lease(self) -> None:
+        """Renew while the request waits in decode's queue. Returns when the engine has taken the landing."""
+        while True:
+            await asyncio.sleep(self.spec.lease_s / RENEWALS_PER_LEASE)
+            try:
+                record = await self._renew()
+            except (UpstreamDown, NodeRefused):
+                continue
+            if record.get("state") not in WAITING_STATES:
+                return
+
+    async def settle(self) -> dict[str, Any] | None:
+        """The final record, with the landing freed; None if the node does not give one."""
+        node, transfer_id = self.decode.kvnode_url, self.spec.transfer_id
+        try:
+            record = await self._clients.nodes.record(node, transfer_id, until="final", wait_s=FINAL_RECORD_WAIT_S)
+            if record.get("state") not in FINAL_STATES:
+                record = await self._clients.nodes.drop(node, transfer_id)
+        except (UpstreamDown, NodeRefused) as error:
+            logger.warning("no final record transfer_id=%s node=%s error=%s", transfer_id, self.decode.name, error)
+            self.release()
+            return None
+        self._released = True
+        return record
+
+    async def _reserve(self) -> dict[str, Any]:
+        landing = await self._reserve_once()
+        restarted = self.decode.observe_engine(landing.get("block_tokens"), landing.get("engine_boot_id"))
+        if restarted and self.skip_tokens:
+            # What was to be skipped went with the engine's former life: an image without it would be useless.
+            await self._clients.nodes.drop(self.decode.kvnode_url, self.spec.transfer_id)
+            raise OffloadFailed(FallbackReason.LANDING_LOST, "the decode engine restarted")
+        self.num_bytes = _count(landing, "num_bytes")
+        if self.num_bytes == 0:
+            raise OffloadFailed(FallbackReason.ZERO_BYTES, "the landing has no bytes")
+        return landing
+
+    async def _reserve_once(self) -> dict[str, Any]:
+        nodes, spec = self._clients.nodes, self.spec
+        asking = nodes.reserve(
+            self.decode.kvnode_url, spec.transfer_id, len(spec.token_ids), self.skip_tokens, spec.lease_s
+        )
+        # Shielded: were it cancelled half way, nobody would know whether there is a landing to drop.
+        self._reserving = asyncio.ensure_future(asking)
+        try:
+            return await asyncio.shield(self._reserving)
+        except UpstreamDown as error:
+            self.decode.node_ready = self.decode.node_ready and not error.refused
+            raise OffloadFailed(FallbackReason.NODE_UNREACHABLE, str(error)) from error
+        except NodeRefused as error:
+            raise OffloadFailed(_reserve_reason(error.code), str(error)) from error
+
+    async def _prefill_and_land(self, landing: dict[str, Any]) -> None:
+        self._prefilling = asyncio.create_task(self._run_prefill(landing))
+        landing_task = asyncio.create_task(self._watch_landing())
+        self._prefilling.add_done_callback(_retrieved)
+        landing_task.add_done_callback(_retrieved)
+        try:
+            await asyncio.wait({self._prefilling, landing_task}, return_when=asyncio.FIRST_COMPLETED)
+            if self._prefilling.done():
+                # Raises what prefill raised. If it staged everything, only the bytes' arrival is left to wait for.
+                self._prefilling.result()
+            self.bytes_landed = await landing_task
+        finally:
+            landing_task.cancel()
+        if not self._prefilling.done():
+            self._clients.background.spawn(_linger(self._prefilling))
+
+    async def _run_prefill(self, landing: dict[str, Any]) -> None:
+        url = f"{self.prefill.engine_url}/v1/completions"
+        with self.prefill.busy():
+            try:
+                status, body = await self._clients.engines.post(url, self._prefill_body(landing), self.spec.headers)
+            except UpstreamDown as error:
+                if error.refused:
+                    self.prefill.engine_silent(refused=True)
+                raise OffloadFailed(FallbackReason.PREFILL_UNREACHABLE, str(error)) from error
+        self._on_phase("prefilled")
+        check_prefill_answer(status, body)
+
+    def _prefill_body(self, landing: dict[str, Any]) -> bytes:
+        spec = self.spec
+        prfaas = {
+            "version": PROTOCOL_VERSION,
+            "transfer_id": spec.transfer_id,
+            "peer": landing.get("node") or self.decode.name,
+            "token": landing.get("token"),
+            "num_prompt_tokens": len(spec.token_ids),
+            "skip_tokens": self.skip_tokens,
+            "num_bytes": self.num_bytes,
+            "deadline_s": spec.deadline_s,
+        }
+        body: dict[str, Any] = {
+            "model": spec.model,
+            "prompt": spec.token_ids,
+            "max_tokens": 1,
+            "stream": False,
+            "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, "prfaas": prfaas},
+        }
+        if spec.cache_salt:
+            body["cache_salt"] = spec.cache_salt
+        return orjson.dumps(body)
+
+    async def _watch_landing(self) -> int:
+        """Bytes landed."""
+        poll_s = min(MAX_POLL_S, self.spec.lease_s / RENEWALS_PER_LEASE)
+        num_lost = 0
+        while True:
+            try:
+                record = await self._poll(poll_s)
+                num_lost = 0
+            except UpstreamDown as error:
+                num_lost += 1
+                if error.refused or num_lost >= MAX_LOST_POLLS:
+                    raise OffloadFailed(FallbackReason.NODE_UNREACHABLE, str(error)) from error
+                continue
+            except NodeRefused as error:
+                raise OffloadFailed(FallbackReason.LANDING_LOST, str(error)) from error
+            if record.get("state") not in OPEN_STATES:
+                return check_landed(record)
+            await self._renew_quietly()
+
+    async def _poll(self, wait_s: float) -> dict[str, Any]:
+        node, transfer_id = self.decode.kvnode_url, self.spec.transfer_id
+        return await self._clients.nodes.record(node, transfer_id, until="landed", wait_s=wait_s)
+
+    async def _renew(self) -> dict[str, Any]:
+        return await self._clients.nodes.renew(self.decode.kvnode_url, self.spec.transfer_id, self.spec.lease_s)
+
+    async def _renew_quietly(self) -> None:
+        try:
+            await self._renew()
+        except (UpstreamDown, NodeRefused) as error:
+            # The next poll meets the same node and decides.
+            logger.info("lease not renewed transfer_id=%s error=%s", self.spec.transfer_id, error)
+
+    async def _drop(self) -> None:
+        if self._reserving is not None:
+            await asyncio.wait([self._reserving])
+        node, transfer_id = self.decode.kvnode_url, self.spec.transfer_id
+        for attempt in range(DROP_ATTEMPTS):
+            try:
+                await self._clients.nodes.drop(node, transfer_id)
+                return
+            except NodeRefused:
+                return
+            except UpstreamDown as error:
+                # If the node stays away its lease frees the space.
+                logger.info("landing not dropped transfer_id=%s attempt=%d error=%s", transfer_id, attempt, error)
+                await asyncio.sleep(0.2 * (attempt + 1))
+
+
+def check_prefill_answer(status: int, body: bytes) -> None:
+    """Raise OffloadFailed unless the prefill engine says that it staged bytes for this transfer."""
+    if status != 200:
+        raise OffloadFailed(
+            FallbackReason.PREFILL_HTTP_ERROR, f"status {status}: {body[:200].decode('utf-8', 'replace')}"
+        )
+    try:
+        answer = orjson.loads(body)
+        said = answer["kv_transfer_params"]["prfaas"]
+        status_text, num_bytes, error = said["status"], said.get("num_bytes"), said.get("error")
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        # An engine without the connector answers like this: it computed one token and moved nothing.
+        raise OffloadFailed(FallbackReason.ZERO_BYTES, "the prefill engine says nothing of a transfer") from None
+    if status_text != "staged":
+        raise OffloadFailed(FallbackReason.PREFILL_FAILED, str(error)[:200])
+    if not num_bytes:
+        raise OffloadFailed(FallbackReason.ZERO_BYTES, "the prefill engine staged no bytes")
+
+
+def check_landed(record: dict[str, Any]) -> int:
+    """Bytes of a landing that is past receiving. Raises OffloadFailed unless it landed with bytes in it."""
+    state, reason = record.get("state"), str(record.get("reason"))
+    if state == "landed":
+        num_bytes = _count(record, "bytes_landed")
+        if num_bytes == 0:
+            raise OffloadFailed(FallbackReason.ZERO_BYTES, "landed without a byte")
+        return num_bytes
+    if state == "expired":
+        raise OffloadFailed(FallbackReason.LANDING_EXPIRED, reason)
+    raise OffloadFailed(FallbackReason.LANDING_ABORTED, reason)
+
+
+def _reserve_reason(code: str) -> FallbackReason:
+    known = (FallbackReason.NO_ENGINE, FallbackReason.ARENA_FULL, FallbackReason.TOO_MANY_LANDINGS)
+    return FallbackReason(code) if code in known else FallbackReason.RESERVE_ERROR
+
+
+def _count(answer: dict[str, Any], name: str) -> int:
+    value = answer.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _retrieved(task: asyncio.Task[Any]) -> None:
+    # When both sides fail, only the first is raised; asyncio shall not report the other as forgotten.
+    if not task.cancelled():
+        task.exception()
+
+
+async def _linger(prefilling: asyncio.Task[None]) -> None:
+    await asyncio.wait([prefilling], timeout=PREFILL_LINGER_S)
+    prefilling.cancel()

@@ -1,0 +1,87 @@
+"""Runs the gateway process: session, probes, HTTP server, and their orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+import uvloop
+
+from prfaas.deployment.model import Deployment
+from prfaas.gateway.app import GatewayApp
+from prfaas.gateway.offload import OffloadClients
+from prfaas.gateway.probes import PROBE_INTERVAL_S, Prober
+from prfaas.gateway.service import Service, build_service
+from prfaas.gateway.upstream import Engines, Nodes, open_session
+
+logger = logging.getLogger("prfaas.gateway")
+
+#: Streams in progress get this long to end when the gateway is told to stop.
+DRAIN_S: Final = 30
+#: Landings of cancelled requests are given back within this.
+CLEAN_UP_S: Final = 5.0
+
+
+@asynccontextmanager
+async def running(service: Service, probe_interval_s: float = PROBE_INTERVAL_S) -> AsyncIterator[GatewayApp]:
+    """The application with its session open and its fleet probed."""
+    async with open_session(service.deployment.gateway.connect_timeout) as session:
+        engines, nodes = Engines(session), Nodes(session)
+        service.opened = OffloadClients(engines, nodes, service.background)
+        prober = Prober(service.fleet, engines, nodes, service.metrics, probe_interval_s)
+        await prober.start()
+        try:
+            yield GatewayApp(service)
+        finally:
+            await prober.stop()
+            await service.background.drain(CLEAN_UP_S)
+
+
+async def serve(
+    deployment: Deployment,
+    model_dir: Path,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    sockets: list[socket.socket] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. `sockets` are listening ones to use instead of host and port. Raises OSError or
+    ValueError if the model directory's tokenizer is broken, SystemExit if the port is taken."""
+    settings = deployment.gateway
+    service = build_service(deployment, model_dir)
+    async with running(service) as app:
+        config = uvicorn.Config(
+            app,
+            host=host or settings.host,
+            port=settings.port if port is None else port,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+        logger.info("listening host=%s port=%d model=%s", config.host, config.port, deployment.model.name)
+        await uvicorn.Server(config).serve(sockets)
+
+
+def run(deployment_path: Path, *, host: str | None = None, port: int | None = None) -> None:
+    """`prfaas gateway FILE`: load the deployment and serve it. The model's path is relative to the file."""
+    # Here, so that whoever embeds `serve` with a deployment of its own needs no YAML.
+    from prfaas.deployment.load import load_deployment
+
+    deployment = load_deployment(deployment_path)
+    model_dir = deployment_path.resolve().parent / deployment.model.path
+    # What was loaded so far lives as long as the process; each collection would look through it for nothing.
+    gc.collect()
+    gc.freeze()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(deployment, model_dir, host=host, port=port))

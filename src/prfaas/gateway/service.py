@@ -1,0 +1,60 @@
+"""What all requests of one gateway share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from prfaas.core.control.router import RoutePolicy
+from prfaas.deployment.model import Deployment
+from prfaas.gateway.background import Background
+from prfaas.gateway.fleet import Fleet, build_fleet
+from prfaas.gateway.offload import OffloadClients
+from prfaas.gateway.story import StoryBook
+from prfaas.gateway.tokenize import PromptTokenizer, has_recurrent_state, load_tokenizer
+from prfaas.gateway.upstream import Engines
+from prfaas.observe.metrics import Metrics, build
+
+
+@dataclass(slots=True)
+class Service:
+    """Made before the event loop runs; `clients` comes when the session is open."""
+
+    deployment: Deployment
+    tokenizer: PromptTokenizer
+    fleet: Fleet
+    policy: RoutePolicy
+    metrics: Metrics
+    stories: StoryBook = field(default_factory=StoryBook)
+    background: Background = field(default_factory=Background)
+    num_inflight: int = 0
+    opened: OffloadClients | None = None
+
+    @property
+    def clients(self) -> OffloadClients:
+        """The upstream clients; only while the gateway runs."""
+        assert self.opened is not None, "the gateway has not started"
+        return self.opened
+
+    @property
+    def engines(self) -> Engines:
+        """Shorthand for the hot path."""
+        return self.clients.engines
+
+
+def build_service(deployment: Deployment, model_dir: Path) -> Service:
+    """Read the model directory and lay out the fleet. Raises OSError or ValueError for a broken tokenizer."""
+    recurrent = has_recurrent_state(model_dir)
+    return Service(
+        deployment=deployment,
+        tokenizer=load_tokenizer(model_dir),
+        fleet=build_fleet(deployment, has_recurrent_state=recurrent),
+        policy=RoutePolicy(
+            offload=deployment.policy.kind == "fixed",
+            threshold_tokens=deployment.policy.routing_threshold_tokens,
+            links=frozenset((link.from_, link.to) for link in deployment.links),
+        ),
+        metrics=build(CollectorRegistry(), "gateway"),
+    )

@@ -1,0 +1,132 @@
+"""Relays server-sent events from an engine to a client.
+
+Laws of this file:
+- Whole events only go to the client, so that a comment or an error can be put between two of them at any time. An
+  engine sends whole events, so this costs one suffix test per chunk; a cut one is held until its rest comes.
+- While nothing comes, a comment goes out every `keep_alive_s`, from the moment the request was accepted on.
+- A stream never just stops: it ends with the engine's own `[DONE]`, or with an error event and ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import orjson
+
+from prfaas.gateway.http import EVENT_STREAM, Exchange
+
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+DONE: Final = b"data: [DONE]"
+#: One event with prompt logprobs of a long prompt can be megabytes; more than this is not an event stream.
+MAX_HELD_BYTES: Final = 64 << 20
+#: A usage chunk is a few hundred bytes and stands just before `[DONE]`.
+TAIL_BYTES: Final = 2048
+
+
+class StreamCut(Exception):
+    """The engine's stream ended without `[DONE]`."""
+
+
+class EventStream:
+    """One client's stream. `arm` it when the request is accepted and `disarm` it in a finally."""
+
+    def __init__(self, exchange: Exchange, keep_alive_s: float) -> None:
+        self._exchange = exchange
+        self._keep_alive_s = keep_alive_s
+        self._loop = asyncio.get_running_loop()
+        self._last_write_s = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
+
+    def arm(self) -> None:
+        """Begin to watch for silence."""
+        self._timer = self._loop.call_later(self._keep_alive_s, self._tick)
+
+    def disarm(self) -> None:
+        """Send no more comments."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._comment is not None:
+            self._comment.cancel()
+
+    async def quiesce(self) -> None:
+        """Send no more comments, and wait for one that is on its way."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._settled()
+
+    async def relay(self, chunks: AsyncIterator[bytes], on_first: Callable[[], None]) -> bytes:
+        """Send an engine's events on. Returns the last bytes. Raises StreamCut, or what `chunks` raises."""
+        held = b""
+        tail = b""
+        first = True
+        async for chunk in chunks:
+            whole, held = split_events(held + chunk if held else chunk)
+            if not whole:
+                continue
+            if first and not whole.startswith(b":"):
+                first = False
+                on_first()
+            await self._write(whole)
+            tail = whole if len(whole) >= TAIL_BYTES else (tail + whole)[-TAIL_BYTES:]
+        if DONE not in tail:
+            raise StreamCut
+        return tail
+
+    async def _write(self, events: bytes) -> None:
+        if self._comment is not None:
+            await self._settled()
+        if not self._exchange.started:
+            await self._exchange.start(200, EVENT_STREAM)
+        self._last_write_s = self._loop.time()
+        await self._exchange.write(events)
+
+    async def _settled(self) -> None:
+        comment, self._comment = self._comment, None
+        if comment is not None:
+            await asyncio.wait([comment])
+
+    def _tick(self) -> None:
+        silent_s = self._loop.time() - self._last_write_s
+        if silent_s >= self._keep_alive_s:
+            if self._comment is None or self._comment.done():
+                self._comment = self._loop.create_task(self._send_comment())
+            silent_s = 0.0
+        self._timer = self._loop.call_later(self._keep_alive_s - silent_s, self._tick)
+
+    async def _send_comment(self) -> None:
+        if not self._exchange.started:
+            await self._exchange.start(200, EVENT_STREAM)
+        self._last_write_s = self._loop.time()
+        await self._exchange.write(KEEP_ALIVE)
+
+
+def split_events(data: bytes) -> tuple[bytes, bytes]:
+    """(whole events, the begun one after them). Raises StreamCut if an event has no end."""
+    if data.endswith(b"\n\n"):
+        return data, b""
+    end = max(_end_of_last(data, b"\n\n"), _end_of_last(data, b"\r\n\r\n"))
+    if len(data) - end > MAX_HELD_BYTES:
+        raise StreamCut
+    return data[:end], data[end:]
+
+
+def _end_of_last(data: bytes, mark: bytes) -> int:
+    at = data.rfind(mark)
+    return at + len(mark) if at >= 0 else 0
+
+
+def completion_tokens(tail: bytes) -> int | None:
+    """`usage.completion_tokens` of a stream's last events or of a whole answer, if it is there."""
+    for line in reversed(tail.split(b"\n")):
+        if b'"usage"' not in line:
+            continue
+        try:
+            usage = orjson.loads(line.removeprefix(b"data:").strip()).get("usage")
+        except (orjson.JSONDecodeError, AttributeError):
+            return None
+        count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        return count if isinstance(count, int) else None
+    return None

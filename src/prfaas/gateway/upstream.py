@@ -1,0 +1,166 @@
+"""Clients of engines and KV nodes over one aiohttp session. Only here do network errors become UpstreamDown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiohttp
+import orjson
+
+from prfaas.gateway.http import Scope, headers_of
+
+#: vLLM's server drops idle connections after 5 s; reusing one at that moment would fail a healthy request.
+POOL_KEEPALIVE_S: Final = 3.0
+#: Control answers are a few hundred bytes; a node that takes longer does not work.
+CONTROL_TIMEOUT_S: Final = 5.0
+MAX_ERROR_BODY_BYTES: Final = 64 * 1024
+
+#: Only these cross to an engine. Everything else, with it every rank and destination header, stays here.
+FORWARDED_HEADERS: Final = (
+    b"authorization",
+    b"traceparent",
+    b"tracestate",
+    b"baggage",
+    b"x-correlation-id",
+    b"x-session-id",
+)
+
+
+class UpstreamDown(Exception):
+    """No answer came. `refused`: no connection was made, so nobody listens there."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class NodeRefused(Exception):
+    """A KV node answered with an error."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.status = status
+        self.code = code
+
+
+def forwarded_headers(scope: Scope, request_id: str) -> dict[str, str]:
+    """Headers for both legs of a request."""
+    headers = headers_of(scope)
+    forwarded = {name.decode(): headers[name].decode("latin-1") for name in FORWARDED_HEADERS if name in headers}
+    return {**forwarded, "content-type": "application/json", "x-request-id": request_id}
+
+
+def open_session(connect_timeout_s: float) -> aiohttp.ClientSession:
+    """The process's session. Deadlines of whole requests are the callers'."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_KEEPALIVE_S, use_dns_cache=True),
+        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect_timeout_s),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
+    )
+
+
+@asynccontextmanager
+async def _translated(url: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise UpstreamDown(f"{url}: {error}", refused=True) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise UpstreamDown(f"{url}: {type(error).__name__} {error}".rstrip()) from error
+
+
+class Engines:
+    """OpenAI endpoints of engines."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def send(self, url: str, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """POST and return once headers have come. The caller closes the response. Raises UpstreamDown."""
+        try:
+            return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise UpstreamDown(f"{url}: {error}", refused=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamDown(f"{url}: {type(error).__name__} {error}".rstrip()) from error
+
+    async def post(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        """POST and read the whole answer. Raises UpstreamDown. No deadline of its own."""
+        async with (
+            _translated(url),
+            self._session.post(url, data=body, headers=headers, allow_redirects=False) as reply,
+        ):
+            return reply.status, await reply.read()
+
+    async def healthy(self, engine_url: str, timeout_s: float) -> bool:
+        """GET /health. Raises UpstreamDown."""
+        url = f"{engine_url}/health"
+        async with _translated(url), asyncio.timeout(timeout_s), self._session.get(url) as reply:
+            await reply.read()
+            return reply.status == 200
+
+
+class Nodes:
+    """HTTP control of KV nodes, as docs/protocols.md states it."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def health(self, node_url: str, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
+        """GET /health."""
+        return await self._call("GET", f"{node_url}/health", timeout_s)
+
+    async def reserve(
+        self, node_url: str, transfer_id: str, num_prompt_tokens: int, skip_tokens: int, lease_s: float
+    ) -> dict[str, Any]:
+        """POST /v1/landings."""
+        body = {
+            "transfer_id": transfer_id,
+            "num_prompt_tokens": num_prompt_tokens,
+            "skip_tokens": skip_tokens,
+            "lease_s": lease_s,
+        }
+        return await self._call("POST", f"{node_url}/v1/landings", CONTROL_TIMEOUT_S, body)
+
+    async def record(self, node_url: str, transfer_id: str, *, until: str, wait_s: float) -> dict[str, Any]:
+        """GET a landing; a long poll of `wait_s`."""
+        url = f"{node_url}/v1/landings/{transfer_id}?wait_s={wait_s:.3f}&until={until}"
+        return await self._call("GET", url, wait_s + CONTROL_TIMEOUT_S)
+
+    async def renew(self, node_url: str, transfer_id: str, lease_s: float) -> dict[str, Any]:
+        """POST renew."""
+        url = f"{node_url}/v1/landings/{transfer_id}/renew"
+        return await self._call("POST", url, CONTROL_TIMEOUT_S, {"lease_s": lease_s})
+
+    async def drop(self, node_url: str, transfer_id: str) -> dict[str, Any]:
+        """DELETE a landing."""
+        return await self._call("DELETE", f"{node_url}/v1/landings/{transfer_id}", CONTROL_TIMEOUT_S)
+
+    async def _call(self, method: str, url: str, timeout_s: float, body: object = None) -> dict[str, Any]:
+        data = None if body is None else orjson.dumps(body)
+        headers = {"content-type": "application/json"}
+        async with (
+            _translated(url),
+            asyncio.timeout(timeout_s),
+            self._session.request(method, url, data=data, headers=headers) as reply,
+        ):
+            return _answer(reply.status, await reply.read())
+
+
+def _answer(status: int, body: bytes) -> dict[str, Any]:
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise NodeRefused(status, "bad_answer", "the node's answer is not JSON") from None
+    if not isinstance(answer, dict):
+        raise NodeRefused(status, "bad_answer", "the node's answer is not an object")
+    if status < 400:
+        return answer
+    error = answer.get("error")
+    error = error if isinstance(error, dict) else {}
+    raise NodeRefused(status, str(error.get("code", "error")), str(error.get("message", "")))

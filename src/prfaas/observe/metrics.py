@@ -1,0 +1,192 @@
+"""The one table of metric names of every PrfaaS process. docs/metrics.md is generated from it.
+
+Laws of this file:
+- A name is written here once and nowhere else; labels take a bounded set of values, never an id, a URL or a tenant.
+- Units are base units and last in the name. Counters end in `_total`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+M = TypeVar("M", Counter, Gauge, Histogram)
+Kind = Literal["counter", "gauge", "histogram"]
+Component = Literal["gateway", "kvnode"]
+
+#: vLLM's own buckets are too coarse for 1.7 to 9.7 s, where the paper's figures lie; these add the steps between.
+TTFT_BUCKETS_S: Final = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5, 8, 10, 12, 15,
+    20, 40, 80, 160, 640,
+)  # fmt: skip
+TRANSFER_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One row. `buckets` is for histograms only."""
+
+    name: str
+    kind: Kind
+    component: Component
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+TABLE: Final[tuple[MetricSpec, ...]] = (
+    MetricSpec("prfaas_requests_total", "counter", "gateway", "requests", "Requests ended.", ("route", "outcome")),
+    MetricSpec("prfaas_inflight_requests", "gauge", "gateway", "requests", "Requests being served now."),
+    MetricSpec(
+        "prfaas_time_to_first_token_seconds", "histogram", "gateway", "seconds",
+        "From the request's last byte to the first byte of the answer.", ("route",), TTFT_BUCKETS_S,
+    ),
+    MetricSpec(
+        "prfaas_request_duration_seconds", "histogram", "gateway", "seconds",
+        "From the request's last byte to the answer's last byte.", ("route",), TTFT_BUCKETS_S,
+    ),
+    MetricSpec(
+        "prfaas_prompt_tokens_total", "counter", "gateway", "tokens",
+        "Prompt tokens of routed requests that the gateway could count.", ("route",),
+    ),
+    MetricSpec(
+        "prfaas_uncached_tokens_total", "counter", "gateway", "tokens",
+        "Prompt tokens less the prefix that the decode engine was known to hold.", ("route",),
+    ),
+    MetricSpec(
+        "prfaas_fallback_total", "counter", "gateway", "requests",
+        "Offloaded requests that were computed locally after all.", ("reason",),
+    ),
+    MetricSpec(
+        "prfaas_zero_byte_offloads_total", "counter", "gateway", "requests",
+        "Offloaded requests for which no byte of KVCache moved, or none was loaded.",
+    ),
+    MetricSpec(
+        "prfaas_unproven_offloads_total", "counter", "gateway", "requests",
+        "Offloaded requests whose final record the KV node did not give.",
+    ),
+    MetricSpec(
+        "prfaas_kv_bytes_moved_total", "counter", "gateway", "bytes", "KVCache bytes landed for offloaded requests."
+    ),
+    MetricSpec(
+        "prfaas_kv_landed_seconds", "histogram", "gateway", "seconds",
+        "From the reservation of a landing to landed.", (), TRANSFER_BUCKETS_S,
+    ),
+    MetricSpec(
+        "prfaas_tokens_recomputed_total", "counter", "gateway", "tokens",
+        "Prompt tokens of offloaded requests that the decode engine computed itself; 1 per request is the least.",
+    ),
+    MetricSpec(
+        "prfaas_decode_retries_total", "counter", "gateway", "requests",
+        "Requests sent to a decode engine a second time because the first broke before its first byte.",
+    ),
+    MetricSpec("prfaas_engine_up", "gauge", "gateway", "0 or 1", "Whether an engine answers /health.", ("instance",)),
+    MetricSpec(
+        "prfaas_node_ready", "gauge", "gateway", "0 or 1",
+        "Whether an instance's KV node works and an engine has registered with it.", ("instance",),
+    ),
+    MetricSpec("prfaas_prefix_record_blocks", "gauge", "gateway", "blocks", "Blocks on record.", ("instance",)),
+    MetricSpec("prfaas_lane_up", "gauge", "kvnode", "lanes", "Lanes up, per peer that this node sends to.", ("peer",)),
+    MetricSpec(
+        "prfaas_lane_bytes_total", "counter", "kvnode", "bytes", "KV payload bytes over lanes.", ("direction", "peer")
+    ),
+    MetricSpec(
+        "prfaas_lane_bytes_resent_total", "counter", "kvnode", "bytes",
+        "Bytes given to another lane after a loss.", ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_chunk_checksum_failures_total", "counter", "kvnode", "chunks", "Chunks that came damaged."
+    ),
+    MetricSpec(
+        "prfaas_transfers_total", "counter", "kvnode", "transfers", "Transfers ended.", ("direction", "outcome")
+    ),
+    MetricSpec(
+        "prfaas_transfer_seconds", "histogram", "kvnode", "seconds",
+        "From a transfer's opening to its commit.", (), TRANSFER_BUCKETS_S,
+    ),
+    MetricSpec("prfaas_landings", "gauge", "kvnode", "landings", "Landings now, by state.", ("state",)),
+    MetricSpec("prfaas_landings_expired_total", "counter", "kvnode", "landings", "Landings whose lease ran out."),
+    MetricSpec("prfaas_arena_bytes", "gauge", "kvnode", "bytes", "Arena bytes, by state.", ("state",)),
+    MetricSpec(
+        "prfaas_frames_rejected_total", "counter", "kvnode", "frames", "Frames and peers refused.", ("reason",)
+    ),
+)  # fmt: skip
+
+
+def spec(name: str) -> MetricSpec:
+    """The row of `name`; KeyError for a name that is not in the table."""
+    for row in TABLE:
+        if row.name == name:
+            return row
+    raise KeyError(name)
+
+
+class Metrics:
+    """One component's metrics. A name of another component or kind is a KeyError at once, never a silent new metric."""
+
+    def __init__(self, registry: CollectorRegistry, component: Component) -> None:
+        self.registry = registry
+        rows = [row for row in TABLE if row.component == component]
+        self._counters = {r.name: Counter(r.name, r.help, r.labels, registry=registry) for r in _of(rows, "counter")}
+        self._gauges = {r.name: Gauge(r.name, r.help, r.labels, registry=registry) for r in _of(rows, "gauge")}
+        self._histograms = {
+            r.name: Histogram(r.name, r.help, r.labels, buckets=r.buckets, registry=registry)
+            for r in _of(rows, "histogram")
+        }
+
+    def counter(self, name: str, **labels: str) -> Counter:
+        """A counter, or its child for `labels`."""
+        return _child(self._counters[name], tuple(labels.items()))
+
+    def gauge(self, name: str, **labels: str) -> Gauge:
+        """A gauge, or its child for `labels`."""
+        return _child(self._gauges[name], tuple(labels.items()))
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        """A histogram, or its child for `labels`."""
+        return _child(self._histograms[name], tuple(labels.items()))
+
+
+def build(registry: CollectorRegistry, component: Component) -> Metrics:
+    """Register every metric of `component` with `registry`. Called once per process."""
+    return Metrics(registry, component)
+
+
+def markdown() -> str:
+    """docs/metrics.md."""
+    parts = ["# Metrics", "", _INTRODUCTION]
+    for component, title in (("gateway", "Gateway"), ("kvnode", "KV node")):
+        parts += ["", f"## {title}", "", "| name | kind | labels | unit | meaning |", "|---|---|---|---|---|"]
+        parts += [_row(row) for row in TABLE if row.component == component]
+    parts += ["", "## Buckets", ""]
+    parts += [f"- `{r.name}`: {', '.join(f'{b:g}' for b in r.buckets)}" for r in TABLE if r.buckets]
+    return "\n".join(parts) + "\n"
+
+
+_INTRODUCTION: Final = (
+    "Every process serves Prometheus text at `GET /metrics`. This page is generated from `prfaas.observe.metrics`\n"
+    "(`python -m prfaas.observe.metrics > docs/metrics.md`); a test keeps it current."
+)
+
+
+def _row(row: MetricSpec) -> str:
+    labels = ", ".join(f"`{label}`" for label in row.labels)
+    return f"| `{row.name}` | {row.kind} | {labels} | {row.unit} | {row.help} |"
+
+
+def _of(rows: list[MetricSpec], kind: Kind) -> list[MetricSpec]:
+    return [row for row in rows if row.kind == kind]
+
+
+@lru_cache(maxsize=1024)
+def _child(metric: M, labels: tuple[tuple[str, str], ...]) -> M:
+    # `labels()` checks names and takes a lock each time; label values are bounded, so their children can be kept.
+    return metric.labels(**dict(labels)) if labels else metric
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

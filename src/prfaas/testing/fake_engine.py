@@ -1,0 +1,230 @@
+"""An OpenAI-compatible engine without a model: deterministic tokens, `kv_transfer_params`, and faults to switch on.
+
+The answer depends on the prompt alone, so a test can tell whether an offloaded answer equals a local one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aiohttp import web
+
+from prfaas.testing.fake_kvnode import FakeKVNode
+from prfaas.testing.fake_server import FakeServer
+
+PrefillFault = Literal["none", "die", "error", "failed", "silent", "zero_bytes", "stage_only", "stall"]
+DecodeFault = Literal["none", "die", "error", "refuse", "cut", "half_event", "no_done", "stall", "decline"]
+
+
+@dataclass
+class EngineFaults:
+    """`prefill`: die (connection cut), error (500), failed (status failed), silent (no transfer spoken of),
+    zero_bytes (staged nothing), stage_only (staged, but nothing ever lands), stall (never answers).
+    `decode`: die (cut before the first byte), error (500), refuse (400), cut (after some events), half_event (in the
+    middle of one), no_done (ends without [DONE]), stall (headers only after `release`), decline (does not load)."""
+
+    prefill: PrefillFault = "none"
+    decode: DecodeFault = "none"
+    healthy: bool = True
+    event_gap_s: float = 0.0
+    fresh_only: bool = False
+    remaining: int | None = None
+
+    def take(self, fault: str) -> str:
+        """The fault to play now; `remaining` counts down to none."""
+        if fault == "none" or self.remaining is None:
+            return fault
+        self.remaining -= 1
+        return fault if self.remaining >= 0 else "none"
+
+
+@dataclass
+class Seen:
+    """One request as it came in."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    raw: bytes
+    is_done: bool = False
+    is_cut_by_client: bool = False
+
+    @property
+    def leg(self) -> str:
+        """`prefill`, `decode` or `fresh`."""
+        params = self.body.get("kv_transfer_params") or {}
+        return "prefill" if params.get("do_remote_decode") else "decode" if params.get("do_remote_prefill") else "fresh"
+
+
+@dataclass(eq=False)
+class FakeEngine(FakeServer):
+    """`nodes` are the KV nodes that it can ship to, by name; `node` is the one beside it, from which it loads.
+    `tokenize` makes token ids of a body; with it, a decode leg whose `token_digest` differs is declined."""
+
+    nodes: Mapping[str, FakeKVNode] = field(default_factory=dict)
+    node: FakeKVNode | None = None
+    tokenize: Callable[[dict[str, Any]], list[int]] | None = None
+    faults: EngineFaults = field(default_factory=EngineFaults)
+    seen: list[Seen] = field(default_factory=list)
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        FakeServer.__init__(self)
+
+    def legs(self, leg: str) -> list[Seen]:
+        """Requests of one kind, in order."""
+        return [seen for seen in self.seen if seen.leg == leg]
+
+    def routes(self) -> list[web.RouteDef]:
+        """OpenAI's and vLLM's."""
+        return [
+            web.get("/health", self._health),
+            web.post("/v1/completions", self._generate),
+            web.post("/v1/chat/completions", self._generate),
+        ]
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.faults.healthy else 503)
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        seen = Seen(request.path, {k.lower(): v for k, v in request.headers.items()}, json.loads(raw), raw)
+        self.seen.append(seen)
+        try:
+            answer = await (self._prefill(request, seen) if seen.leg == "prefill" else self._decode(request, seen))
+        except (asyncio.CancelledError, ConnectionResetError):
+            seen.is_cut_by_client = True
+            raise
+        seen.is_done = True
+        return answer
+
+    async def _prefill(self, request: web.Request, seen: Seen) -> web.StreamResponse:
+        fault = self.faults.take(self.faults.prefill)
+        params = seen.body["kv_transfer_params"]["prfaas"]
+        if fault == "die":
+            return _cut(request)
+        if fault == "error":
+            return web.json_response({"error": {"message": "engine died", "type": "InternalServerError"}}, status=500)
+        if fault == "stall":
+            await self.release.wait()
+        reply: dict[str, Any] = {**_answer(seen.body, 1, "text_completion")}
+        if fault != "silent":
+            reply["kv_transfer_params"] = {"prfaas": self._ship(params, fault)}
+        return web.json_response(reply)
+
+    def _ship(self, params: dict[str, Any], fault: str) -> dict[str, Any]:
+        said = {
+            "transfer_id": params["transfer_id"],
+            "status": "staged",
+            "num_bytes": params["num_bytes"],
+            "error": None,
+        }
+        if fault == "failed":
+            return {**said, "status": "failed", "num_bytes": 0, "error": "out of blocks"}
+        if fault == "zero_bytes":
+            return {**said, "num_bytes": 0}
+        if fault != "stage_only":
+            self.nodes[params["peer"]].land(params["transfer_id"], params["token"])
+        return said
+
+    async def _decode(self, request: web.Request, seen: Seen) -> web.StreamResponse:
+        wanted = "none" if self.faults.fresh_only and seen.leg != "fresh" else self.faults.decode
+        fault = self.faults.take(wanted)
+        if fault == "die":
+            return _cut(request)
+        if fault == "error":
+            return web.json_response({"error": {"message": "engine died", "type": "InternalServerError"}}, status=500)
+        if fault == "refuse":
+            return web.json_response({"object": "error", "message": "no such voice", "code": 400}, status=400)
+        if fault == "stall":
+            await self.release.wait()
+        if seen.leg == "decode" and fault != "decline":
+            self._load(seen.body)
+        num_tokens = seen.body.get("max_completion_tokens") or seen.body.get("max_tokens") or 16
+        kind = "chat.completion" if "chat" in seen.path else "text_completion"
+        if not seen.body.get("stream"):
+            return web.json_response(_answer(seen.body, num_tokens, kind))
+        return await self._stream(request, seen.body, num_tokens, kind, fault)
+
+    def _load(self, body: dict[str, Any]) -> None:
+        params = body["kv_transfer_params"]["prfaas"]
+        if self.tokenize is not None and _digest(self.tokenize(body)) != params["token_digest"]:
+            return
+        if self.node is not None:
+            self.node.consume(params["transfer_id"], params["num_prompt_tokens"] - 1 - params["skip_tokens"], 1)
+
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], num_tokens: int, kind: str, fault: str
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        num_sent = 0
+        async for event in self._events(body, num_tokens, kind):
+            if fault in ("cut", "half_event") and num_sent == 2:
+                if fault == "half_event":
+                    await response.write(event[: len(event) // 2])
+                return _cut(request)
+            await response.write(event)
+            num_sent += 1
+        if fault != "no_done":
+            await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _events(self, body: dict[str, Any], num_tokens: int, kind: str) -> AsyncIterator[bytes]:
+        for piece in _pieces(body, num_tokens):
+            yield _event(_chunk(body, kind, piece))
+            if self.faults.event_gap_s:
+                await asyncio.sleep(self.faults.event_gap_s)
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield _event({**_chunk(body, kind, None), "choices": [], "usage": _usage(num_tokens)})
+
+
+def _cut(request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+def _pieces(body: dict[str, Any], num_tokens: int) -> list[str]:
+    prompt = json.dumps(body.get("prompt", body.get("messages")), sort_keys=True)
+    seed = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+    return [f"t{seed[index % 32]}-{index} " for index in range(num_tokens)]
+
+
+def _answer(body: dict[str, Any], num_tokens: int, kind: str) -> dict[str, Any]:
+    text = "".join(_pieces(body, num_tokens))
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
+    if kind == "chat.completion":
+        choice["message"] = {"role": "assistant", "content": text}
+    else:
+        choice["text"] = text
+    return {"id": "fake", "object": kind, "created": 0, "model": body["model"], "choices": [choice],
+            "usage": _usage(num_tokens)}  # fmt: skip
+
+
+def _chunk(body: dict[str, Any], kind: str, piece: str | None) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": 0, "finish_reason": None}
+    if kind == "chat.completion":
+        choice["delta"] = {"content": piece}
+        kind = "chat.completion.chunk"
+    else:
+        choice["text"] = piece
+    return {"id": "fake", "object": kind, "created": 0, "model": body["model"], "choices": [choice]}
+
+
+def _usage(num_tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 0, "completion_tokens": num_tokens, "total_tokens": num_tokens}
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def _digest(token_ids: list[int]) -> str:
+    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in token_ids)).hexdigest()

@@ -1,0 +1,169 @@
+"""The prefix record against a plain model of an engine's cache."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from prfaas.core.control.prefix_record import (
+    NO_MATCH,
+    PrefixMatch,
+    PrefixRecord,
+    TokenChain,
+    chain_tokens,
+    pack_tokens,
+    token_digest,
+)
+
+BLOCK = 4
+
+
+def chain(tokens: list[int], salt: str = "") -> TokenChain:
+    """A chain with the tests' block size."""
+    return chain_tokens(pack_tokens(tokens), BLOCK, "seed", salt)
+
+
+def test_tokens_are_little_endian_uint32_and_the_digest_is_their_sha256() -> None:
+    """Both ends of the protocol compute the same digest."""
+    assert pack_tokens([1, 258]) == bytes([1, 0, 0, 0, 2, 1, 0, 0])
+    assert token_digest(pack_tokens([1, 258])) == hashlib.sha256(bytes([1, 0, 0, 0, 2, 1, 0, 0])).hexdigest()
+    with pytest.raises(OverflowError):
+        pack_tokens([1 << 32])
+
+
+def test_only_full_blocks_are_named_and_names_chain() -> None:
+    """A block's name depends on everything before it, on the seed and on the salt."""
+    a, b = chain([1] * 10), chain([1] * 4 + [2] * 4)
+    assert (a.num_tokens, len(a.hashes)) == (10, 2)
+    assert a.hashes[0] == b.hashes[0]
+    assert a.hashes[1] != b.hashes[1]
+    assert a.hashes[0] != a.hashes[1]
+    assert a.hashes[0] != chain([1] * 10, "tenant").hashes[0]
+    assert a.hashes[0] != chain_tokens(pack_tokens([1] * 10), BLOCK, "other", "").hashes[0]
+    # Seed and salt cannot run into each other.
+    assert chain_tokens(b"\0" * 16, BLOCK, "ab", "c").hashes != chain_tokens(b"\0" * 16, BLOCK, "a", "bc").hashes
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "state_at"), [(1, 0), (3, 0), (4, 0), (5, 4), (7, 4), (8, 4), (9, 8), (12, 8), (13, 12)]
+)
+def test_a_local_run_leaves_one_state_at_the_last_full_block_before_its_last_token(
+    num_tokens: int, state_at: int
+) -> None:
+    """floor((N - 1) / block) blocks."""
+    record = PrefixRecord(100, has_recurrent_state=True)
+    tokens = list(range(num_tokens))
+    record.ran_locally(chain(tokens))
+    longer = chain([*tokens, *range(1000, 1020)])
+    assert record.match(longer) == PrefixMatch(num_tokens // BLOCK * BLOCK, state_at)
+
+
+def test_an_offloaded_run_leaves_attention_blocks_but_no_state() -> None:
+    """So it helps the wire, and does not help a local run of a recurrent model."""
+    tokens = list(range(20))
+    recurrent, plain = PrefixRecord(100, has_recurrent_state=True), PrefixRecord(100, has_recurrent_state=False)
+    for record in (recurrent, plain):
+        record.landed(chain(tokens))
+    longer = chain([*tokens, 7, 7, 7, 7])
+    assert recurrent.match(longer) == PrefixMatch(16, 0)
+    assert plain.match(longer) == PrefixMatch(16, 16)
+
+
+def test_a_prefix_leaves_at_least_one_token_to_compute() -> None:
+    """The whole prompt is never a prefix of itself."""
+    record = PrefixRecord(100, has_recurrent_state=False)
+    record.ran_locally(chain([5] * 8))
+    assert record.match(chain([5] * 8)).reusable_prefix_tokens == 4
+
+
+def test_a_new_boot_id_empties_the_record() -> None:
+    """A restarted engine holds nothing."""
+    record = PrefixRecord(100, has_recurrent_state=False)
+    assert record.observe_boot("a")
+    record.ran_locally(chain([1] * 9))
+    assert not record.observe_boot("a")
+    assert record.match(chain([1] * 9)) != NO_MATCH
+    assert record.observe_boot("b")
+    assert record.match(chain([1] * 9)) == NO_MATCH
+
+
+def test_eviction_takes_the_longest_chains_ends_first() -> None:
+    """The root outlives its leaves."""
+    record = PrefixRecord(3, has_recurrent_state=False)
+    record.ran_locally(chain([1] * 9))
+    record.ran_locally(chain([2] * 9))
+    assert record.match(chain([2] * 9)).attention_prefix_tokens == 8
+    assert record.match(chain([1] * 9)).attention_prefix_tokens == 4
+    record.ran_locally(chain([3] * 100))
+    assert len(record) == 3
+    assert record.match(chain([3] * 100)).attention_prefix_tokens == 12
+
+
+def test_forgetting_a_prompt_forgets_its_blocks() -> None:
+    """What turned out not to be held."""
+    record = PrefixRecord(10, has_recurrent_state=False)
+    record.landed(chain([1] * 9))
+    record.forget(chain([1] * 9))
+    assert record.match(chain([1] * 9)) == NO_MATCH
+
+
+class RecordModel(RuleBasedStateMachine):
+    """Any order of events, against sets of token prefixes. Room is ample, so nothing is evicted."""
+
+    prompts = st.lists(st.integers(0, 1), min_size=1, max_size=20)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record = PrefixRecord(10_000, has_recurrent_state=True)
+        self.blocks: set[tuple[int, ...]] = set()
+        self.states: set[tuple[int, ...]] = set()
+
+    @rule(tokens=prompts)
+    def ran(self, tokens: list[int]) -> None:
+        self.record.ran_locally(chain(tokens))
+        self.blocks |= {tuple(tokens[:end]) for end in range(BLOCK, len(tokens) + 1, BLOCK)}
+        state = tuple(tokens[: (len(tokens) - 1) // BLOCK * BLOCK])
+        self.states |= {state} - {()}
+
+    @rule(tokens=prompts)
+    def landed(self, tokens: list[int]) -> None:
+        self.record.landed(chain(tokens))
+        self.blocks |= {tuple(tokens[:end]) for end in range(BLOCK, len(tokens), BLOCK)}
+
+    @rule(tokens=prompts)
+    def restart(self, tokens: list[int]) -> None:
+        self.record.observe_boot(str(tokens))
+        if not self.record:
+            self.blocks, self.states = set(), set()
+
+    @rule(tokens=prompts)
+    def match(self, tokens: list[int]) -> None:
+        match = self.record.match(chain(tokens))
+        held, reusable = 0, 0
+        for end in range(BLOCK, len(tokens), BLOCK):
+            if tuple(tokens[:end]) not in self.blocks:
+                break
+            held = end
+            reusable = end if tuple(tokens[:end]) in self.states else reusable
+        assert match == PrefixMatch(held, reusable)
+        assert match.reusable_prefix_tokens <= match.attention_prefix_tokens < len(tokens)
+
+    @invariant()
+    def holds(self) -> None:
+        self.record.check()
+
+
+TestRecordModel = RecordModel.TestCase
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), max_size=30), st.integers(1, 5))
+def test_the_bound_holds_for_any_history(prompts: list[list[int]], max_blocks: int) -> None:
+    """However many prompts come."""
+    record = PrefixRecord(max_blocks, has_recurrent_state=False)
+    for index, tokens in enumerate(prompts):
+        (record.ran_locally if index % 2 else record.landed)(chain(tokens))
+        record.check()

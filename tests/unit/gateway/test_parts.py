@@ -1,0 +1,205 @@
+"""The small parts: request ids, stories, bodies, errors, prefill answers, and the documents that list them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prfaas.core.control.router import RouteReason
+from prfaas.gateway.app import log_line, request_id_of
+from prfaas.gateway.errors import ApiError
+from prfaas.gateway.features import OBSTACLES
+from prfaas.gateway.fleet import MAX_SILENT_PROBES, Instance
+from prfaas.gateway.http import ClientGone, Exchange, read_body
+from prfaas.gateway.offload import FallbackReason, OffloadFailed, check_landed, check_prefill_answer
+from prfaas.gateway.openai import STRIPPED_FIELDS
+from prfaas.gateway.story import Story, StoryBook
+from prfaas.core.control.prefix_record import PrefixRecord
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+@given(st.binary(max_size=300))
+def test_any_request_id_becomes_a_safe_one(asked: bytes) -> None:
+    """Bounded, printable, no header or path can be broken with it."""
+    made = request_id_of(asked)
+    assert 1 <= len(made) <= 128
+    assert all(character.isalnum() or character in "._:-" for character in made)
+    assert made.isascii()
+
+
+def test_a_good_request_id_is_kept() -> None:
+    """It is the client's handle on the story."""
+    assert request_id_of(b"req-1.2:3_a") == "req-1.2:3_a"
+    assert len(request_id_of(None)) == 32
+
+
+def test_the_book_is_bounded_and_newest_wins() -> None:
+    """The oldest goes; a repeated id shows the latest request."""
+
+    async def main() -> None:
+        book = StoryBook(2)
+        for name in ("a", "b", "a", "c"):
+            book.open(Story(name, "chat", status=len(name)))
+        assert await book.read("b") is None
+        assert await book.read("a") is not None
+        newest = Story("a", "completions")
+        book.open(newest)
+        book.close(Story("a", "chat"))
+        story = await book.read("a", 0.0)
+        assert story is not None
+        assert (story["endpoint"], story["closed"]) == ("completions", False)
+        book.close(newest)
+        story = await book.read("a", 5.0)
+        assert story is not None
+        assert story["closed"]
+
+    asyncio.run(main())
+
+
+def test_the_log_line_leaves_out_what_is_unknown() -> None:
+    """key=value, one line."""
+    assert log_line(Story("r", "chat", route="local", ttft_s=0.5)) == (
+        "request_id=r endpoint=chat route=local kv_bytes_moved=0 ttft_s=0.5000"
+    )
+
+
+def body_of(*messages: dict[str, Any], headers: dict[bytes, bytes] | None = None, limit: int = 10) -> bytes:
+    """What `read_body` makes of ASGI messages."""
+    queue = list(messages)
+
+    async def receive() -> dict[str, Any]:
+        return queue.pop(0)
+
+    return asyncio.run(read_body(receive, headers or {}, limit))
+
+
+def test_bodies_are_read_whole_and_bounded() -> None:
+    """In one part or many; the limit itself is allowed."""
+    part = {"type": "http.request", "body": b"12345", "more_body": True}
+    last = {"type": "http.request", "body": b"", "more_body": False}
+    assert body_of(part, part, last) == b"1234512345"
+    assert body_of({"type": "http.request"}) == b""
+    with pytest.raises(ApiError):
+        body_of(part, part, part)
+    with pytest.raises(ApiError):
+        body_of(headers={b"content-length": b"11"})
+    with pytest.raises(ClientGone):
+        body_of(part, {"type": "http.disconnect"})
+
+
+def test_an_error_is_told_in_the_form_that_is_left() -> None:
+    """A response, an event, or nothing."""
+
+    async def main() -> None:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        error = ApiError(429, "later", code="overloaded", retry_after_s=2)
+        fresh = Exchange(send)
+        fresh.set_header(b"x-a", "1\r\nx-evil: 2")
+        await fresh.error(error)
+        assert sent[0]["status"] == 429
+        assert (b"retry-after", b"2") in sent[0]["headers"]
+        assert (b"x-a", b"1  x-evil: 2") in sent[0]["headers"]
+        assert json.loads(sent[1]["body"])["error"]["type"] == "overloaded_error"
+        started = Exchange(send)
+        await started.start(200, b"text/event-stream")
+        await started.error(error)
+        assert sent[-1]["body"].endswith(b"\n\ndata: [DONE]\n\n")
+        num_sent = len(sent)
+        await started.error(error)
+        assert len(sent) == num_sent
+
+    asyncio.run(main())
+
+
+def staged(**said: Any) -> bytes:
+    """A prefill engine's answer."""
+    return json.dumps(
+        {"kv_transfer_params": {"prfaas": {"status": "staged", "num_bytes": 5, "error": None, **said}}}
+    ).encode()
+
+
+def test_a_prefill_answer_that_staged_bytes_is_good() -> None:
+    """Nothing is raised."""
+    check_prefill_answer(200, staged())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (500, b"x", FallbackReason.PREFILL_HTTP_ERROR),
+        (200, b"x", FallbackReason.ZERO_BYTES),
+        (200, b"{}", FallbackReason.ZERO_BYTES),
+        (200, b"[]", FallbackReason.ZERO_BYTES),
+        (200, b'{"kv_transfer_params":null}', FallbackReason.ZERO_BYTES),
+        (200, staged(num_bytes=0), FallbackReason.ZERO_BYTES),
+        (200, staged(num_bytes=None), FallbackReason.ZERO_BYTES),
+        (200, staged(status="failed", error="no room"), FallbackReason.PREFILL_FAILED),
+    ],
+)
+def test_any_other_prefill_answer_is_a_failure(status: int, body: bytes, reason: FallbackReason) -> None:
+    """Silence about the transfer above all."""
+    with pytest.raises(OffloadFailed) as caught:
+        check_prefill_answer(status, body)
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"state": "landed", "bytes_landed": 0}, FallbackReason.ZERO_BYTES),
+        ({"state": "landed"}, FallbackReason.ZERO_BYTES),
+        ({"state": "expired"}, FallbackReason.LANDING_EXPIRED),
+        ({"state": "aborted", "reason": "sender gone"}, FallbackReason.LANDING_ABORTED),
+        ({"state": "consumed"}, FallbackReason.LANDING_ABORTED),
+        ({}, FallbackReason.LANDING_ABORTED),
+    ],
+)
+def test_only_landed_bytes_are_a_landing(record: dict[str, Any], reason: FallbackReason) -> None:
+    """Everything else falls back."""
+    assert check_landed({"state": "landed", "bytes_landed": 7}) == 7
+    with pytest.raises(OffloadFailed) as caught:
+        check_landed(record)
+    assert caught.value.reason is reason
+
+
+def test_an_engine_is_down_when_refused_or_silent_thrice() -> None:
+    """A busy engine may answer late."""
+    instance = Instance("a-0", "a", "pd", "", "", PrefixRecord(1, has_recurrent_state=False))
+    instance.engine_answered(True)
+    for _ in range(MAX_SILENT_PROBES - 1):
+        instance.engine_silent(refused=False)
+        assert instance.engine_healthy
+    instance.engine_silent(refused=False)
+    assert not instance.engine_healthy
+    instance.engine_answered(True)
+    instance.engine_silent(refused=True)
+    assert not instance.engine_healthy
+
+
+@pytest.mark.parametrize("health", [{}, {"engines": []}, {"engines": 5}, {"engines": [5]}, {"engines": None}])
+def test_a_node_without_an_engine_is_not_ready(health: dict[str, Any]) -> None:
+    """Whatever it answers."""
+    instance = Instance("a-0", "a", "pd", "", "", PrefixRecord(1, has_recurrent_state=False))
+    instance.node_answered(health)
+    assert not instance.node_ready
+
+
+def test_the_gateways_page_lists_every_reason_route_header_and_stripped_field() -> None:
+    """Documentation is part of the interface."""
+    page = (DOCS / "gateway.md").read_text(encoding="utf-8")
+    routes = ["/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/live", "/ready", "/version", "/metrics",
+              "/prfaas/requests/"]  # fmt: skip
+    headers = ["x-request-id", "x-prfaas-route", "x-prfaas-reason", "x-prfaas-kv-bytes", "x-prfaas-tokens-recomputed"]
+    for word in [*OBSTACLES, *FallbackReason, *RouteReason, *STRIPPED_FIELDS, *headers, *routes]:
+        assert f"`{word}" in page or f" {word}" in page, word

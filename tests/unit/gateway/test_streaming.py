@@ -1,0 +1,109 @@
+"""Events are relayed whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prfaas.gateway import streaming
+from prfaas.gateway.http import Exchange
+from prfaas.gateway.streaming import EventStream, StreamCut, completion_tokens, split_events
+
+
+@pytest.mark.parametrize(
+    ("data", "whole", "held"),
+    [
+        (b"", b"", b""),
+        (b"data: 1\n\n", b"data: 1\n\n", b""),
+        (b"data: 1\n\ndata: 2", b"data: 1\n\n", b"data: 2"),
+        (b"data: 1\n", b"", b"data: 1\n"),
+        (b"data: 1\r\n\r\nda", b"data: 1\r\n\r\n", b"da"),
+        (b"data: 1\r\n\r\n", b"data: 1\r\n\r\n", b""),
+        (b"\n\nx", b"\n\n", b"x"),
+        (b"d", b"", b"d"),
+    ],
+)
+def test_split(data: bytes, whole: bytes, held: bytes) -> None:
+    """At the last event's end."""
+    assert split_events(data) == (whole, held)
+
+
+def test_an_event_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded."""
+    monkeypatch.setattr(streaming, "MAX_HELD_BYTES", 10)
+    with pytest.raises(StreamCut):
+        split_events(b"x" * 11)
+
+
+class Sink:
+    """Collects what an exchange sends; checks that each write ends an event."""
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    async def __call__(self, message: Any) -> None:
+        chunk = message.get("body", b"")
+        assert not chunk or chunk.endswith(b"\n\n"), chunk
+        self.body += chunk
+
+
+async def _chunks(parts: list[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+@given(st.lists(st.text(alphabet='ab:"{}', max_size=12), max_size=12), st.lists(st.integers(0, 200), max_size=20))
+def test_any_cut_of_a_stream_is_relayed_unchanged_in_whole_events(texts: list[str], cuts: list[int]) -> None:
+    """Whole, byte by byte, or anything between."""
+    data = "".join(f"data: {text}\n\n" for text in texts).encode() + b"data: [DONE]\n\n"
+    edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    parts = [data[a:b] for a, b in pairwise(edges)]
+
+    async def main() -> None:
+        sink, firsts = Sink(), []
+        stream = EventStream(Exchange(sink), 60.0)
+        await stream.relay(_chunks(parts), lambda: firsts.append(1))
+        assert sink.body == data
+        assert firsts == [1]
+
+    asyncio.run(main())
+
+
+def test_an_engines_own_comments_are_not_its_first_token() -> None:
+    """TTFT is about events."""
+
+    async def main() -> None:
+        order: list[str] = []
+        stream = EventStream(Exchange(Sink()), 60.0)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b": keep-alive\n\n"
+            order.append("comment")
+            yield b"data: 1\n\ndata: [DONE]\n\n"
+
+        await stream.relay(chunks(), lambda: order.append("first"))
+        assert order == ["comment", "first"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [
+        (b'data: {"choices":[],"usage":{"completion_tokens":7}}\n\ndata: [DONE]\n\n', 7),
+        (b'{"usage":{"completion_tokens":3}}', 3),
+        (b'data: {"usage":null}\n\ndata: [DONE]\n\n', None),
+        (b'oken":1,"usage":{"completion_tokens":7}}\n\n', None),
+        (b"data: [DONE]\n\n", None),
+        (b'data: ["usage"]\n\n', None),
+    ],
+)
+def test_usage_is_read_from_the_end(tail: bytes, expected: int | None) -> None:
+    """None when it is not there or cut."""
+    assert completion_tokens(tail) == expected
