@@ -1,4 +1,4 @@
-"""A fake engine as cheap as Python allows: `EVENTS` server-sent events per request. `python -m … PORT`."""
+"""A fake engine as cheap as Python allows: `EVENTS` server-sent events per request. `python -m … PORT GAP_S`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 import uvicorn
 
 EVENTS: Final = 64
+GAP_S: Final = float(sys.argv[2]) if len(sys.argv) == 3 else 0.0
 _CHUNK: Final = (
     b'data: {"id":"cmpl-0","object":"text_completion","created":0,"model":"tiny","choices":[{"index":0,"text":" token",'
     b'"logprobs":null,"finish_reason":null}],"usage":null}\n\n'
@@ -31,7 +32,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     for _ in range(EVENTS):
         await send({"type": "http.response.body", "body": _CHUNK, "more_body": True})
         # As an engine does: each token is an event of its own, and other requests get their turn in between.
-        await asyncio.sleep(0)
+        await asyncio.sleep(GAP_S)
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
 

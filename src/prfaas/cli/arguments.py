@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import re
+
 from prfaas.core.errors import PrfaasError
 from prfaas.deployment.units import parse_bytes
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+#: sizeof(sockaddr_un.sun_path) less the final zero.
+MAX_SOCKET_PATH_BYTES = 107
 
 
 class BadArgument(PrfaasError):
     """A value cannot be used; the text names the option and shows how to write it."""
 
 
+def node_name(option: str, text: str) -> str:
+    """`pd-east-0`: part of file names, so nothing but small letters, digits and dashes."""
+    if not _NAME.fullmatch(text):
+        raise BadArgument(f"{option}: {text!r} is not a node's name; use a-z, 0-9 and -, for example pd-east-0")
+    return text
+
+
+def socket_path(option: str, text: str) -> str:
+    """A path that fits a Unix socket address."""
+    if not 0 < len(text.encode()) <= MAX_SOCKET_PATH_BYTES:
+        raise BadArgument(
+            f"{option}: a Unix socket's path has 1 to {MAX_SOCKET_PATH_BYTES} bytes; choose a shorter one"
+        )
+    return text
+
+
 def host_port(option: str, text: str) -> tuple[str, int]:
     """`127.0.0.1:8300` or `[::1]:8300`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 <= int(port[:6]) <= 65535:
         raise BadArgument(f"{option}: {text!r} is not HOST:PORT; write for example 127.0.0.1:8300")
     return host.strip("[]"), int(port)
 
@@ -36,5 +58,6 @@ def peers(texts: list[str]) -> dict[str, tuple[str, int]]:
         name, equals, address = text.partition("=")
         if not equals or not name:
             raise BadArgument(f"--peer: {text!r} is not NAME=HOST:PORT; write for example pd-east-0=10.0.0.7:8300")
-        parsed[name] = host_port("--peer", address)
+        if parsed.setdefault(node_name("--peer", name), host_port("--peer", address)) != host_port("--peer", address):
+            raise BadArgument(f"--peer: {name} is given twice with different addresses")
     return parsed

@@ -1,28 +1,31 @@
-"""`prfaas demo`: two datacenters on this machine, real requests, how each was served, and the proof that it is right."""
+"""`prfaas demo`: two datacenters on this machine, real requests, how each was served, and the proof of it."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from rich.console import Console
 
-from prfaas.cli.demo_requests import Client, prove, requests_table, send_all
+from prfaas.cli.demo_requests import Client, DemoFailed, prove, requests_table, send_all
 from prfaas.core.errors import PrfaasError
+from prfaas.deploy.addresses import make_socket_directory
 from prfaas.deploy.plan import plan_processes
-from prfaas.deploy.supervisor import Supervisor
+from prfaas.deploy.supervisor import Supervisor, describe_end
 from prfaas.deploy.up import start_all, stop_on_sigterm
-from prfaas.deployment.load import load_deployment
+from prfaas.deployment.load import load_deployment, resolve_model_dir
 
 MODEL_NAME = "tiny-hybrid"
 THRESHOLD_TOKENS = 512
+#: Around the prefill chunk of 512 tokens, and near the longest that the model takes.
+PROOF_LENGTHS = (513, 600, 1025, 1900)
 
 DEPLOYMENT = """\
 # Written by `prfaas demo`. Ports were free when it was written.
@@ -32,17 +35,16 @@ clusters:
     role: prfaas
     endpoints:
       - {{engine: "http://127.0.0.1:{0}", kvnode: "http://127.0.0.1:{1}", lanes: "127.0.0.1:{2}"}}
-    engine: &engine
-      args: [--dtype, bfloat16, --enforce-eager, --max-num-seqs, "8", --kv-cache-memory-bytes, "134217728",
-             --max-num-batched-tokens, "512"]
+    engine:
+      args: &args [--dtype, bfloat16, --enforce-eager, --max-num-seqs, "8", --max-num-batched-tokens, "512",
+                   --kv-cache-memory-bytes, "134217728"]
       env: {{VLLM_CPU_OMP_THREADS_BIND: "{west}"}}
   pd-east:
     role: pd
     endpoints:
       - {{engine: "http://127.0.0.1:{3}", kvnode: "http://127.0.0.1:{4}", lanes: "127.0.0.1:{5}"}}
     engine:
-      args: [--dtype, bfloat16, --enforce-eager, --max-num-seqs, "8", --kv-cache-memory-bytes, "134217728",
-             --max-num-batched-tokens, "512"]
+      args: *args
       env: {{VLLM_CPU_OMP_THREADS_BIND: "{east}"}}
 links:
   - {{from: prfaas-west, to: pd-east}}
@@ -52,43 +54,46 @@ gateway: {{port: {6}}}
 """
 
 
-class DemoFailed(PrfaasError):
-    """The demo did not show what it must; the text is one clear sentence."""
-
-
 def run(directory: Path) -> int:
-    """Returns 0 only if every request was served as it must be and every answer was proven; 130 on Ctrl-C."""
+    """Returns 0 only if every request was served as it must be and every answer was proven; 130 on Ctrl-C; otherwise 1
+    after one sentence that says what failed and where the logs are."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     stop_on_sigterm()
     started_s = time.monotonic()
     try:
         _demo(directory, console)
     except KeyboardInterrupt:
-        console.print("interrupted; every process was stopped")
+        console.print("interrupted; every process is stopped")
         return 130
-    except PrfaasError as error:
-        Console(stderr=True).print(f"demo failed: {error}", style="red", markup=False, highlight=False)
+    except (PrfaasError, OSError) as error:
+        text = f"demo failed: {error}\nlogs are in {directory / 'logs'}/"
+        Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
-    console.print(f"[green]done[/green] in {time.monotonic() - started_s:.0f} s; files are in {directory}/", highlight=False)
+    console.print(f"[green]done[/] in {time.monotonic() - started_s:.0f} s; files are in {directory}/", highlight=False)
     return 0
 
 
 def _demo(directory: Path, console: Console) -> None:
     if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("openai") is None:
         raise DemoFailed("vLLM and the openai client are needed here; run 'make demo', which installs them")
-    console.print("[bold]1/4[/bold] making a tiny hybrid model (Qwen3-Next: 6 linear-attention and 2 full-attention layers)")
+    console.print("[bold]1/4[/] a tiny hybrid model with random weights (Qwen3-Next: linear and full attention)")
     directory.mkdir(parents=True, exist_ok=True)
     _make_model(directory / "models")
     file = directory / "deployment.yaml"
     file.write_text(_deployment_text(), encoding="utf-8")
     deployment = load_deployment(file)
-    sockets = Path(tempfile.mkdtemp(prefix="prfaas-"))
+    sockets = make_socket_directory()
     try:
         with Supervisor(directory / "logs") as supervisor:
-            console.print("[bold]2/4[/bold] two datacenters, a vLLM and a KV node in each, and a gateway (half a minute)")
-            specs = plan_processes(deployment, file.resolve(), (directory / "models/qwen3-next").resolve(), sockets)
+            console.print("[bold]2/4[/] two datacenters, a vLLM and a KV node in each, and a gateway (half a minute)")
+            specs = plan_processes(deployment, file.resolve(), resolve_model_dir(deployment, file), sockets)
             start_all(supervisor, specs, console)
-            _show(deployment.gateway.port, deployment.clusters["pd-east"].endpoints[0].engine, console)
+            try:
+                _show(deployment.gateway.port, deployment.clusters["pd-east"].endpoints[0].engine, console)
+            except DemoFailed as error:
+                # A process that died explains more than the request that noticed.
+                causes = [describe_end(running) for running in supervisor.newly_ended()]
+                raise DemoFailed("\n".join([str(error), *causes])) from error
             console.print("stopping every process")
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
@@ -97,15 +102,18 @@ def _demo(directory: Path, console: Console) -> None:
 def _show(port: int, decode_url: str, console: Console) -> None:
     gateway = Client(f"http://127.0.0.1:{port}", MODEL_NAME)
     local = Client(decode_url, MODEL_NAME)
-    console.print(f"[bold]3/4[/bold] requests through the openai client; over {THRESHOLD_TOKENS} uncached tokens go west")
+    console.print(
+        f"[bold]3/4[/] requests through the openai client; over {THRESHOLD_TOKENS} uncached tokens go west",
+        highlight=False,
+    )
     served = send_all(gateway, console)
     console.print(requests_table(served))
     for item in served:
         problem = item.problem(THRESHOLD_TOKENS)
         if problem is not None:
-            raise DemoFailed(f"request {item.title!r} {problem}; see the gateway's log")
-    console.print("[bold]4/4[/bold] the same prompts, prefilled here and prefilled there: tokens and log-probabilities")
-    for line, good in prove(gateway, local, (513, 600, 1025, 1900)):
+            raise DemoFailed(f"request {item.title!r} {problem}")
+    console.print("[bold]4/4[/] the same prompts, prefilled here and prefilled there: tokens and log-probabilities")
+    for line, good in prove(gateway, local, PROOF_LENGTHS):
         console.print(f"  {line}", highlight=False)
         if not good:
             raise DemoFailed(f"an offloaded answer differs from the local one: {line}")
@@ -125,8 +133,6 @@ def _make_model(directory: Path) -> None:
 
 
 def _deployment_text() -> str:
-    import os
-
     cores = sorted(os.sched_getaffinity(0))
     holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(7)]
     ports = [holder.getsockname()[1] for holder in holders]

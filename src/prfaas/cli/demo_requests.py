@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import random
 import secrets
@@ -15,9 +17,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prfaas.core.errors import PrfaasError
+
 MAX_TOKENS = 16
 #: Stories are complete a moment after the last byte; a missing one is a defect, not a reason to wait long.
 STORY_TIMEOUT_S = 10.0
+
+
+class DemoFailed(PrfaasError):
+    """The demo did not show what it must; the text is one clear sentence."""
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Turn whatever a client may raise into one sentence that begins with `what`."""
+    import openai
+
+    try:
+        yield
+    except (openai.OpenAIError, OSError, http.client.HTTPException, LookupError, ValueError) as error:
+        raise DemoFailed(f"{what} failed: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +51,27 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A request that was answered, and the gateway's story of it."""
+    """A request that was answered: the gateway's story of it, and what the client saw."""
 
     title: str
     story: dict[str, Any]
-    text_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_s: float
 
     def problem(self, threshold_tokens: int) -> str | None:
         """What is wrong with how it was served, or None."""
         story = self.story
+        route = story.get("route")
         offload = (story.get("uncached_tokens") or 0) > threshold_tokens
-        if offload and story.get("route") != "remote":
-            return f"was served {story.get('route')} ({story.get('reason')}, {story.get('fallback_reason')}), not remote"
+        if offload and route != "remote":
+            return f"was served {route} ({story.get('fallback_reason') or story.get('reason')}), not remote"
         if offload and (not story.get("kv_bytes_moved") or story.get("tokens_recomputed") != 1):
             moved, again = story.get("kv_bytes_moved"), story.get("tokens_recomputed")
             return f"moved {moved} bytes of KV and recomputed {again} tokens"
-        if not offload and story.get("route") != "local":
-            return f"was served {story.get('route')}, not local"
-        return None if self.text_tokens else "got an empty answer"
+        if not offload and route != "local":
+            return f"was served {route}, not local"
+        return None if self.completion_tokens else "got an empty answer"
 
 
 CASES = (
@@ -76,10 +98,12 @@ class Client:
 
     def send(self, case: Case, text: str) -> Served:
         """One request as a user would send it."""
-        common: dict[str, Any] = {"model": self.model, "max_tokens": MAX_TOKENS, "temperature": 0.0, "stream": case.stream}
+        common: dict[str, Any] = {"model": self.model, "max_tokens": MAX_TOKENS, "temperature": 0.0}
+        common["stream"] = case.stream
         common["extra_body"] = {"ignore_eos": True}
         if case.stream:
             common["stream_options"] = {"include_usage": True}
+        started_s = time.monotonic()
         if case.kind == "chat":
             messages: Any = [{"role": "user", "content": text}]
             raw: Any = self.api.chat.completions.with_raw_response.create(messages=messages, **common)
@@ -87,13 +111,16 @@ class Client:
             raw = self.api.completions.with_raw_response.create(prompt=text, **common)
         answer = raw.parse()
         usage = answer.usage if not case.stream else [chunk.usage for chunk in answer if chunk.usage][-1]
-        return Served(case.title, self.story(raw.headers["x-request-id"]), usage.completion_tokens)
+        total_s = time.monotonic() - started_s
+        story = self.story(raw.headers["x-request-id"])
+        return Served(case.title, story, usage.prompt_tokens, usage.completion_tokens, total_s)
 
     def story(self, request_id: str) -> dict[str, Any]:
         """The gateway's story of a request, complete. Raises TimeoutError."""
         deadline = time.monotonic() + STORY_TIMEOUT_S
         while time.monotonic() < deadline:
-            with urllib.request.urlopen(f"{self.base_url}/prfaas/requests/{request_id}", timeout=5) as response:
+            url = f"{self.base_url}/prfaas/requests/{request_id}"
+            with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310  our own gateway
                 story: dict[str, Any] = json.loads(response.read())
             if story.get("closed"):
                 return story
@@ -116,22 +143,30 @@ class Client:
 
 def prompt_of(num_bytes: int, seed: int) -> str:
     """Text of exactly so many bytes, different for every seed from its first byte on."""
-    rng = random.Random(seed)
-    words = "".join(rng.choice(["prefill ", "decode ", "cache ", "link ", "token ", "block "]) for _ in range(num_bytes // 4 + 2))
-    return f"{seed:x} {words}"[:num_bytes]
+    words = random.Random(seed).choices(["prefill", "decode", "cache", "link", "token", "block"], k=num_bytes)
+    return f"{seed:x} {' '.join(words)}"[:num_bytes]
 
 
 def send_all(gateway: Client, console: Console) -> list[Served]:
-    """Every case, some of them at once."""
+    """Every case, some of them at once. Raises DemoFailed."""
+    total = len(CASES) + len(TOGETHER)
     served: list[Served] = []
-    for number, case in enumerate(CASES):
-        served.append(gateway.send(case, prompt_of(case.num_bytes, secrets.randbits(32))))
-        console.print(f"  {number + 1}/{len(CASES) + len(TOGETHER)} {case.title}", highlight=False)
-    with ThreadPoolExecutor(len(TOGETHER)) as pool:
-        answers = pool.map(lambda case: gateway.send(case, prompt_of(case.num_bytes, secrets.randbits(32))), TOGETHER)
-        served.extend(answers)
-    console.print(f"  {len(CASES) + len(TOGETHER)}/{len(CASES) + len(TOGETHER)} the last four at once", highlight=False)
+    for number, case in enumerate(CASES, start=1):
+        served.append(_send(gateway, case))
+        console.print(f"  {number}/{total} {case.title}", highlight=False)
+    pool = ThreadPoolExecutor(len(TOGETHER))
+    try:
+        served.extend(pool.map(lambda case: _send(gateway, case), TOGETHER))
+    finally:
+        # On Ctrl-C nobody waits for answers: they end when the processes are stopped.
+        pool.shutdown(wait=False, cancel_futures=True)
+    console.print(f"  {total}/{total} the last {len(TOGETHER)} at once", highlight=False)
     return served
+
+
+def _send(gateway: Client, case: Case) -> Served:
+    with telling(f"request {case.title!r}"):
+        return gateway.send(case, prompt_of(case.num_bytes, secrets.randbits(32)))
 
 
 def requests_table(served: list[Served]) -> Table:
@@ -149,11 +184,11 @@ def requests_table(served: list[Served]) -> Table:
             item.title,
             str(story.get("route")),
             str(story.get("fallback_reason") or story.get("reason")).replace("_", " "),
-            str(story.get("prompt_tokens")),
+            str(item.prompt_tokens),
             f"{(story.get('kv_bytes_moved') or 0) / 1024:.0f} KiB" if remote else "-",
             str(story.get("tokens_recomputed")) if remote else "-",
             f"{(story.get('ttft_s') or 0) * 1000:.0f} ms",
-            f"{(story.get('total_s') or 0) * 1000:.0f} ms",
+            f"{item.total_s * 1000:.0f} ms",
             style="cyan" if remote else None,
         )
     return table
@@ -167,12 +202,12 @@ def prove(gateway: Client, local: Client, lengths: tuple[int, ...]) -> Iterator[
     token is the local run's own first one: then both run the very same kernels on the very same numbers.
     """
     for length in lengths:
-        rng = random.Random(length)
-        prompt = [rng.randrange(256) for _ in range(length - 1)]
-        tokens, logprobs, _ = local.tokens(prompt, 13)
-        # The salt keeps the decode engine's prefix cache out of it: everything must come over the wire.
-        got, got_logprobs, request_id = gateway.tokens([*prompt, tokens[0]], 12, cache_salt=secrets.token_hex(8))
-        story = gateway.story(str(request_id))
+        prompt = random.Random(length).choices(range(256), k=length - 1)
+        with telling(f"the proof at {length} tokens"):
+            tokens, logprobs, _ = local.tokens(prompt, 13)
+            # The salt keeps the decode engine's prefix cache out of it: everything must come over the wire.
+            got, got_logprobs, request_id = gateway.tokens([*prompt, tokens[0]], 12, cache_salt=secrets.token_hex(8))
+            story = gateway.story(str(request_id))
         distance = max(abs(a - b) for a, b in zip(logprobs[1:], got_logprobs, strict=True))
         equal = got == tokens[1:] and distance == 0.0
         moved = story.get("route") == "remote" and story.get("tokens_loaded") == length - 1

@@ -41,7 +41,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Serve large language models across datacenters."""
 
@@ -77,12 +79,13 @@ def kvnode(
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
     """Run one KV node: the arena and the lanes of one engine host."""
-    from prfaas.cli.arguments import BadArgument, host_port, peers, size
+    from prfaas.cli.arguments import BadArgument, host_port, node_name, peers, size, socket_path
     from prfaas.kvnode.config import KVNodeConfig
 
     try:
         config = KVNodeConfig(
-            name, *host_port("--http", http), *host_port("--lanes", lanes), socket, size("--arena", arena, 1 << 16),
+            node_name("--name", name), *host_port("--http", http), *host_port("--lanes", lanes),
+            socket_path("--socket", socket), size("--arena", arena, 1 << 16),
             peers(peer or []), num_lanes, size("--chunk", chunk, 4096, 1 << 26), hash_algorithm, hash_seed,
         )  # fmt: skip
         _log(log_level)
@@ -97,11 +100,15 @@ def kvnode(
 def up(
     file: File,
     logs: Annotated[Path, typer.Option(help="Folder for one log per process.")] = Path("prfaas-logs"),
+    sockets: Annotated[
+        Path | None, typer.Option(help="Folder for the nodes' Unix sockets (NAME.sock); temporary if not given.")
+    ] = None,
+    with_gateway: Annotated[bool, typer.Option("--gateway/--no-gateway", help="Start the gateway too.")] = True,
 ) -> None:
     """Start every process that a deployment file describes on this machine; Ctrl-C stops them all."""
     from prfaas.deploy.up import run
 
-    raise typer.Exit(run(file, logs))
+    raise typer.Exit(run(file, logs, sockets=sockets, with_gateway=with_gateway))
 
 
 @app.command()

@@ -3,19 +3,22 @@
 Laws of this file:
 - A child that dies is reported, never restarted in silence.
 - Children run in groups of their own and are ended by group: vLLM has children too.
-- A child whose supervisor is killed dies with it (PR_SET_PDEATHSIG), so nothing is left behind.
+- Nothing outlives the supervisor: an ordinary end stops the groups in order; a second Ctrl-C kills them at once; if the
+  supervisor itself is killed, the kernel kills its children (PR_SET_PDEATHSIG) and the guard kills their groups.
+- PR_SET_PDEATHSIG means the *thread* that started a child: start from one that lives as long as the supervisor.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +29,10 @@ from prfaas.core.errors import PrfaasError
 from prfaas.deploy.plan import ProcessSpec
 
 _PR_SET_PDEATHSIG = 1
-#: How long a group may take to end after each signal.
+# Loaded here because a child between fork and exec must not import or load anything.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+#: How long groups may take to end after each signal. A vLLM with requests in flight needs a few seconds.
 GRACE_S = 8.0
 POLL_S = 0.2
 LAST_LINES = 15
@@ -42,13 +48,19 @@ class NotHealthy(PrfaasError):
 
 @dataclass(eq=False)
 class Running:
-    """One started process. `ended_told` avoids reporting its end twice."""
+    """One started process and the group that it leads.
+
+    `ended_told` keeps its end from being reported twice; `gone` is set once nothing of its group is left, because from
+    then on its number may belong to somebody else.
+    """
 
     spec: ProcessSpec
     popen: subprocess.Popen[bytes]
     log: Path
     healthy: bool = False
+    was_healthy: bool = False
     ended_told: bool = False
+    gone: bool = False
 
     @property
     def pid(self) -> int:
@@ -67,11 +79,13 @@ class Running:
 
 
 class Supervisor:
-    """Owns a set of processes for as long as its `with` block runs."""
+    """Owns a set of processes for as long as its `with` block runs. Standard output and error of each go to
+    `logs/NAME.log`."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.processes: dict[str, Running] = {}
+        self._guard: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Supervisor:
         return self
@@ -80,9 +94,16 @@ class Supervisor:
         self.stop()
 
     def start(self, specs: list[ProcessSpec]) -> None:
-        """Start processes in order, without waiting for their health."""
+        """Start processes in order, without waiting for their health. What an ended process of the same name left in
+        its group is killed first. Raises OSError if one cannot be started."""
         self.logs.mkdir(parents=True, exist_ok=True)
+        if self._guard is None:
+            argv = [sys.executable, "-m", "prfaas.deploy.guard"]
+            self._guard = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, bufsize=1, start_new_session=True
+            )
         for spec in specs:
+            self._clear_name(spec.name)
             log = self.logs / f"{spec.name}.log"
             with log.open("wb") as stream:
                 popen = subprocess.Popen(
@@ -95,6 +116,7 @@ class Supervisor:
                     preexec_fn=_die_with_parent,
                 )
             self.processes[spec.name] = Running(spec, popen, log)
+            self._tell_guard(f"+{popen.pid}\n")
 
     def wait_healthy(
         self, timeout_s: float, names: list[str] | None = None, on_tick: Callable[[Supervisor], None] | None = None
@@ -112,13 +134,15 @@ class Supervisor:
                 return
             if time.monotonic() > deadline:
                 late = next(running for running in wanted if not running.healthy)
-                raise NotHealthy(f"{late.spec.name} is not healthy after {timeout_s:g} s; its log is {late.log}")
+                text = f"{late.spec.name} is not healthy after {timeout_s:g} s; the end of {late.log}:"
+                raise NotHealthy(f"{text}\n{late.last_lines()}")
             time.sleep(POLL_S)
 
     def probe(self, wanted: list[Running] | None = None) -> None:
         """Ask every process for its health once."""
         for running in wanted or list(self.processes.values()):
             running.healthy = running.is_alive and is_healthy(running.spec)
+            running.was_healthy = running.was_healthy or running.healthy
 
     def newly_ended(self) -> list[Running]:
         """Processes that ended since the last call."""
@@ -129,18 +153,64 @@ class Supervisor:
         return ended
 
     def stop(self) -> None:
-        """End every group: SIGINT, then SIGTERM, then SIGKILL. Safe to call again."""
-        running = list(self.processes.values())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            alive = [process for process in running if _group_alive(process.pid)]
-            for process in alive:
+        """End every group: SIGINT, then SIGTERM, then SIGKILL. A Ctrl-C meanwhile goes straight to SIGKILL. Safe to
+        call again."""
+        try:
+            if self._signal_all(signal.SIGINT):
+                self._signal_all(signal.SIGTERM)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._signal_all(signal.SIGKILL)
+            self.processes.clear()
+            self._dismiss_guard()
+
+    def _clear_name(self, name: str) -> None:
+        before = self.processes.get(name)
+        if before is None:
+            return
+        assert not before.is_alive, f"{name} is running already"
+        if self._group_alive(before):
+            os.killpg(before.pid, signal.SIGKILL)
+
+    def _signal_all(self, number: signal.Signals) -> bool:
+        """Send a signal to every group and give them GRACE_S; True if one is left."""
+        for running in self.processes.values():
+            if self._group_alive(running):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, number)
-            _wait_groups(running, GRACE_S)
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.popen.wait(1.0)
-        self.processes.clear()
+                    os.killpg(running.pid, number)
+        deadline = time.monotonic() + GRACE_S
+        while any(self._group_alive(running) for running in self.processes.values()):
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _group_alive(self, running: Running) -> bool:
+        if running.gone:
+            return False
+        running.popen.poll()  # a leader that was not reaped keeps its group
+        try:
+            os.killpg(running.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            running.gone = True
+            self._tell_guard(f"-{running.pid}\n")
+            return False
+        return True
+
+    def _tell_guard(self, line: str) -> None:
+        assert self._guard is not None
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self._guard.stdin.write(line)
+
+    def _dismiss_guard(self) -> None:
+        if self._guard is None or self._guard.stdin is None:
+            return
+        with contextlib.suppress(OSError):
+            self._guard.stdin.close()
+        self._guard.wait()
+        self._guard = None
 
 
 def describe_end(running: Running) -> str:
@@ -153,35 +223,17 @@ def describe_end(running: Running) -> str:
 def is_healthy(spec: ProcessSpec, timeout_s: float = 2.0) -> bool:
     """Does the process answer 200? A node that waits for its engine is healthy when the engine has registered."""
     try:
-        with urllib.request.urlopen(spec.health_url, timeout=timeout_s) as response:
+        with urllib.request.urlopen(spec.health_url, timeout=timeout_s) as response:  # noqa: S310  the plan's own http URL
             body = response.read()
-    except (OSError, urllib.error.URLError, ValueError):
+    except (OSError, http.client.HTTPException, ValueError):
         return False
     if not spec.needs_engine:
         return True
     try:
         return bool(json.loads(body).get("engines"))
-    except ValueError:
+    except (ValueError, AttributeError):
         return False
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-def _wait_groups(running: list[Running], grace_s: float) -> None:
-    deadline = time.monotonic() + grace_s
-    while time.monotonic() < deadline:
-        for process in running:
-            process.popen.poll()  # reap, so that an ended leader does not keep its group
-        if not any(_group_alive(process.pid) for process in running):
-            return
-        time.sleep(0.05)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import signal
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.table import Table
+from rich.live import Live
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deploy.plan import ProcessSpec, plan_processes
+from prfaas.deploy.addresses import is_here, make_socket_directory, refuse_taken
+from prfaas.deploy.plan import PlanError, ProcessSpec, plan_processes
+from prfaas.deploy.status import Changes, health_table
 from prfaas.deploy.supervisor import Supervisor, describe_end
-from prfaas.deployment.load import load_deployment, resolve_model_dir
+from prfaas.deployment.load import DeploymentError, load_deployment, resolve_model_dir
 
 #: vLLM compiles and loads for minutes on a small machine; real models take longer still.
 START_TIMEOUT_S = 1800.0
+PROBE_INTERVAL_S = 1.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,70 +39,75 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, raise_stopped)
 
 
-def health_table(supervisor: Supervisor) -> Table:
-    """One row per process."""
-    table = Table(title="PrfaaS processes", title_justify="left")
-    for column in ("process", "pid", "health", "address"):
-        table.add_column(column, no_wrap=True)
-    for name, running in supervisor.processes.items():
-        state = "healthy" if running.healthy else "starting" if running.is_alive else f"ended ({running.popen.returncode})"
-        address = running.spec.health_url.removesuffix("/health")
-        table.add_row(name, str(running.pid), state, address)
-    return table
-
-
-class Progress:
-    """Prints each change of health once: a terminal and a log file can both show it."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._started_s = time.monotonic()
-        self._told: set[str] = set()
-
-    def tick(self, supervisor: Supervisor) -> None:
-        """Called while waiting."""
-        for name, running in supervisor.processes.items():
-            if running.healthy and name not in self._told:
-                self._told.add(name)
-                self._console.print(f"  {name} is up after {time.monotonic() - self._started_s:.0f} s", highlight=False)
-
-
-def start_all(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> None:
-    """Start everything and wait for health. Raises ProcessDied or NotHealthy."""
+def start_all(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> Changes:
+    """Start everything and wait for health; returns what was told. Raises PlanError, ProcessDied or NotHealthy."""
+    refuse_taken(specs)
     console.print(f"starting {len(specs)} processes; logs are in {supervisor.logs}", highlight=False)
     supervisor.start(specs)
-    supervisor.wait_healthy(START_TIMEOUT_S, on_tick=Progress(console).tick)
+    changes = Changes(console)
+    supervisor.wait_healthy(START_TIMEOUT_S, on_tick=changes.tick)
+    return changes
 
 
-def run(file: Path, logs: Path) -> int:
-    """Returns 0 after Ctrl-C or SIGTERM, 1 if a process ended on its own, 2 for a bad file."""
+def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bool = True) -> int:
+    """Start what `file` describes on this machine and stay. Unix sockets go to `sockets`, so that engines which run
+    already find them, or else to a new temporary directory. Returns 0 after SIGTERM, 130 after Ctrl-C, 1 if something
+    could not start or everything ended on its own, 2 if the file cannot be used."""
     console = Console(file=sys.stderr)
     stop_on_sigterm()
-    sockets = Path(tempfile.mkdtemp(prefix="prfaas-"))
+    temporary = make_socket_directory()
     try:
         deployment = load_deployment(file)
-        specs = plan_processes(deployment, file.resolve(), resolve_model_dir(deployment, file), sockets)
+        model_dir = resolve_model_dir(deployment, file)
+        directory = temporary if sockets is None else sockets.resolve()
+        specs = plan_processes(
+            deployment, file.resolve(), model_dir, directory, is_here=is_here, with_gateway=with_gateway
+        )
+        _refuse_without_vllm(specs)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Supervisor(logs) as supervisor:
             return _serve(supervisor, specs, console)
+    except Stopped:
+        return _stopped(console, 0)
     except KeyboardInterrupt:
-        console.print("stopped")
-        return 0
-    except PrfaasError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1 if not type(error).__name__.startswith("Deployment") else 2
+        return _stopped(console, 130)
+    except (PrfaasError, OSError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2 if isinstance(error, (DeploymentError, PlanError)) else 1
     finally:
-        shutil.rmtree(sockets, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _stopped(console: Console, status: int) -> int:
+    console.print("every process is stopped")
+    return status
+
+
+def _refuse_without_vllm(specs: list[ProcessSpec]) -> None:
+    if any(spec.name.startswith("engine-") for spec in specs) and importlib.util.find_spec("vllm") is None:
+        text = "vLLM is not installed in this Python, and the file has `engine:` sections"
+        raise PlanError(f"{text}; install vLLM here, or remove them and start the engines yourself")
 
 
 def _serve(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> int:
-    start_all(supervisor, specs, console)
+    changes = start_all(supervisor, specs, console)
+    if specs[-1].name == "gateway":
+        url = specs[-1].health_url.removesuffix("/health")
+        console.print(f"ready: {url}/v1 (Ctrl-C stops everything)", highlight=False)
+    if console.is_terminal:
+        with Live(health_table(supervisor), console=console, auto_refresh=False) as live:
+            return _watch(supervisor, console, lambda: live.update(health_table(supervisor), refresh=True))
     console.print(health_table(supervisor))
-    console.print(f"ready: {specs[-1].health_url.removesuffix('/health')}/v1 (Ctrl-C stops everything)", highlight=False)
-    status = 0
+    return _watch(supervisor, console, lambda: changes.tick(supervisor))
+
+
+def _watch(supervisor: Supervisor, console: Console, show: Callable[[], None]) -> int:
     while any(running.is_alive for running in supervisor.processes.values()):
         for running in supervisor.newly_ended():
-            status = 1
-            console.print(describe_end(running), style="red", markup=False, highlight=False)
+            console.print(describe_end(running), style="red", markup=False, highlight=False, soft_wrap=True)
             console.print("it is not restarted; requests use what is left", style="red")
-        time.sleep(0.5)
-    return status
+        supervisor.probe()
+        show()
+        time.sleep(PROBE_INTERVAL_S)
+    console.print("every process has ended on its own", style="red")
+    return 1

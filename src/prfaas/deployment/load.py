@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +17,9 @@ from prfaas.deployment.model import Deployment
 
 #: A deployment of hundreds of clusters is under 100 KiB; more is the wrong file.
 MAX_FILE_BYTES: Final = 4 << 20
+
+#: Aliases can make a short file mean a huge one; no honest deployment comes near this many values.
+MAX_VALUES: Final = 200_000
 
 FieldPath = tuple[str | int, ...]
 
@@ -56,7 +61,7 @@ def load_deployment(path: Path | str) -> Deployment:
 
 
 def resolve_model_dir(deployment: Deployment, path: Path | str) -> Path:
-    """The model's directory; a relative one starts at the deployment file. Raises DeploymentError if it is not there."""
+    """The model's directory; a relative one starts at the deployment file. Raises DeploymentError if there is none."""
     directory = (Path(path).resolve().parent / deployment.model.path).resolve()
     if not (directory / "config.json").is_file():
         raise DeploymentError(f"{path}: model.path: {directory} has no config.json; give the model's directory")
@@ -77,7 +82,7 @@ def _parse(path: Path) -> Document:
         loader = yaml.SafeLoader(text)
         try:
             root = loader.get_single_node()
-            values = None if root is None else _values(loader, path, root, (), lines)
+            values = None if root is None else _Reader(loader, path, lines).values(root, ())
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -89,23 +94,47 @@ def _parse(path: Path) -> Document:
     return Document(path, values, lines)
 
 
-def _values(loader: yaml.SafeLoader, path: Path, node: yaml.Node, field: FieldPath, lines: dict[FieldPath, int]) -> Any:
-    line = node.start_mark.line + 1
-    lines.setdefault(field, line)
-    if isinstance(node, yaml.SequenceNode):
-        return [_values(loader, path, item, (*field, index), lines) for index, item in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node, deep=True)
-    values: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise DeploymentError(f"{path}:{key_node.start_mark.line + 1}: a key must be plain text")
-        key = key_node.value
-        if key in values:
-            raise DeploymentError(f"{path}:{key_node.start_mark.line + 1}: {key!r} is given twice; remove one")
-        lines[(*field, key)] = key_node.start_mark.line + 1
-        values[key] = _values(loader, path, value_node, (*field, key), lines)
-    return values
+class _Reader:
+    """Turns YAML nodes into plain values and notes the line of each."""
+
+    def __init__(self, loader: yaml.SafeLoader, path: Path, lines: dict[FieldPath, int]) -> None:
+        self._loader = loader
+        self._path = path
+        self._lines = lines
+        self._num_values = 0
+
+    def values(self, node: yaml.Node, field: FieldPath) -> Any:
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            raise DeploymentError(f"{self._path}: more than {MAX_VALUES} values; is an alias repeated without end?")
+        self._lines.setdefault(field, _line(node))
+        if isinstance(node, yaml.SequenceNode):
+            return [self.values(item, (*field, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, field)
+        try:
+            return self._loader.construct_object(node, deep=True)
+        except yaml.YAMLError:
+            raise
+        except Exception:  # PyYAML raises whatever its conversion did when text does not fit a tag, e.g. `!!bool x`
+            text = f"{node.value!r} does not fit its tag {node.tag.rpartition(':')[2]}"
+            raise DeploymentError(f"{self._path}:{_line(node)}: {text}; leave the tag out") from None
+
+    def _mapping(self, node: yaml.MappingNode, field: FieldPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise DeploymentError(f"{self._path}:{_line(key_node)}: a key must be plain text")
+            key = key_node.value
+            if key in values:
+                raise DeploymentError(f"{self._path}:{_line(key_node)}: {key!r} is given twice; remove one")
+            self._lines[(*field, key)] = _line(key_node)
+            values[key] = self.values(value_node, (*field, key))
+        return values
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
 
 
 def _is_consequence(error: dict[str, Any], found: list[dict[str, Any]]) -> bool:
@@ -150,8 +179,9 @@ def _step(annotation: Any, part: str | int) -> Any:
     if _is_section(annotation):
         fields = {info.alias or name: info.annotation for name, info in annotation.model_fields.items()}
         return _without_none(fields.get(str(part)))
-    arguments = getattr(annotation, "__args__", ())
-    return _without_none(arguments[1] if getattr(annotation, "__origin__", None) is dict else next(iter(arguments), None))
+    arguments: tuple[Any, ...] = getattr(annotation, "__args__", ())
+    is_map = getattr(annotation, "__origin__", None) is dict
+    return _without_none(arguments[1] if is_map else next(iter(arguments), None))
 
 
 def _without_none(annotation: Any) -> Any:
@@ -166,31 +196,58 @@ def _contradictions(deployment: Deployment) -> list[tuple[FieldPath, str]]:
     if deployment.policy.kind == "fixed" and not deployment.clusters_of_role("prfaas"):
         text = "policy.kind: fixed needs a cluster with role: prfaas; add one, or write kind: homogeneous"
         problems.append((("policy",), text))
+    return [*problems, *_bad_links(deployment), *_bad_addresses(deployment)]
+
+
+def _bad_links(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    known: set[tuple[str, str]] = set()
     for index, link in enumerate(deployment.links):
         for end, name, role in (("from", link.from_, "prfaas"), ("to", link.to, "pd")):
             cluster = deployment.clusters.get(name)
             field = f"links.{index}.{end}"
             if cluster is None:
                 text = f"{field}: there is no cluster {name!r}; there are {', '.join(deployment.clusters)}"
+                yield ("links", index, end), text
             elif cluster.role != role:
                 text = f"{field}: cluster {name!r} has role {cluster.role}; a link goes from prfaas to pd"
-            else:
-                continue
-            problems.append((("links", index, end), text))
-    return problems + _shared_addresses(deployment)
+                yield ("links", index, end), text
+        if (link.from_, link.to) in known:
+            yield ("links", index), f"links.{index}: {link.from_} to {link.to} is given twice; remove one"
+        known.add((link.from_, link.to))
+    for name in deployment.clusters_of_role("prfaas"):
+        if deployment.links and name not in {link.from_ for link in deployment.links}:
+            text = f"clusters.{name}: no link starts here, so it would never be used; add one, or remove the cluster"
+            yield ("clusters", name), text
 
 
-def _shared_addresses(deployment: Deployment) -> list[tuple[FieldPath, str]]:
-    problems: list[tuple[FieldPath, str]] = []
-    own = f"{deployment.gateway.host}:{deployment.gateway.port}"
-    taken = {own: "gateway"}
+def _bad_addresses(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    taken = {f"{deployment.gateway.host}:{deployment.gateway.port}": "gateway"}
     for name, cluster in deployment.clusters.items():
         for index, endpoint in enumerate(cluster.endpoints):
             for kind in ("engine", "kvnode", "lanes"):
-                address = getattr(endpoint, kind).split("://")[-1]
-                field = f"clusters.{name}.endpoints.{index}.{kind}"
-                if address in taken:
-                    path: FieldPath = ("clusters", name, "endpoints", index, kind)
-                    problems.append((path, f"{field}: {address} is taken by {taken[address]}; give each its own"))
+                path: FieldPath = ("clusters", name, "endpoints", index, kind)
+                field = ".".join(str(part) for part in path)
+                given = getattr(endpoint, kind)
+                address = given.partition("://")[2] or given
+                problem = _bad_address(given, needs_port=kind != "engine" or cluster.engine is not None)
+                if problem is not None:
+                    yield path, f"{field}: {problem}"
+                elif address in taken:
+                    yield path, f"{field}: {address} is taken by {taken[address]}; give each its own"
                 taken.setdefault(address, field)
-    return problems
+
+
+def _bad_address(given: str, *, needs_port: bool) -> str | None:
+    url = given if "://" in given else f"tcp://{given}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return f"{given!r}: {error}"
+    if port == 0 or not parts.hostname:
+        return f"{given!r} has no host or no usable port; write for example 127.0.0.1:8100"
+    if port is None and needs_port:
+        return f"{given!r} has no port; add one, for example {given}:8100"
+    if parts.path or parts.query or parts.fragment or parts.username:
+        return f"{given!r}: give host and port only, without a path such as /v1"
+    return None

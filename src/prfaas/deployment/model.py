@@ -14,7 +14,9 @@ from prfaas.deployment.units import Bandwidth, ByteSize, Seconds
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 HostPort = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$", description="host:port")]
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s]+[^/\s]$", description="http(s)://host:port, no trailing slash")]
+HttpUrl = Annotated[
+    str, Field(pattern=r"^https?://[^\s]+[^/\s]$", description="http(s)://host:port, no trailing slash")
+]
 
 
 class Strict(BaseModel):
@@ -28,7 +30,9 @@ class ModelSection(Strict):
 
     name: str = Field(min_length=1, max_length=256, description="Name that clients send as `model`.")
     path: str = Field(description="Directory with config.json and tokenizer files; relative to the deployment file.")
-    max_model_tokens: int = Field(gt=0, le=16_777_216, description="Longest prompt plus output, as the engines were started.")
+    max_model_tokens: int = Field(
+        gt=0, le=16_777_216, description="Longest prompt plus output, as the engines were started."
+    )
 
 
 class EngineSection(Strict):
@@ -67,8 +71,12 @@ class Link(Strict):
 class Policy(Strict):
     """When a prompt is prefilled in a PrfaaS cluster."""
 
-    kind: Literal["fixed", "homogeneous"] = Field(default="fixed", description="`fixed`: a fixed threshold. `homogeneous`: never offload.")
-    routing_threshold_tokens: int = Field(default=16_384, ge=0, description="Prompts with more uncached tokens than this are offloaded.")
+    kind: Literal["fixed", "homogeneous"] = Field(
+        default="fixed", description="`fixed`: a fixed threshold. `homogeneous`: never offload."
+    )
+    routing_threshold_tokens: int = Field(
+        default=16_384, ge=0, description="Prompts with more uncached tokens than this are offloaded."
+    )
 
 
 class BlockHash(Strict):
@@ -84,7 +92,9 @@ class Transfer(Strict):
     lanes: int = Field(default=4, ge=1, le=64, description="TCP connections per pair of nodes.")
     chunk: ByteSize = Field(default=1 << 20, ge=4096, le=1 << 26)
     arena: ByteSize = Field(default=1 << 28, ge=1 << 16, description="Shared memory of each KV node.")
-    deadline: Seconds = Field(default=60.0, gt=0, le=3600, description="From reservation to landed; past it the request runs locally.")
+    deadline: Seconds = Field(
+        default=60.0, gt=0, le=3600, description="From reservation to landed; past it the request runs locally."
+    )
     lease: Seconds = Field(default=30.0, gt=0, le=3600, description="How long a landing lives without being renewed.")
     hash: BlockHash = BlockHash()
 
@@ -94,7 +104,9 @@ class Gateway(Strict):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    max_inflight_requests: int = Field(default=1024, ge=1, description="More than this are refused with 429 and Retry-After.")
+    max_inflight_requests: int = Field(
+        default=1024, ge=1, description="More than this are refused with 429 and Retry-After."
+    )
     max_body: ByteSize = Field(default=8 << 20, ge=1024)
     keep_alive: Seconds = Field(default=5.0, gt=0, description="Silence on a stream after which a comment is sent.")
     request_timeout: Seconds = Field(default=1800.0, gt=0, description="Longest life of one request.")

@@ -1,4 +1,4 @@
-"""Quantities as people write them in files: `100Gbps`, `20ms`, `256MiB`. SI inside: bytes, seconds, bytes per second."""
+"""Quantities as people write them in files: `100Gbps`, `20ms`, `256MiB`. Inside: bytes, seconds, bytes per second."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def parse_bandwidth(value: object) -> float:
 
 
 def _schema(description: str, example: str) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}], "description": description, "examples": [example]})
+    return WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "number"}], "description": description, "examples": [example]}
+    )
 
 
 ByteSize = Annotated[int, BeforeValidator(parse_bytes), _schema("A size: bytes, or with a unit.", "256MiB")]

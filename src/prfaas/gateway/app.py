@@ -98,7 +98,7 @@ class GatewayApp:
             headers = forwarded_headers(scope, story.request_id)
             life = Life(self._service, exchange, request, story, headers)
             async with asyncio.timeout(self._service.deployment.gateway.request_timeout):
-                await while_connected(life.run(), receive)
+                await while_connected(life.run(), receive, exchange)
             outcome = "ok" if exchange.status < 400 and story.error is None else _outcome_of(exchange.status)
         except ApiError as error:
             outcome, story.error = _outcome_of(error.status), error.message
@@ -159,8 +159,8 @@ def request_id_of(asked: bytes | None) -> str:
     return _UNSAFE_ID.sub("_", asked[:MAX_REQUEST_ID_CHARS].decode("latin-1"))
 
 
-async def while_connected(work: Awaitable[None], receive: Receive) -> None:
-    """Await `work`, but cancel it when the client disconnects. Raises ClientGone then."""
+async def while_connected(work: Awaitable[None], receive: Receive, exchange: Exchange) -> None:
+    """Await `work`, but cancel it when the client disconnects before its answer is whole. Raises ClientGone then."""
     task = asyncio.current_task()
     assert task is not None
     gone = False
@@ -169,8 +169,10 @@ async def while_connected(work: Awaitable[None], receive: Receive) -> None:
         nonlocal gone
         while (await receive())["type"] != "http.disconnect":
             pass
-        gone = True
-        task.cancel()
+        # Servers also report a disconnect once the answer has gone out; what is done after it shall be done.
+        if not exchange.ended:
+            gone = True
+            task.cancel()
 
     watcher = asyncio.create_task(watch())
     try:

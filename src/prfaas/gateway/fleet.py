@@ -103,7 +103,7 @@ def match_prefix(instance: Instance, chains: dict[int, TokenChain]) -> PrefixMat
     return NO_MATCH if chain is None else instance.record.match(chain)
 
 
-def build_fleet(deployment: Deployment, *, has_recurrent_state: bool) -> Fleet:
+def build_fleet(deployment: Deployment, *, has_recurrent_state: bool, has_sliding_window: bool = False) -> Fleet:
     """Instances of a deployment; all count as down until they have been probed."""
 
     def instances(role: Role) -> tuple[Instance, ...]:
@@ -114,7 +114,9 @@ def build_fleet(deployment: Deployment, *, has_recurrent_state: bool) -> Fleet:
                 role,
                 endpoint.engine,
                 endpoint.kvnode,
-                PrefixRecord(MAX_RECORD_BLOCKS, has_recurrent_state=has_recurrent_state),
+                PrefixRecord(
+                    MAX_RECORD_BLOCKS, has_recurrent_state=has_recurrent_state, has_sliding_window=has_sliding_window
+                ),
             )
             for name, cluster in deployment.clusters_of_role(role).items()
             for index, endpoint in enumerate(cluster.endpoints)

@@ -15,19 +15,21 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
-from prfaas.core.control.prefix_record import TokenChain, chain_tokens, pack_tokens, token_digest
+from prfaas.core.control.prefix_record import token_digest
 from prfaas.core.control.router import RequestFacts, Route, RouteKind, decide, least_busy
 from prfaas.gateway.answer import Answer, DecodeFailed
+from prfaas.gateway.counting import PromptCount
 from prfaas.gateway.errors import ApiError
+from prfaas.gateway.fallback import FallbackReason, OffloadFailed
 from prfaas.gateway.fleet import Instance, match_prefix
 from prfaas.gateway.http import Exchange
-from prfaas.gateway.offload import FallbackReason, Offload, OffloadFailed, OffloadSpec
-from prfaas.gateway.openai import ApiRequest, check_length
+from prfaas.gateway.legs import OffloadSpec, decode_params
+from prfaas.gateway.offload import Offload
+from prfaas.gateway.openai import ApiRequest
 from prfaas.gateway.proof import Proof
 from prfaas.gateway.service import Service
 from prfaas.gateway.story import Story
 from prfaas.gateway.streaming import EventStream
-from prfaas.gateway.tokenize import NotCountable
 from prfaas.gateway.upstream import UpstreamDown
 
 #: A whole answer waits this long for the proof that goes into its headers; a stream does not wait.
@@ -48,9 +50,7 @@ class Life:
         self._story = story
         self._headers = headers
         self._began_s = time.monotonic()
-        self._token_ids: list[int] | None = None
-        self._packed = b""
-        self._chains: dict[int, TokenChain] = {}
+        self._count = PromptCount(service, request, story)
         self._stream: EventStream | None = None
         self.settling: asyncio.Task[None] | None = None
 
@@ -60,12 +60,13 @@ class Life:
             self._stream = EventStream(self._exchange, self._service.deployment.gateway.keep_alive)
             self._stream.arm()
         try:
-            is_short = self._is_surely_short()
-            if not is_short:
-                await self._count()
-            await self._serve(self._route(is_short))
-            if is_short:
-                await self._count_late()
+            if self._count.is_surely_short:
+                await self._serve(self._route())
+                await self._count.count_late()
+            else:
+                await self._count.count()
+                self.phase("tokenized")
+                await self._serve(self._route())
         finally:
             if self._stream is not None:
                 self._stream.disarm()
@@ -75,56 +76,13 @@ class Life:
         if self._stream is not None:
             await self._stream.quiesce()
 
-    async def _count(self) -> None:
-        await self._tokenize()
-        self.phase("tokenized")
-        if self._token_ids is None:
-            return
-        limit = self._service.deployment.model.max_model_tokens
-        check_length(len(self._token_ids), self._request.max_output_tokens, limit)
-        self._chain()
-
-    async def _count_late(self) -> None:
-        """After a short request's answer: its tokens are wanted for the record and the story only."""
-        await self._tokenize()
-        instance = self._service.fleet.by_name[self._story.decode_instance or ""]
-        if self._token_ids is None or self._story.ttft_s is None:
-            return
-        self._chain()
-        reusable = match_prefix(instance, self._chains).reusable_prefix_tokens
-        self._story.uncached_tokens = len(self._token_ids) - reusable
-        self._ran_locally(instance)
-
-    def _is_surely_short(self) -> bool:
-        """Whether the prompt fits and stays below the threshold whatever its tokens are. Tokenizing can wait then."""
-        request, deployment = self._request, self._service.deployment
-        at_most = self._service.tokenizer.max_tokens(request)
-        fits = at_most + (request.max_output_tokens or 1) <= deployment.model.max_model_tokens
-        return request.obstacle is None and fits and at_most <= self._service.policy.threshold_tokens
-
-    async def _tokenize(self) -> None:
-        if self._request.obstacle is None:
-            try:
-                self._token_ids = await self._service.tokenizer.token_ids(self._request)
-            except NotCountable as unknown:
-                self._request.obstacle = unknown.reason
-
-    def _chain(self) -> None:
-        assert self._token_ids is not None, "only counted prompts are cut into blocks"
-        self._story.prompt_tokens = len(self._token_ids)
-        self._packed = pack_tokens(self._token_ids)
-        seed, salt = self._service.deployment.transfer.hash.seed, self._request.cache_salt
-        for size in {i.block_tokens for i in self._service.fleet.decoders if i.block_tokens}:
-            self._chains[size] = chain_tokens(self._packed, size, seed, salt)
-
-    def _route(self, is_short: bool) -> Route:
+    def _route(self) -> Route:
         fleet = self._service.fleet
-        num_tokens = None if self._token_ids is None else len(self._token_ids)
-        at_most = self._service.tokenizer.max_tokens(self._request) if is_short else None
-        facts = RequestFacts(at_most if is_short else num_tokens, self._request.obstacle)
-        decoders = [instance.candidate(match_prefix(instance, self._chains)) for instance in fleet.decoders]
+        facts = RequestFacts(self._count.num_tokens, self._request.obstacle)
+        decoders = [instance.candidate(match_prefix(instance, self._count.chains)) for instance in fleet.decoders]
         route = decide(facts, self._service.policy, decoders, [i.candidate() for i in fleet.prefillers])
-        self._story.uncached_tokens = None if is_short else route.num_uncached_tokens
+        if self._count.token_ids is not None:
+            self._story.uncached_tokens = route.num_uncached_tokens
         self._tell_route(route.kind, route.reason)
         return route
 
@@ -145,7 +103,7 @@ class Life:
         """None if it failed and the request must run locally."""
         offload = Offload(self._spec(decode), decode, prefill, self._service.clients, self.phase)
         story = self._story
-        story.transfer_id, story.skip_tokens = offload.spec.transfer_id, offload.skip_tokens
+        story.transfer_id, story.skip_tokens = offload.spec.transfer_id, offload.spec.skip_tokens
         story.decode_instance, story.prefill_instance = decode.name, prefill.name
         try:
             with decode.busy():
@@ -162,15 +120,13 @@ class Life:
         return offload
 
     def _spec(self, decode: Instance) -> OffloadSpec:
-        assert self._token_ids is not None, "only counted prompts are offloaded"
+        assert self._count.token_ids is not None, "only counted prompts are offloaded"
         transfer = self._service.deployment.transfer
         return OffloadSpec(
             transfer_id=uuid.uuid4().hex,
-            token_ids=self._token_ids,
-            token_digest=token_digest(self._packed),
-            # Attention blocks alone would do for the wire, but an engine's prefix cache offers only what is valid in
-            # all KV groups; a landing that leaves out more than that could not be loaded.
-            skip_tokens=match_prefix(decode, self._chains).reusable_prefix_tokens,
+            token_ids=self._count.token_ids,
+            token_digest=token_digest(self._count.packed),
+            skip_tokens=match_prefix(decode, self._count.chains).skippable_tokens,
             model=self._service.deployment.model.name,
             cache_salt=self._request.cache_salt,
             headers=self._headers,
@@ -180,7 +136,7 @@ class Life:
 
     async def _decode_landed(self, offload: Offload) -> bool:
         """False if decode failed before its first byte, and the request must run locally."""
-        proof = Proof(self._service, self._story, offload, self._chains.get(offload.decode.block_tokens or 0))
+        proof = Proof(self._service, self._story, offload, self._count.chains.get(offload.decode.block_tokens or 0))
         keeper = asyncio.create_task(offload.keep_lease())
 
         def on_first() -> None:
@@ -189,7 +145,7 @@ class Life:
 
         answer = self._answer(offload.decode, on_first)
         try:
-            body = self._request.forwarded_with(offload.decode_params())
+            body = self._request.forwarded_with(decode_params(offload.spec))
             await answer.send(body, spare_server_errors=True, before_whole=self._show_proof)
             return True
         except UpstreamDown as error:
@@ -208,7 +164,7 @@ class Life:
         self._story.decode_instance = decode.name
 
         try:
-            await self._answer(decode, lambda: self._ran_locally(decode)).send(self._request.forwarded())
+            await self._answer(decode, lambda: self._count.ran_on(decode)).send(self._request.forwarded())
         except UpstreamDown as error:
             self._decode_lost(decode, error)
             if not may_retry:
@@ -216,11 +172,6 @@ class Life:
             self._story.decode_retried = True
             self._service.metrics.counter("prfaas_decode_retries_total").inc()
             await self._local(self._another(decode, avoid=True), may_retry=False)
-
-    def _ran_locally(self, decode: Instance) -> None:
-        chain = self._chains.get(decode.block_tokens or 0)
-        if chain is not None:
-            decode.record.ran_locally(chain)
 
     def _answer(self, decode: Instance, on_first: Callable[[], None]) -> Answer:
         def first() -> None:
@@ -244,7 +195,7 @@ class Life:
         """A healthy decode engine; with `avoid`, `used` only if there is no other."""
         healthy = [instance for instance in self._service.fleet.decoders if instance.engine_healthy]
         others = [instance for instance in healthy if instance is not used] if avoid else healthy
-        candidates = [instance.candidate(match_prefix(instance, self._chains)) for instance in others or healthy]
+        candidates = [instance.candidate(match_prefix(instance, self._count.chains)) for instance in others or healthy]
         chosen = least_busy(candidates)
         if chosen is None:
             raise _no_engine()

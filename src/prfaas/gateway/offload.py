@@ -13,18 +13,23 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
-import orjson
-
 from prfaas.gateway.background import Background
+from prfaas.gateway.fallback import (
+    FallbackReason,
+    OffloadFailed,
+    check_landed,
+    check_prefill_answer,
+    count_of,
+    reserve_reason,
+)
 from prfaas.gateway.fleet import Instance
+from prfaas.gateway.legs import OffloadSpec, prefill_body
 from prfaas.gateway.upstream import Engines, NodeRefused, Nodes, UpstreamDown
 
 logger = logging.getLogger("prfaas.gateway")
 
-PROTOCOL_VERSION: Final = 1
 #: A landing is renewed thrice within its lease, so that one lost renewal does not end it.
 RENEWALS_PER_LEASE: Final = 3
 MAX_POLL_S: Final = 10.0
@@ -39,51 +44,6 @@ DROP_ATTEMPTS: Final = 3
 OPEN_STATES: Final = ("reserved", "receiving")
 WAITING_STATES: Final = (*OPEN_STATES, "landed")
 FINAL_STATES: Final = ("consumed", "aborted", "expired")
-
-
-class FallbackReason(StrEnum):
-    """Why an offloaded request was computed locally after all. docs/gateway.md explains each; a test compares."""
-
-    NODE_UNREACHABLE = "node_unreachable"
-    NO_ENGINE = "no_engine"
-    ARENA_FULL = "arena_full"
-    TOO_MANY_LANDINGS = "too_many_landings"
-    RESERVE_ERROR = "reserve_error"
-    PREFILL_UNREACHABLE = "prefill_unreachable"
-    PREFILL_HTTP_ERROR = "prefill_http_error"
-    PREFILL_FAILED = "prefill_failed"
-    ZERO_BYTES = "zero_bytes"
-    LANDING_ABORTED = "landing_aborted"
-    LANDING_EXPIRED = "landing_expired"
-    LANDING_LOST = "landing_lost"
-    DEADLINE = "deadline"
-    DECODE_UNREACHABLE = "decode_unreachable"
-    DECODE_ERROR = "decode_error"
-    NOT_LOADED = "not_loaded"
-
-
-class OffloadFailed(Exception):
-    """The request must run locally as a fresh one."""
-
-    def __init__(self, reason: FallbackReason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class OffloadSpec:
-    """What to move where. Times in seconds; `model`, `headers` and `cache_salt` are for the prefill leg."""
-
-    transfer_id: str
-    token_ids: list[int]
-    token_digest: str
-    skip_tokens: int
-    model: str
-    cache_salt: str
-    headers: dict[str, str]
-    deadline_s: float
-    lease_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +71,6 @@ class Offload:
         self.prefill = prefill
         self.num_bytes = 0
         self.bytes_landed = 0
-        self.skip_tokens = spec.skip_tokens
         self._clients = clients
         self._on_phase = on_phase
         self._reserving: asyncio.Task[dict[str, Any]] | None = None
@@ -132,17 +91,6 @@ class Offload:
                 detail = f"not landed within {self.spec.deadline_s:g} s"
                 raise OffloadFailed(FallbackReason.DEADLINE, detail) from None
             raise
-
-    def decode_params(self) -> dict[str, Any]:
-        """`kv_transfer_params` of the decode leg."""
-        prfaas = {
-            "version": PROTOCOL_VERSION,
-            "transfer_id": self.spec.transfer_id,
-            "num_prompt_tokens": len(self.spec.token_ids),
-            "skip_tokens": self.skip_tokens,
-            "token_digest": self.spec.token_digest,
-        }
-        return {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": prfaas}
 
     def release(self) -> None:
         """Give the landing up. Idempotent; the work goes on in the background even if this task is cancelled."""
@@ -180,11 +128,11 @@ class Offload:
     async def _reserve(self) -> dict[str, Any]:
         landing = await self._reserve_once()
         restarted = self.decode.observe_engine(landing.get("block_tokens"), landing.get("engine_boot_id"))
-        if restarted and self.skip_tokens:
+        if restarted and self.spec.skip_tokens:
             # What was to be skipped went with the engine's former life: an image without it would be useless.
             await self._clients.nodes.drop(self.decode.kvnode_url, self.spec.transfer_id)
             raise OffloadFailed(FallbackReason.LANDING_LOST, "the decode engine restarted")
-        self.num_bytes = _count(landing, "num_bytes")
+        self.num_bytes = count_of(landing, "num_bytes")
         if self.num_bytes == 0:
             raise OffloadFailed(FallbackReason.ZERO_BYTES, "the landing has no bytes")
         return landing
@@ -192,7 +140,7 @@ class Offload:
     async def _reserve_once(self) -> dict[str, Any]:
         nodes, spec = self._clients.nodes, self.spec
         asking = nodes.reserve(
-            self.decode.kvnode_url, spec.transfer_id, len(spec.token_ids), self.skip_tokens, spec.lease_s
+            self.decode.kvnode_url, spec.transfer_id, len(spec.token_ids), self.spec.skip_tokens, spec.lease_s
         )
         # Shielded: were it cancelled half way, nobody would know whether there is a landing to drop.
         self._reserving = asyncio.ensure_future(asking)
@@ -202,7 +150,7 @@ class Offload:
             self.decode.node_ready = self.decode.node_ready and not error.refused
             raise OffloadFailed(FallbackReason.NODE_UNREACHABLE, str(error)) from error
         except NodeRefused as error:
-            raise OffloadFailed(_reserve_reason(error.code), str(error)) from error
+            raise OffloadFailed(reserve_reason(error.code), str(error)) from error
 
     async def _prefill_and_land(self, landing: dict[str, Any]) -> None:
         self._prefilling = asyncio.create_task(self._run_prefill(landing))
@@ -222,38 +170,16 @@ class Offload:
 
     async def _run_prefill(self, landing: dict[str, Any]) -> None:
         url = f"{self.prefill.engine_url}/v1/completions"
+        sent = prefill_body(self.spec, {"node": self.decode.name, **landing}, self.num_bytes)
         with self.prefill.busy():
             try:
-                status, body = await self._clients.engines.post(url, self._prefill_body(landing), self.spec.headers)
+                status, body = await self._clients.engines.post(url, sent, self.spec.headers)
             except UpstreamDown as error:
                 if error.refused:
                     self.prefill.engine_silent(refused=True)
                 raise OffloadFailed(FallbackReason.PREFILL_UNREACHABLE, str(error)) from error
         self._on_phase("prefilled")
         check_prefill_answer(status, body)
-
-    def _prefill_body(self, landing: dict[str, Any]) -> bytes:
-        spec = self.spec
-        prfaas = {
-            "version": PROTOCOL_VERSION,
-            "transfer_id": spec.transfer_id,
-            "peer": landing.get("node") or self.decode.name,
-            "token": landing.get("token"),
-            "num_prompt_tokens": len(spec.token_ids),
-            "skip_tokens": self.skip_tokens,
-            "num_bytes": self.num_bytes,
-            "deadline_s": spec.deadline_s,
-        }
-        body: dict[str, Any] = {
-            "model": spec.model,
-            "prompt": spec.token_ids,
-            "max_tokens": 1,
-            "stream": False,
-            "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, "prfaas": prfaas},
-        }
-        if spec.cache_salt:
-            body["cache_salt"] = spec.cache_salt
-        return orjson.dumps(body)
 
     async def _watch_landing(self) -> int:
         """Bytes landed."""
@@ -302,48 +228,6 @@ class Offload:
                 # If the node stays away its lease frees the space.
                 logger.info("landing not dropped transfer_id=%s attempt=%d error=%s", transfer_id, attempt, error)
                 await asyncio.sleep(0.2 * (attempt + 1))
-
-
-def check_prefill_answer(status: int, body: bytes) -> None:
-    """Raise OffloadFailed unless the prefill engine says that it staged bytes for this transfer."""
-    if status != 200:
-        raise OffloadFailed(
-            FallbackReason.PREFILL_HTTP_ERROR, f"status {status}: {body[:200].decode('utf-8', 'replace')}"
-        )
-    try:
-        answer = orjson.loads(body)
-        said = answer["kv_transfer_params"]["prfaas"]
-        status_text, num_bytes, error = said["status"], said.get("num_bytes"), said.get("error")
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        # An engine without the connector answers like this: it computed one token and moved nothing.
-        raise OffloadFailed(FallbackReason.ZERO_BYTES, "the prefill engine says nothing of a transfer") from None
-    if status_text != "staged":
-        raise OffloadFailed(FallbackReason.PREFILL_FAILED, str(error)[:200])
-    if not num_bytes:
-        raise OffloadFailed(FallbackReason.ZERO_BYTES, "the prefill engine staged no bytes")
-
-
-def check_landed(record: dict[str, Any]) -> int:
-    """Bytes of a landing that is past receiving. Raises OffloadFailed unless it landed with bytes in it."""
-    state, reason = record.get("state"), str(record.get("reason"))
-    if state == "landed":
-        num_bytes = _count(record, "bytes_landed")
-        if num_bytes == 0:
-            raise OffloadFailed(FallbackReason.ZERO_BYTES, "landed without a byte")
-        return num_bytes
-    if state == "expired":
-        raise OffloadFailed(FallbackReason.LANDING_EXPIRED, reason)
-    raise OffloadFailed(FallbackReason.LANDING_ABORTED, reason)
-
-
-def _reserve_reason(code: str) -> FallbackReason:
-    known = (FallbackReason.NO_ENGINE, FallbackReason.ARENA_FULL, FallbackReason.TOO_MANY_LANDINGS)
-    return FallbackReason(code) if code in known else FallbackReason.RESERVE_ERROR
-
-
-def _count(answer: dict[str, Any], name: str) -> int:
-    value = answer.get(name)
-    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _retrieved(task: asyncio.Task[Any]) -> None:

@@ -8,7 +8,6 @@ Laws of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -16,6 +15,7 @@ import orjson
 
 from prfaas.gateway.errors import ApiError, bad_request
 from prfaas.gateway.features import chat_obstacle, completion_obstacle
+from prfaas.gateway.fields import check_fields, check_messages, check_prompt
 
 Endpoint = Literal["completions", "chat"]
 Prompt = str | list[int]
@@ -36,60 +36,6 @@ STRIPPED_FIELDS: Final = frozenset(
 )
 #: vLLM copies `vllm_xargs` into the same place as `kv_transfer_params`, so it could smuggle them in.
 _CONTAINERS: Final = ("vllm_xargs", "custom_params")
-
-#: As the OpenAI API has it; vLLM's own limit of 16,384 lets one request fill an engine.
-MAX_N: Final = 128
-MAX_TOKEN_ID: Final = 2**31 - 1
-
-Check = Callable[[Any], bool]
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_positive_int(value: Any) -> bool:
-    return _is_int(value) and value >= 1
-
-
-_BOOL: Final = ("a boolean", lambda value: isinstance(value, bool))
-_STR: Final = ("a string", lambda value: isinstance(value, str))
-_NUMBER: Final = ("a number", _is_number)
-_POSITIVE: Final = ("an integer, 1 or more", _is_positive_int)
-_OBJECT: Final = ("an object", lambda value: isinstance(value, dict))
-
-#: Checked when present and not null: (what it must be, the check).
-_FIELDS: Final[dict[str, tuple[str, Check]]] = {
-    "stream": _BOOL,
-    "stream_options": _OBJECT,
-    "n": (f"an integer from 1 to {MAX_N}", lambda value: _is_positive_int(value) and value <= MAX_N),
-    "best_of": (f"an integer from 1 to {MAX_N}", lambda value: _is_positive_int(value) and value <= MAX_N),
-    "max_tokens": _POSITIVE,
-    "max_completion_tokens": _POSITIVE,
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
-    "presence_penalty": _NUMBER,
-    "frequency_penalty": _NUMBER,
-    "seed": ("an integer", _is_int),
-    "echo": _BOOL,
-    "suffix": _STR,
-    "add_special_tokens": _BOOL,
-    "add_generation_prompt": _BOOL,
-    "continue_final_message": _BOOL,
-    "cache_salt": _STR,
-    "chat_template": _STR,
-    "chat_template_kwargs": _OBJECT,
-    "tools": ("an array of objects", lambda value: _is_list_of(value, dict)),
-    "documents": ("an array of objects", lambda value: _is_list_of(value, dict)),
-}
-
-
-def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 @dataclass(slots=True)
@@ -128,15 +74,12 @@ def parse(endpoint: Endpoint, raw: bytes, model: str) -> ApiRequest:
     body = _load(raw)
     stripped = _strip(body)
     _check_model(body, model)
-    for name, (wanted, check) in _FIELDS.items():
-        value = body.get(name)
-        if value is not None and not check(value):
-            raise bad_request(f"`{name}` must be {wanted}", name, "invalid_type")
+    check_fields(body)
     if endpoint == "chat":
-        _check_messages(body)
+        check_messages(body)
         obstacle = chat_obstacle(body)
     else:
-        _check_prompt(body)
+        check_prompt(body)
         obstacle = completion_obstacle(body)
     limit = body.get("max_completion_tokens") if endpoint == "chat" else None
     limit = limit if limit is not None else body.get("max_tokens")
@@ -185,45 +128,6 @@ def _check_model(body: dict[str, Any], model: str) -> None:
         raise bad_request("`model` must be a non-empty string", "model", "invalid_type")
     if asked != model:
         raise ApiError(404, f"the model `{asked[:128]}` does not exist", code="model_not_found", param="model")
-
-
-def _check_messages(body: dict[str, Any]) -> None:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise bad_request("`messages` must be a non-empty array", "messages", "invalid_type")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise bad_request(f"`messages[{index}]` must be an object", "messages", "invalid_type")
-        if not isinstance(message.get("role"), str) or not message["role"]:
-            raise bad_request(f"`messages[{index}].role` must be a string", "messages", "invalid_type")
-        content = message.get("content")
-        if content is not None and not isinstance(content, str) and not _is_list_of(content, (dict, str)):  # type: ignore[arg-type]
-            wanted = "a string, an array of parts, or null"
-            raise bad_request(f"`messages[{index}].content` must be {wanted}", "messages", "invalid_type")
-
-
-def _check_prompt(body: dict[str, Any]) -> None:
-    prompt = body.get("prompt")
-    if prompt is None and body.get("prompt_embeds") is not None:
-        return
-    if not _is_prompt(prompt):
-        wanted = "a string, an array of strings, an array of token ids, or an array of arrays of token ids"
-        raise bad_request(f"`prompt` must be {wanted}, and not empty", "prompt", "invalid_type")
-
-
-def _is_prompt(prompt: Any) -> bool:
-    if isinstance(prompt, str):
-        return bool(prompt)
-    if not isinstance(prompt, list) or not prompt:
-        return False
-    if isinstance(prompt[0], str):
-        return all(isinstance(item, str) and item for item in prompt)
-    return _are_token_ids(prompt) or all(isinstance(item, list) and item and _are_token_ids(item) for item in prompt)
-
-
-def _are_token_ids(items: list[Any]) -> bool:
-    # `type(...) is int` also refuses booleans, and is the cheapest check for prompts of 100,000 ids.
-    return all(type(item) is int for item in items) and 0 <= min(items) and max(items) <= MAX_TOKEN_ID
 
 
 def _single_prompt(prompt: Any) -> Prompt | None:

@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from prfaas.core.control.prefix_record import TokenChain
-from prfaas.gateway.offload import FallbackReason, Offload
+from prfaas.gateway.fallback import FallbackReason
+from prfaas.gateway.offload import Offload
 from prfaas.gateway.service import Service
 from prfaas.gateway.story import Story
 

@@ -63,6 +63,7 @@ async def serve(
             port=settings.port if port is None else port,
             http="httptools",
             ws="none",
+            proxy_headers=False,
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -74,12 +75,13 @@ async def serve(
 
 
 def run(deployment_path: Path, *, host: str | None = None, port: int | None = None) -> None:
-    """`prfaas gateway FILE`: load the deployment and serve it. The model's path is relative to the file."""
+    """`prfaas gateway FILE`: load the deployment and serve it. Raises DeploymentError
+    for a file or model directory that cannot be used, and what `serve` raises."""
     # Here, so that whoever embeds `serve` with a deployment of its own needs no YAML.
-    from prfaas.deployment.load import load_deployment
+    from prfaas.deployment.load import load_deployment, resolve_model_dir
 
     deployment = load_deployment(deployment_path)
-    model_dir = deployment_path.resolve().parent / deployment.model.path
+    model_dir = resolve_model_dir(deployment, deployment_path)
     # What was loaded so far lives as long as the process; each collection would look through it for nothing.
     gc.collect()
     gc.freeze()

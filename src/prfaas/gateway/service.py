@@ -13,7 +13,7 @@ from prfaas.gateway.background import Background
 from prfaas.gateway.fleet import Fleet, build_fleet
 from prfaas.gateway.offload import OffloadClients
 from prfaas.gateway.story import StoryBook
-from prfaas.gateway.tokenize import PromptTokenizer, has_recurrent_state, load_tokenizer
+from prfaas.gateway.tokenize import PromptTokenizer, has_recurrent_state, has_sliding_window, load_tokenizer
 from prfaas.gateway.upstream import Engines
 from prfaas.observe.metrics import Metrics, build
 
@@ -46,11 +46,11 @@ class Service:
 
 def build_service(deployment: Deployment, model_dir: Path) -> Service:
     """Read the model directory and lay out the fleet. Raises OSError or ValueError for a broken tokenizer."""
-    recurrent = has_recurrent_state(model_dir)
+    recurrent, window = has_recurrent_state(model_dir), has_sliding_window(model_dir)
     return Service(
         deployment=deployment,
         tokenizer=load_tokenizer(model_dir),
-        fleet=build_fleet(deployment, has_recurrent_state=recurrent),
+        fleet=build_fleet(deployment, has_recurrent_state=recurrent, has_sliding_window=window),
         policy=RoutePolicy(
             offload=deployment.policy.kind == "fixed",
             threshold_tokens=deployment.policy.routing_threshold_tokens,

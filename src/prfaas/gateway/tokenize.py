@@ -98,9 +98,10 @@ class PromptTokenizer:
 
 
 def load_tokenizer(model_dir: Path) -> PromptTokenizer:
-    """Read a model directory. Without tokenizer.json every text prompt is NotCountable, and token ids still work."""
+    """Read a model directory. Without tokenizer.json every text prompt is NotCountable, and token ids still work.
+    Raises ValueError for a file that is broken."""
     path = model_dir / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else None
+    tokenizer = _read_tokenizer(path) if path.is_file() else None
     if tokenizer is not None:
         # Files often carry the settings of a training run; serving neither truncates nor pads.
         tokenizer.no_truncation()
@@ -118,6 +119,24 @@ def has_recurrent_state(model_dir: Path) -> bool:
         return True
     # Qwen3-Next's older configs give an interval instead of a list; the others name their state space's size.
     return any(config.get(key) for key in ("linear_num_value_heads", "mamba_d_state", "ssm_state_size", "state_size"))
+
+
+def has_sliding_window(model_dir: Path) -> bool:
+    """Whether any layer attends to a window only, by config.json."""
+    config = _read_json(model_dir / "config.json")
+    config = config.get("text_config") or config
+    kinds = config.get("layer_types")
+    if kinds:
+        return any(kind == "sliding_attention" for kind in kinds)
+    return bool(config.get("sliding_window")) and config.get("use_sliding_window", True) is not False
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        # The library raises nothing narrower.
+        raise ValueError(f"{path} is not a tokenizer: {error}") from error
 
 
 def _chat_template(model_dir: Path, config: dict[str, Any]) -> str | None:

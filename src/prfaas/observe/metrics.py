@@ -8,7 +8,6 @@ Laws of this file:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -140,15 +139,15 @@ class Metrics:
 
     def counter(self, name: str, **labels: str) -> Counter:
         """A counter, or its child for `labels`."""
-        return _child(self._counters[name], tuple(labels.items()))
+        return _child(self._counters[name], labels)
 
     def gauge(self, name: str, **labels: str) -> Gauge:
         """A gauge, or its child for `labels`."""
-        return _child(self._gauges[name], tuple(labels.items()))
+        return _child(self._gauges[name], labels)
 
     def histogram(self, name: str, **labels: str) -> Histogram:
         """A histogram, or its child for `labels`."""
-        return _child(self._histograms[name], tuple(labels.items()))
+        return _child(self._histograms[name], labels)
 
 
 def build(registry: CollectorRegistry, component: Component) -> Metrics:
@@ -182,10 +181,8 @@ def _of(rows: list[MetricSpec], kind: Kind) -> list[MetricSpec]:
     return [row for row in rows if row.kind == kind]
 
 
-@lru_cache(maxsize=1024)
-def _child(metric: M, labels: tuple[tuple[str, str], ...]) -> M:
-    # `labels()` checks names and takes a lock each time; label values are bounded, so their children can be kept.
-    return metric.labels(**dict(labels)) if labels else metric
+def _child(metric: M, labels: dict[str, str]) -> M:
+    return metric.labels(**labels) if labels else metric
 
 
 if __name__ == "__main__":

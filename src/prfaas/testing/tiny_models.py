@@ -52,7 +52,7 @@ def _common() -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 64,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
         "bos_token_id": SPECIALS["<bos>"],
         "eos_token_id": SPECIALS["<eos>"],
@@ -120,7 +120,7 @@ def _save_tokenizer(directory: Path) -> None:
         "bos_token": "<bos>",
         "eos_token": "<eos>",
         "pad_token": "<pad>",
-        "model_max_length": 4096,
+        "model_max_length": 32768,
         "chat_template": CHAT_TEMPLATE,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -59,7 +59,7 @@ def test_a_local_run_leaves_one_state_at_the_last_full_block_before_its_last_tok
     tokens = list(range(num_tokens))
     record.ran_locally(chain(tokens))
     longer = chain([*tokens, *range(1000, 1020)])
-    assert record.match(longer) == PrefixMatch(num_tokens // BLOCK * BLOCK, state_at)
+    assert record.match(longer) == PrefixMatch(num_tokens // BLOCK * BLOCK, state_at, num_tokens // BLOCK * BLOCK)
 
 
 def test_an_offloaded_run_leaves_attention_blocks_but_no_state() -> None:
@@ -69,8 +69,19 @@ def test_an_offloaded_run_leaves_attention_blocks_but_no_state() -> None:
     for record in (recurrent, plain):
         record.landed(chain(tokens))
     longer = chain([*tokens, 7, 7, 7, 7])
-    assert recurrent.match(longer) == PrefixMatch(16, 0)
-    assert plain.match(longer) == PrefixMatch(16, 16)
+    assert recurrent.match(longer) == PrefixMatch(16, 0, 16)
+    assert plain.match(longer) == PrefixMatch(16, 16, 16)
+
+
+def test_a_landing_brings_only_the_window_at_its_own_end() -> None:
+    """With sliding windows, a prompt that leaves an offloaded one in its middle cannot start there."""
+    tokens = list(range(20))
+    record = PrefixRecord(100, has_recurrent_state=False, has_sliding_window=True)
+    record.landed(chain(tokens))
+    assert record.match(chain([*tokens[:9], 99, 99, 99, 99])) == PrefixMatch(8, 0, 0)
+    assert record.match(chain([*tokens, 7, 7, 7, 7])) == PrefixMatch(16, 16, 16)
+    record.ran_locally(chain(tokens))
+    assert record.match(chain([*tokens[:9], 99, 99, 99, 99])) == PrefixMatch(8, 8, 8)
 
 
 def test_a_prefix_leaves_at_least_one_token_to_compute() -> None:
@@ -149,7 +160,7 @@ class RecordModel(RuleBasedStateMachine):
                 break
             held = end
             reusable = end if tuple(tokens[:end]) in self.states else reusable
-        assert match == PrefixMatch(held, reusable)
+        assert match == PrefixMatch(held, reusable, held)
         assert match.reusable_prefix_tokens <= match.attention_prefix_tokens < len(tokens)
 
     @invariant()

@@ -14,7 +14,7 @@ POLICY = RoutePolicy(offload=True, threshold_tokens=100)
 
 def instance(name: str, *, up: bool = True, ready: bool = True, busy: int = 0, prefix: int = 0) -> Candidate:
     """A candidate of the cluster that its name begins with."""
-    return Candidate(name, name.split("-", maxsplit=1)[0], up, ready, busy, PrefixMatch(prefix, prefix))
+    return Candidate(name, name.split("-", maxsplit=1)[0], up, ready, busy, PrefixMatch(prefix, prefix, prefix))
 
 
 PD, PRFAAS = instance("pd-0"), instance("west-0")
@@ -46,7 +46,8 @@ PD, PRFAAS = instance("pd-0"), instance("west-0")
          ("local", "no_landing_node", "pd-0", "")),
         (RequestFacts(500, None), POLICY, [instance("pd-0", ready=False), instance("pd-1", busy=9)], [PRFAAS],
          ("remote", "above_threshold", "pd-1", "west-0")),
-        (RequestFacts(500, None), POLICY, [instance("pd-0", up=False)], [PRFAAS], ("none", "no_healthy_engine", "", "")),
+        (RequestFacts(500, None), POLICY, [instance("pd-0", up=False)], [PRFAAS],
+         ("none", "no_healthy_engine", "", "")),
         (RequestFacts(50, None), POLICY, [instance("pd-0", busy=2), instance("pd-1", busy=1)], [PRFAAS],
          ("local", "below_threshold", "pd-1", "")),
         (RequestFacts(50, None), POLICY, [instance("pd-0"), instance("pd-1", prefix=20)], [PRFAAS],

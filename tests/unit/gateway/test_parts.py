@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prfaas.core.control.prefix_record import PrefixRecord
 from prfaas.core.control.router import RouteReason
 from prfaas.gateway.app import log_line, request_id_of
 from prfaas.gateway.errors import ApiError
+from prfaas.gateway.fallback import FallbackReason, OffloadFailed, check_landed, check_prefill_answer
 from prfaas.gateway.features import OBSTACLES
 from prfaas.gateway.fleet import MAX_SILENT_PROBES, Instance
 from prfaas.gateway.http import ClientGone, Exchange, read_body
-from prfaas.gateway.offload import FallbackReason, OffloadFailed, check_landed, check_prefill_answer
 from prfaas.gateway.openai import STRIPPED_FIELDS
 from prfaas.gateway.story import Story, StoryBook
-from prfaas.core.control.prefix_record import PrefixRecord
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -198,8 +198,8 @@ def test_a_node_without_an_engine_is_not_ready(health: dict[str, Any]) -> None:
 def test_the_gateways_page_lists_every_reason_route_header_and_stripped_field() -> None:
     """Documentation is part of the interface."""
     page = (DOCS / "gateway.md").read_text(encoding="utf-8")
-    routes = ["/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/live", "/ready", "/version", "/metrics",
-              "/prfaas/requests/"]  # fmt: skip
+    routes = ["/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/live", "/ready", "/version"]
+    routes += ["/metrics", "/prfaas/requests/"]
     headers = ["x-request-id", "x-prfaas-route", "x-prfaas-reason", "x-prfaas-kv-bytes", "x-prfaas-tokens-recomputed"]
     for word in [*OBSTACLES, *FallbackReason, *RouteReason, *STRIPPED_FIELDS, *headers, *routes]:
         assert f"`{word}" in page or f" {word}" in page, word

@@ -6,7 +6,10 @@ Laws of this file:
 - A prefix is shorter than the prompt by at least one token, because the engine must compute one to sample from.
 - Attention blocks are useful alone. Recurrent state is useful only as a snapshot at exactly the prefix's end: a local
   run of N tokens leaves one at floor((N - 1) / block) blocks; an offloaded run leaves none, since the state that came
-  over the wire stands in the middle of a block.
+  over the wire stands in the middle of a block. It need not: every landing brings the state, so attention blocks alone
+  may be left out of one.
+- A sliding window must be held at the prefix's end. A local run leaves windows at every block; an offloaded run only
+  at its own end, and no landing brings the window of an earlier place.
 - A restarted engine holds nothing: another boot id empties the record.
 """
 
@@ -67,26 +70,29 @@ class PrefixMatch:
     """Lengths of a prompt's known prefix, both multiples of the block size and less than the prompt.
 
     `attention_prefix_tokens`: the longest chain of attention blocks held. `reusable_prefix_tokens`: the longest prefix
-    valid in every KV group, which is what an engine can start from without being sent anything.
+    valid in every KV group, which is what an engine can start from without being sent anything. `skippable_tokens`:
+    the longest prefix that a landing may leave out, because it brings what else is needed.
     """
 
     attention_prefix_tokens: int
     reusable_prefix_tokens: int
+    skippable_tokens: int
 
 
-NO_MATCH = PrefixMatch(0, 0)
+NO_MATCH = PrefixMatch(0, 0, 0)
 
 
 class PrefixRecord:
     """One engine's known blocks, least recently used first out, at most `max_blocks`."""
 
-    def __init__(self, max_blocks: int, *, has_recurrent_state: bool) -> None:
+    def __init__(self, max_blocks: int, *, has_recurrent_state: bool, has_sliding_window: bool = False) -> None:
         if max_blocks <= 0:
             raise ValueError(f"max_blocks must be positive, got {max_blocks}")
         self._max_blocks = max_blocks
         self._has_recurrent_state = has_recurrent_state
+        self._has_sliding_window = has_sliding_window
         self._boot_id: str | None = None
-        #: block name -> whether a state snapshot stands at its end; oldest first
+        #: block name -> whether everything but attention is there too at its end; oldest first
         self._blocks: OrderedDict[bytes, bool] = OrderedDict()
 
     def __len__(self) -> int:
@@ -108,20 +114,23 @@ class PrefixRecord:
             if has_state is None:
                 break
             held = index + 1
-            if has_state or not self._has_recurrent_state:
+            if has_state or not (self._has_recurrent_state or self._has_sliding_window):
                 reusable = held
-        return PrefixMatch(held * chain.block_tokens, reusable * chain.block_tokens)
+        skippable = reusable if self._has_sliding_window else held
+        return PrefixMatch(held * chain.block_tokens, reusable * chain.block_tokens, skippable * chain.block_tokens)
 
     def ran_locally(self, chain: TokenChain) -> None:
         """The engine computed this whole prompt (or reused what it had)."""
         self._hold(chain.hashes)
-        snapshot = _usable_blocks(chain)
-        if snapshot and chain.hashes[snapshot - 1] in self._blocks:
-            self._blocks[chain.hashes[snapshot - 1]] = True
+        usable = chain.hashes[: _usable_blocks(chain)]
+        self._complete(usable[-1:] if self._has_recurrent_state else usable)
 
     def landed(self, chain: TokenChain) -> None:
         """The engine loaded N - 1 tokens of this prompt from its node."""
-        self._hold(chain.hashes[: _usable_blocks(chain)])
+        usable = chain.hashes[: _usable_blocks(chain)]
+        self._hold(usable)
+        if not self._has_recurrent_state:
+            self._complete(usable[-1:])
 
     def forget(self, chain: TokenChain) -> None:
         """The engine turned out not to hold this prompt's prefix."""
@@ -131,6 +140,11 @@ class PrefixRecord:
     def check(self) -> None:
         """Invariants, for tests."""
         assert len(self._blocks) <= self._max_blocks, len(self._blocks)
+
+    def _complete(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            if name in self._blocks:
+                self._blocks[name] = True
 
     def _hold(self, names: Sequence[bytes]) -> None:
         # Last block first: a chain is worth nothing without its root, so the root must be the last to be evicted.

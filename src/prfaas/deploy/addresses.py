@@ -1,0 +1,52 @@
+"""Questions about this machine's addresses that a plan depends on."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from prfaas.deploy.plan import PlanError, ProcessSpec
+
+#: A Unix socket's path has at most 107 bytes; names below the directory take up to 70 (a node's name, or vLLM's UUIDs).
+MAX_SOCKET_DIRECTORY_BYTES = 36
+
+
+def is_here(host: str) -> bool:
+    """Is `host` an address of this machine? A name that cannot be resolved is not."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return any(_bind_error(family, address[:2]) is None for family, _, _, _, address in found)
+
+
+def refuse_taken(specs: Iterable[ProcessSpec]) -> None:
+    """Raises PlanError if somebody else listens on an address that a process is about to bind.
+
+    Without this an older deployment on the same ports would answer our health checks.
+    """
+    for spec in specs:
+        for listen in spec.listens:
+            host, _, port = listen.rpartition(":")
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            if _bind_error(family, (host.strip("[]"), int(port))) == errno.EADDRINUSE:
+                raise PlanError(f"{spec.name}: {listen} is in use by another process; stop it, or change the address")
+
+
+def make_socket_directory() -> Path:
+    """A new private directory, short enough for Unix sockets even if TMPDIR is deep."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="prfaas-", dir=base if len(base) < MAX_SOCKET_DIRECTORY_BYTES - 16 else "/tmp"))  # noqa: S108
+
+
+def _bind_error(family: int, address: object) -> int | None:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)  # type: ignore[arg-type]
+        except OSError as error:
+            return error.errno
+    return None

@@ -1,0 +1,82 @@
+"""Why an offloaded request is computed locally after all, and how an answer shows it. Pure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+
+class FallbackReason(StrEnum):
+    """Why an offloaded request was computed locally after all. docs/gateway.md explains each; a test compares."""
+
+    NODE_UNREACHABLE = "node_unreachable"
+    NO_ENGINE = "no_engine"
+    ARENA_FULL = "arena_full"
+    TOO_MANY_LANDINGS = "too_many_landings"
+    RESERVE_ERROR = "reserve_error"
+    PREFILL_UNREACHABLE = "prefill_unreachable"
+    PREFILL_HTTP_ERROR = "prefill_http_error"
+    PREFILL_FAILED = "prefill_failed"
+    ZERO_BYTES = "zero_bytes"
+    LANDING_ABORTED = "landing_aborted"
+    LANDING_EXPIRED = "landing_expired"
+    LANDING_LOST = "landing_lost"
+    DEADLINE = "deadline"
+    DECODE_UNREACHABLE = "decode_unreachable"
+    DECODE_ERROR = "decode_error"
+    NOT_LOADED = "not_loaded"
+
+
+class OffloadFailed(Exception):
+    """The request must run locally as a fresh one."""
+
+    def __init__(self, reason: FallbackReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def check_prefill_answer(status: int, body: bytes) -> None:
+    """Raise OffloadFailed unless the prefill engine says that it staged bytes for this transfer."""
+    if status != 200:
+        raise OffloadFailed(
+            FallbackReason.PREFILL_HTTP_ERROR, f"status {status}: {body[:200].decode('utf-8', 'replace')}"
+        )
+    try:
+        answer = orjson.loads(body)
+        said = answer["kv_transfer_params"]["prfaas"]
+        status_text, num_bytes, error = said["status"], said.get("num_bytes"), said.get("error")
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        # An engine without the connector answers like this: it computed one token and moved nothing.
+        raise OffloadFailed(FallbackReason.ZERO_BYTES, "the prefill engine says nothing of a transfer") from None
+    if status_text != "staged":
+        raise OffloadFailed(FallbackReason.PREFILL_FAILED, str(error)[:200])
+    if not num_bytes:
+        raise OffloadFailed(FallbackReason.ZERO_BYTES, "the prefill engine staged no bytes")
+
+
+def check_landed(record: dict[str, Any]) -> int:
+    """Bytes of a landing that is past receiving. Raises OffloadFailed unless it landed with bytes in it."""
+    state, reason = record.get("state"), str(record.get("reason"))
+    if state == "landed":
+        num_bytes = count_of(record, "bytes_landed")
+        if num_bytes == 0:
+            raise OffloadFailed(FallbackReason.ZERO_BYTES, "landed without a byte")
+        return num_bytes
+    if state == "expired":
+        raise OffloadFailed(FallbackReason.LANDING_EXPIRED, reason)
+    raise OffloadFailed(FallbackReason.LANDING_ABORTED, reason)
+
+
+def reserve_reason(code: str) -> FallbackReason:
+    """The reason for a node's error code."""
+    known = (FallbackReason.NO_ENGINE, FallbackReason.ARENA_FULL, FallbackReason.TOO_MANY_LANDINGS)
+    return FallbackReason(code) if code in known else FallbackReason.RESERVE_ERROR
+
+
+def count_of(answer: dict[str, Any], name: str) -> int:
+    """A positive integer field of an answer, 0 for anything else."""
+    value = answer.get(name)
+    return value if isinstance(value, int) and value > 0 else 0

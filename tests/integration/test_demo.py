@@ -1,0 +1,127 @@
+"""`prfaas demo` as a newcomer runs it, and as an impatient one ends it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+pytest.importorskip("openai")
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+class Demo:
+    """A running demo. Every process that comes of it carries a mark in its environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = f"PRFAAS_TEST_MARK={secrets.token_hex(8)}"
+        name, value = self.mark.split("=")
+        self.log = folder / "demo.log"
+        with self.log.open("wb") as stream:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "prfaas", "demo"], cwd=folder, stdout=stream, stderr=subprocess.STDOUT,
+                env={**os.environ, name: value}, start_new_session=True,
+            )  # fmt: skip
+
+    def processes(self) -> list[str]:
+        """Command lines of everything that still runs."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
+            except OSError:
+                continue
+        return found
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def until(condition: Callable[[], object], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder, so that the model is made once."""
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture
+def demo(folder: Path) -> Iterator[Demo]:
+    running = Demo(folder)
+    yield running
+    running.popen.kill()
+    running.popen.wait()
+    until(lambda: not running.processes(), 30)
+
+
+def test_it_shows_and_proves_what_it_claims(demo: Demo) -> None:
+    """Status 0, a row for every request, four proofs, and no process left."""
+    assert demo.popen.wait(300) == 0, demo.text()
+    text = demo.text()
+    assert text.count("│ remote │") == 7
+    assert text.count("│ local  │") == 4
+    assert text.count("max |Δlogprob| = 0\n") == 4
+    assert "done in" in text
+    assert demo.processes() == []
+
+
+def test_ctrl_c_while_engines_start(demo: Demo) -> None:
+    """Status 130, one sentence, no traceback, and nothing left behind."""
+    until(lambda: any("vllm" in line for line in demo.processes()), 120)
+    time.sleep(2)
+    demo.popen.send_signal(signal.SIGINT)
+    assert demo.popen.wait(60) == 130
+    assert "interrupted; every process is stopped" in demo.text()
+    assert "Traceback" not in demo.text()
+    assert demo.processes() == []
+
+
+def test_an_engine_that_dies_is_named(demo: Demo) -> None:
+    """Status 1, what died and where its log is."""
+    until(lambda: any("vllm" in line for line in demo.processes()), 120)
+    pids = [
+        int(entry.name)
+        for entry in Path("/proc").glob("[0-9]*")
+        if b"api_server" in cmdline(entry) and marked(entry, demo)
+    ]
+    os.kill(pids[0], signal.SIGKILL)
+    assert demo.popen.wait(60) == 1
+    assert "was killed by signal 9; the end of .demo/logs/engine-" in demo.text()
+    assert "Traceback (most recent call last)" not in demo.text().split("logs are in")[0]
+    assert demo.processes() == []
+
+
+def test_kill_9_while_everything_runs(demo: Demo) -> None:
+    """Not even vLLM's engine cores, which are grandchildren, outlive it."""
+    until(lambda: "gateway is up" in demo.text(), 200)
+    assert sum("EngineCore" in line or "api_server" in line for line in demo.processes()) >= 2
+    demo.popen.kill()
+    demo.popen.wait()
+    until(lambda: not demo.processes(), 20)
+
+
+def cmdline(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def marked(entry: Path, demo: Demo) -> bool:
+    return demo.mark.encode() in (entry / "environ").read_bytes()

@@ -1,0 +1,38 @@
+"""The gateway's steps one by one, for tests that must get in between."""
+
+from __future__ import annotations
+
+import secrets
+
+from prfaas.core.model.layout import token_digest
+from prfaas.testing.site import MODEL_NAME, Answer, Site, http
+
+
+def ship_by_hand(site: Site, prompt: list[int], lease_s: float = 30.0) -> str:
+    """Reserve, prefill, wait until landed; returns the transfer's id."""
+    transfer_id = secrets.token_hex(8)
+    reservation, _ = http(
+        f"{site.decode_node}/v1/landings",
+        {"transfer_id": transfer_id, "num_prompt_tokens": len(prompt), "skip_tokens": 0, "lease_s": lease_s},
+    )
+    ours = {
+        "version": 1, "transfer_id": transfer_id, "peer": "east-0", "token": reservation["token"],
+        "num_prompt_tokens": len(prompt), "skip_tokens": 0, "num_bytes": reservation["num_bytes"], "deadline_s": 30.0,
+    }  # fmt: skip
+    params = {"do_remote_decode": True, "do_remote_prefill": False, "prfaas": ours}
+    body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": 1, "temperature": 0, "kv_transfer_params": params}
+    reply, _ = http(f"{site.prefill}/v1/completions", body)
+    assert reply["kv_transfer_params"]["prfaas"]["status"] == "staged", reply
+    record, _ = http(f"{site.decode_node}/v1/landings/{transfer_id}?wait_s=20")
+    assert record["state"] == "landed", record
+    return transfer_id
+
+
+def decode_by_hand(site: Site, prompt: list[int], transfer_id: str) -> Answer:
+    """Send the prompt to decode with its landing."""
+    ours = {
+        "version": 1, "transfer_id": transfer_id, "num_prompt_tokens": len(prompt), "skip_tokens": 0,
+        "token_digest": token_digest(prompt),
+    }  # fmt: skip
+    params = {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": ours}
+    return site.ask(prompt, 8, url=site.decode, kv_transfer_params=params)

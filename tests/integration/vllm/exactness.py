@@ -1,0 +1,43 @@
+"""The exact equality test: an offloaded answer is the local answer, to the last bit of its log-probabilities.
+
+A plain local run computes the last prompt token in the kernels of its prefill, an offloaded one in those of decode;
+near ties may tip. So the local run gets the prompt less its last token, and that token is the local run's own first
+one: both then run the same kernels on the same numbers.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from prfaas.testing.site import Answer, Site
+
+NUM_TOKENS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A prompt with its local answer. `expected` excludes the first token, which became the prompt's last."""
+
+    prompt: list[int]
+    expected: Answer
+
+
+def make_case(site: Site, length: int, rng: random.Random) -> Case:
+    """A random prompt of `length` tokens and its local answer from the decode engine."""
+    prompt = [rng.randrange(256) for _ in range(length - 1)]
+    local = site.ask(prompt, NUM_TOKENS, url=site.decode)
+    return Case([*prompt, local.tokens[0]], Answer(local.tokens[1:], local.logprobs[1:], None))
+
+
+def offload(site: Site, case: Case, **extra: Any) -> Answer:
+    """The same prompt through the gateway."""
+    return site.ask(case.prompt, NUM_TOKENS - 1, **extra)
+
+
+def distance(case: Case, answer: Answer) -> float:
+    """Largest |Δlogprob|; infinite if any token differs."""
+    if case.expected.tokens != answer.tokens:
+        return float("inf")
+    return max(abs(a - b) for a, b in zip(case.expected.logprobs, answer.logprobs, strict=True))

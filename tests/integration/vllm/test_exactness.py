@@ -1,0 +1,137 @@
+"""Offloaded answers through gateway, two nodes and TCP equal local ones exactly.
+
+The engines compute one sequence at a time here (--max-num-seqs 1), while eight requests at once keep gateway, nodes,
+lanes and landings busy. vLLM's CPU kernels are not batch-invariant: eight local prompts at once differ from the same
+prompts one by one by up to 0.6 in a log-probability, without PrfaaS. `test_concurrency` covers batches.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from prfaas.testing.node_pair import wait_until
+from prfaas.testing.site import Site
+from tests.integration.vllm.by_hand import decode_by_hand, ship_by_hand
+from tests.integration.vllm.exactness import Case, distance, make_case, offload
+
+pytestmark = pytest.mark.vllm
+
+#: Blocks are 256 tokens (Qwen3-Next) and 128 (Gemma-3), chunks 512: each border, one less, one more, and the ends.
+LENGTHS = (2, 3, 40, 127, 128, 129, 130, 255, 256, 257, 258, 300, 511, 512, 513, 514, 700, 1023, 1024, 1025, 1026, 1537, 1900)
+
+
+@pytest.fixture(scope="module", params=["qwen3-next", "gemma3"])
+def site(request: pytest.FixtureRequest, models: Path) -> Iterator[Site]:
+    """Both kinds of hybrid: linear state, and sliding window."""
+    with Site(request.param, models=models, prefill_args=("--max-num-batched-tokens", "512"), max_num_seqs=1) as site:
+        site.kind = request.param  # type: ignore[attr-defined]
+        yield site
+
+
+def predicted_bytes(kind: str, length: int) -> int:
+    """Image size by hand, not by the code under test: pages of K and V in bf16 for 2 KV heads of 64, plus states."""
+    tokens, page_of = length - 1, {"qwen3-next": 256, "gemma3": 128}[kind]
+    page_bytes = page_of * 2 * 2 * 64 * 2
+    full_pages = -(-tokens // page_of)
+    if kind == "qwen3-next":
+        state_bytes = 3 * 512 * 2 + 4 * 64 * 64 * 4
+        return 6 * state_bytes + 2 * full_pages * page_bytes
+    first_page = max(0, length - 128) // page_of
+    return 5 * (full_pages - first_page) * page_bytes + full_pages * page_bytes
+
+
+def test_equal_at_every_border_eight_at_once(site: Site) -> None:
+    """Tokens equal, max |Δlogprob| is 0, all but one token loaded, bytes as predicted; shuffled, eight at once."""
+    kind = site.kind  # type: ignore[attr-defined]
+    rng = random.Random(1)
+    cases = [make_case(site, length, rng) for length in LENGTHS]
+    rng.shuffle(cases)
+
+    def check(case: Case) -> str | None:
+        answer = offload(site, case)
+        story, length = site.story(answer), len(case.prompt)
+        wanted = {
+            "route": "remote", "kv_bytes_moved": predicted_bytes(kind, length), "tokens_loaded": length - 1,
+            "tokens_recomputed": 1, "landing_state": "consumed",
+        }  # fmt: skip
+        found = {key: story.get(key) for key in wanted}
+        gap = distance(case, answer)
+        return None if gap == 0.0 and found == wanted else f"{length} tokens: |Δlogprob| {gap}, {found}"
+
+    before = {source: _tokens_by_source(site, source) for source in ("external_kv_transfer", "local_compute")}
+    with ThreadPoolExecutor(8) as pool:
+        problems = [problem for problem in pool.map(check, cases) if problem]
+    assert problems == []
+    loaded = _tokens_by_source(site, "external_kv_transfer") - before["external_kv_transfer"]
+    computed = _tokens_by_source(site, "local_compute") - before["local_compute"]
+    assert (loaded, computed) == (sum(len(case.prompt) - 1 for case in cases), len(cases)), "by vLLM's own metrics"
+    site.wait_idle()
+
+
+def _tokens_by_source(site: Site, source: str) -> float:
+    return site.metric(site.decode, "vllm:prompt_tokens_by_source_total", source=source)
+
+
+def test_answers_vary(site: Site) -> None:
+    """Different prompts get different answers; otherwise equality would prove nothing."""
+    rng = random.Random(2)
+    answers = {tuple(make_case(site, 200 + index, rng).expected.tokens) for index in range(4)}
+    assert len(answers) == 4
+
+
+def test_prefix_hit_on_the_prefill_engine(site: Site) -> None:
+    """A prompt that the prefill engine has cached is shipped whole, cached pages included."""
+    case = make_case(site, 900, random.Random(3))
+    hits = site.metric(site.prefill, "vllm:prefix_cache_hits_total")
+    for _ in range(3):
+        answer = decode_by_hand(site, case.prompt, ship_by_hand(site, case.prompt))
+        assert distance(case, answer) == 0.0
+
+    def published() -> bool:  # vLLM publishes its figures with those of later requests
+        site.ask([1, 2, 3], 1, url=site.prefill)
+        return site.metric(site.prefill, "vllm:prefix_cache_hits_total") > hits
+
+    wait_until(published, 30.0)
+
+
+def test_partial_prefix_hit_on_the_decode_engine(site: Site) -> None:
+    """Blocks that decode holds are neither sent nor loaded, and the answer is still exact."""
+    rng = random.Random(4)
+    salt = {"cache_salt": None}
+    head = [rng.randrange(256) for _ in range(800)]
+    site.story(site.ask(head, 4, **salt))
+    tail = [rng.randrange(256) for _ in range(299)]
+    local = site.ask([*head, *tail], 9, url=site.decode)
+    answer = site.ask([*head, *tail, local.tokens[0]], 8, **salt)
+    story = site.story(answer)
+    assert answer.tokens == local.tokens[1:]
+    assert answer.logprobs == local.logprobs[1:]
+    assert story["route"] == "remote"
+    assert story["skip_tokens"] > 0
+    assert story["tokens_recomputed"] == 1
+    assert story["kv_bytes_moved"] < predicted_bytes(site.kind, 1100)  # type: ignore[attr-defined]
+
+
+def test_one_token_prompt_is_served_locally(site: Site) -> None:
+    """There is nothing to move for one token."""
+    story = site.story(site.ask([65], 4))
+    assert story["route"] == "local"
+
+
+def test_corrupted_landing_breaks_equality(site: Site) -> None:
+    """Negative control: the comparison would notice wrong linear state. Corrupts a landing between landed and decode."""
+    case = make_case(site, 600, random.Random(5))
+    for corrupt, expect_equal in ((False, True), (True, False)):
+        transfer_id = ship_by_hand(site, case.prompt)
+        if corrupt:
+            # First fit: the only landing begins the arena. Its first layers are linear state, or sliding windows.
+            [arena] = Path("/dev/shm").glob("prfaas-east-0-*.arena")
+            with arena.open("r+b") as stream:
+                stream.write(bytes(3 * (3 * 512 * 2 + 4 * 64 * 64 * 4)))
+        answer = decode_by_hand(site, case.prompt, transfer_id)
+        assert (distance(case, answer) == 0.0) is expect_equal

@@ -1,0 +1,148 @@
+"""Commands answer quickly, and refuse bad input with one sentence and status 2."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from prfaas import __version__
+from prfaas.cli.arguments import BadArgument, host_port, node_name, peers, size, socket_path
+from prfaas.cli.demo_requests import Served, prompt_of
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
+#: The promise is 150 ms; a busy test machine gets room.
+MAX_HELP_S = 1.0
+
+
+def prfaas(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "prfaas", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=cwd)
+
+
+def refused(*arguments: str) -> str:
+    """Status 2, nothing on standard output, no traceback; returns the message."""
+    done = prfaas(*arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_help_and_version_are_quick() -> None:
+    """Nothing heavy is imported before a command needs it."""
+    best_s = 60.0
+    for _ in range(3):
+        started_s = time.monotonic()
+        done = prfaas("--help")
+        best_s = min(best_s, time.monotonic() - started_s)
+    assert best_s < MAX_HELP_S
+    for command in ("gateway", "kvnode", "up", "demo", "doctor", "config"):
+        assert command in done.stdout
+    assert prfaas("--version").stdout == f"prfaas {__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The same promise without a clock."""
+    code = "import sys, prfaas.cli.main; print(*{'rich', 'pydantic', 'yaml', 'aiohttp', 'uvicorn', 'numpy', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
+
+
+def test_config_check() -> None:
+    """A good file is praised, a bad one refused with its line."""
+    done = prfaas("config", "check", str(EXAMPLE))
+    assert done.returncode == 0
+    assert "clusters prfaas-west (prfaas), pd-east (pd)" in done.stdout
+
+
+def test_bad_files_are_refused_by_every_command(tmp_path: Path) -> None:
+    """The same sentence wherever the file is read."""
+    file = tmp_path / "bad.yaml"
+    file.write_text("modell: {}\n")
+    for command in (["config", "check"], ["up"], ["gateway"]):
+        assert f"{file}:1: modell: unknown field; did you mean 'model'?" in refused(*command, str(file)).replace(
+            "\n", " "
+        )
+    assert "No such file" in refused("gateway", str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"--http": "nowhere"}, "--http: 'nowhere' is not HOST:PORT"),
+        ({"--lanes": "127.0.0.1:99999"}, "--lanes: '127.0.0.1:99999' is not HOST:PORT"),
+        ({"--arena": "10"}, "--arena: 10 is outside 65536 to"),
+        ({"--arena": "lots"}, "--arena: 'lots' is not a size"),
+        ({"--chunk": "1GiB"}, "--chunk: 1GiB is outside 4096 to"),
+        ({"--peer": "west"}, "--peer: 'west' is not NAME=HOST:PORT"),
+        ({"--name": "../x"}, "--name: '../x' is not a node's name"),
+        ({"--socket": "/" + "x" * 107}, "--socket: a Unix socket's path has 1 to 107 bytes"),
+        ({"--log-level": "LOUD"}, "LOUD"),
+        ({"--num-lanes": "0"}, "--num-lanes"),
+    ],
+)
+def test_kvnode_refuses_bad_options(change: dict[str, str], expected: str) -> None:
+    """Naming the option and how to write it."""
+    options = {"--name": "a", "--http": "127.0.0.1:0", "--lanes": "127.0.0.1:0", "--socket": "/nowhere/s", **change}
+    assert expected in refused("kvnode", *(part for pair in options.items() for part in pair))
+
+
+def test_arguments() -> None:
+    """What is accepted, and as what."""
+    assert host_port("--x", "[::1]:80") == ("::1", 80)
+    assert size("--x", "64KiB", 1 << 16) == 1 << 16
+    assert node_name("--x", "pd-east-0") == "pd-east-0"
+    assert socket_path("--x", "/s") == "/s"
+    assert peers(["a=h:1", "b=h:2", "a=h:1"]) == {"a": ("h", 1), "b": ("h", 2)}
+    with pytest.raises(BadArgument, match="given twice"):
+        peers(["a=h:1", "a=h:2"])
+
+
+def test_a_node_starts_answers_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    """As `prfaas up` runs it; an orderly end is status 0."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        http, lanes = one.getsockname()[1], two.getsockname()[1]
+    argv = [sys.executable, "-m", "prfaas", "kvnode", "--name", "cli-test", "--http", f"127.0.0.1:{http}"]
+    argv += ["--lanes", f"127.0.0.1:{lanes}", "--socket", str(tmp_path / "s"), "--arena", "1MiB"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{http}/health", timeout=2) as answer:
+                    assert answer.status == 200
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("story", "expected"),
+    [
+        ({"uncached_tokens": 600, "route": "remote", "kv_bytes_moved": 9, "tokens_recomputed": 1}, None),
+        ({"uncached_tokens": 600, "route": "local", "fallback_reason": "deadline"}, "was served local (deadline), not remote"),
+        ({"uncached_tokens": 600, "route": "remote", "kv_bytes_moved": 0, "tokens_recomputed": 1}, "moved 0 bytes of KV and recomputed 1 tokens"),
+        ({"uncached_tokens": 600, "route": "remote", "kv_bytes_moved": 9, "tokens_recomputed": 600}, "moved 9 bytes of KV and recomputed 600 tokens"),
+        ({"uncached_tokens": 5, "route": "remote"}, "was served remote, not local"),
+        ({"uncached_tokens": 5, "route": "local"}, None),
+    ],
+)  # fmt: skip
+def test_the_demo_sees_what_is_wrong(story: dict[str, object], expected: str | None) -> None:
+    """Zero bytes on an offloaded request is an error, never silence."""
+    assert Served("a", story, 600, 16, 0.1).problem(512) == expected
+    assert Served("a", story, 600, 0, 0.1).problem(512) is not None
+
+
+def test_prompts_of_the_demo_differ_from_their_first_byte() -> None:
+    """So that no prefix cache can answer for the network."""
+    assert len(prompt_of(1900, 7)) == 1900
+    assert prompt_of(100, 0x1234)[:4] != prompt_of(100, 0x4321)[:4]

@@ -1,0 +1,134 @@
+"""Command lines that a deployment becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from prfaas.deploy.addresses import is_here, make_socket_directory, refuse_taken
+from prfaas.deploy.plan import PlanError, ProcessSpec, plan_processes
+from prfaas.deployment.load import load_deployment
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
+FILE, MODEL, SOCKETS = Path("/etc/prfaas.yaml"), Path("/models/m"), Path("/run/prfaas")
+
+
+def planned(text: str | None = None, tmp_path: Path | None = None, **options: object) -> dict[str, ProcessSpec]:
+    """Specs by name, of the example or of other YAML."""
+    path = EXAMPLE
+    if text is not None and tmp_path is not None:
+        path = tmp_path / "deployment.yaml"
+        path.write_text(text, encoding="utf-8")
+    specs = plan_processes(load_deployment(path), FILE, MODEL, SOCKETS, **options)  # type: ignore[arg-type]
+    return {spec.name: spec for spec in specs}
+
+
+def after(spec: ProcessSpec, option: str) -> list[str]:
+    """Every value given to an option."""
+    return [spec.argv[index + 1] for index, part in enumerate(spec.argv[:-1]) if part == option]
+
+
+def test_nodes_come_before_engines_and_the_gateway_is_last() -> None:
+    """Engines find their node; the gateway finds both."""
+    assert list(planned()) == [
+        "kvnode-prfaas-west-0", "kvnode-pd-east-0", "engine-prfaas-west-0", "engine-pd-east-0", "gateway",
+    ]  # fmt: skip
+
+
+def test_a_node_is_told_its_addresses_and_where_it_sends() -> None:
+    """Only the PrfaaS side sends; both agree on how blocks are named."""
+    west, east = planned()["kvnode-prfaas-west-0"], planned()["kvnode-pd-east-0"]
+    assert after(west, "--peer") == ["pd-east-0=127.0.0.1:8301"]
+    assert after(east, "--peer") == []
+    assert after(west, "--http") == ["127.0.0.1:8200"]
+    assert after(west, "--lanes") == ["127.0.0.1:8300"]
+    assert after(west, "--socket") == ["/run/prfaas/prfaas-west-0.sock"]
+    assert after(west, "--hash-seed") == after(east, "--hash-seed") == ["prfaas"]
+    assert west.needs_engine
+
+
+def test_an_engine_finds_its_connector_and_phones_nobody() -> None:
+    """The transfer config names the node's socket; hub and usage reports are off; the file's arguments come last."""
+    engine = planned()["engine-prfaas-west-0"]
+    (config,) = after(engine, "--kv-transfer-config")
+    assert json.loads(config)["kv_connector_extra_config"] == {"socket_path": "/run/prfaas/prfaas-west-0.sock"}
+    assert json.loads(config)["kv_connector_module_path"] == "prfaas.engines.vllm.connector"
+    assert after(engine, "--host") == ["127.0.0.1"]
+    assert after(engine, "--port") == ["8100"]
+    assert after(engine, "--max-model-len") == ["2048"]
+    assert {"HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"} <= set(engine.env)
+    assert engine.env["VLLM_CPU_OMP_THREADS_BIND"] == "0"
+    assert engine.argv[-1] == "67108864"
+
+
+SPREAD = """
+model: {name: m, path: ., max_model_tokens: 2048}
+clusters:
+  west: {role: prfaas, endpoints: [
+    {engine: "http://192.0.2.1:8100", kvnode: "http://192.0.2.1:8200", lanes: "192.0.2.1:8300"}]}
+  far: {role: prfaas, endpoints: [
+    {engine: "http://192.0.2.3:8100", kvnode: "http://192.0.2.3:8200", lanes: "192.0.2.3:8300"}]}
+  east: {role: pd, endpoints: [
+    {engine: "http://127.0.0.1:8100", kvnode: "http://127.0.0.1:8200", lanes: "127.0.0.1:8300"},
+    {engine: "http://127.0.0.1:8101", kvnode: "http://127.0.0.1:8201", lanes: "127.0.0.1:8301"}]}
+  south: {role: pd, endpoints: [
+    {engine: "http://192.0.2.2:8100", kvnode: "http://192.0.2.2:8200", lanes: "192.0.2.2:8300"}]}
+LINKS
+"""
+
+
+def test_without_links_a_prfaas_node_sends_to_every_pd_node(tmp_path: Path) -> None:
+    """With links, only where they lead."""
+    everything = planned(SPREAD.replace("LINKS", ""), tmp_path)
+    assert [peer.split("=")[0] for peer in after(everything["kvnode-west-0"], "--peer")] == [
+        "east-0", "east-1", "south-0",
+    ]  # fmt: skip
+    links = "links: [{from: west, to: south}, {from: far, to: east}]"
+    some = planned(SPREAD.replace("LINKS", links), tmp_path)
+    assert after(some["kvnode-west-0"], "--peer") == ["south-0=192.0.2.2:8300"]
+
+
+def test_engines_without_an_engine_section_are_left_to_their_owner(tmp_path: Path) -> None:
+    """Their nodes are started all the same, and are healthy without them."""
+    specs = planned(SPREAD.replace("LINKS", ""), tmp_path)
+    assert not [name for name in specs if name.startswith("engine-")]
+    assert not specs["kvnode-east-0"].needs_engine
+
+
+def test_only_what_is_on_this_machine_is_started(tmp_path: Path) -> None:
+    """One file for all machines of a deployment."""
+    text = SPREAD.replace("LINKS", "")
+    loopback = "127.0.0.1".__eq__
+    assert list(planned(text, tmp_path, is_here=loopback)) == ["kvnode-east-0", "kvnode-east-1", "gateway"]
+    assert list(planned(text, tmp_path, is_here=loopback, with_gateway=False)) == ["kvnode-east-0", "kvnode-east-1"]
+    with pytest.raises(PlanError, match="none of its addresses"):
+        planned(text, tmp_path, is_here=lambda host: False)
+
+
+def test_this_machine_knows_its_addresses() -> None:
+    """A documentation address (RFC 5737) is nobody's."""
+    assert is_here("127.0.0.1")
+    assert not is_here("203.0.113.77")
+
+
+def test_an_address_in_use_is_refused_by_name() -> None:
+    """Before anything is started."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        spec = dataclasses.replace(planned()["gateway"], listens=(address,))
+        with pytest.raises(PlanError, match=rf"gateway: {address} is in use"):
+            refuse_taken([spec])
+    refuse_taken([spec])
+
+
+def test_socket_directories_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unix sockets' paths end at 107 bytes, however deep TMPDIR is."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("d" * 80)))
+    directory = make_socket_directory()
+    assert len(str(directory)) <= 36
+    assert directory.stat().st_mode & 0o077 == 0
+    directory.rmdir()
