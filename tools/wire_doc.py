@@ -23,7 +23,9 @@ ACCEPTOR_STATES = (LaneState.AWAIT_HELLO, LaneState.RECEIVER)
 
 def generated() -> str:
     """The part of the page between the two comments."""
-    return "\n".join([BEGIN, "", "### Frame types", "", *_frames(), "", "### Transitions", "", *_transitions(), "", END])
+    return "\n".join(
+        [BEGIN, "", "### Frame types", "", *_frames(), "", "### Transitions", "", *_transitions(), "", END]
+    )
 
 
 def rewritten(page: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import signal
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("vllm")
-pytest.importorskip("openai")
+if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("openai") is None:
+    pytest.skip("vLLM is not installed; `make setup` installs it", allow_module_level=True)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]
 

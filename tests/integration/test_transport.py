@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def send(pair: NodePair, name: str, num_prompt_tokens: int, pieces: int = 5) -> 
     image = random.Random(name).randbytes(len(memory))
     memory[:] = image
     cuts = [len(image) * index // pieces for index in range(pieces + 1)]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         pair.source.staged(name, [(start, end)])
     pair.source.stage_close(name)
     return image
@@ -213,6 +215,16 @@ def garbage(rng: random.Random) -> bytes:
     return b"PRFS" + struct.pack("<BBHQQIIII", 1, 6, 0, 1, 0, 0xFFFFFFFF, 0, 0, 0)
 
 
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Python's default of 5 ms makes accepting and connecting threads of one process wait for each other."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(0.0002)
+    yield
+    sys.setswitchinterval(before_s)
+
+
+@pytest.mark.usefixtures("eager_threads")
 def test_ten_thousand_garbage_frames(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Noise on a node's port costs it nothing: no crash, no memory, no threads, and good peers still get through."""
     import resource

@@ -1,5 +1,6 @@
 """Sender's and receiver's ledgers over lanes that lose, damage and cut, by seed. A failure prints its seed."""
 
+import itertools
 import random
 
 import pytest
@@ -38,7 +39,7 @@ class World:
         self.landings.open("peer", name, "t", size, "f")
         self.out.opened(name, handle)
         cuts = sorted({0, size, *(self.random.randrange(size) for _ in range(6))})
-        self.unstaged[name] = list(zip(cuts, cuts[1:], strict=False))
+        self.unstaged[name] = list(itertools.pairwise(cuts))
         self.random.shuffle(self.unstaged[name])
 
     def step(self, trouble: float) -> None:

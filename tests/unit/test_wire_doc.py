@@ -42,7 +42,13 @@ def test_header_table_is_the_struct() -> None:
 def test_every_refusal_is_explained() -> None:
     """Each code that closes a lane or ends a transfer has its row."""
     codes: set[str] = set()
-    for name in ("core/wire/frames.py", "core/wire/lane.py", "core/wire/messages.py", "core/cache/landings.py", "transport/inbound.py"):
+    for name in (
+        "core/wire/frames.py",
+        "core/wire/lane.py",
+        "core/wire/messages.py",
+        "core/cache/landings.py",
+        "transport/inbound.py",
+    ):
         for node in ast.walk(ast.parse((SOURCE / name).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 first = node.args[0]
@@ -56,4 +62,7 @@ def test_every_refusal_is_explained() -> None:
 
 def test_control_payloads_are_maps() -> None:
     """As the page says: msgpack, field names as keys."""
-    assert encode_message(Abort("a", "b", "c", "d")) == b"\x84\xabtransfer_id\xa1a\xa5token\xa1b\xa4code\xa1c\xa7message\xa1d"
+    assert (
+        encode_message(Abort("a", "b", "c", "d"))
+        == b"\x84\xabtransfer_id\xa1a\xa5token\xa1b\xa4code\xa1c\xa7message\xa1d"
+    )

@@ -66,7 +66,8 @@ def run(directory: Path) -> int:
         console.print("interrupted; every process is stopped")
         return 130
     except (PrfaasError, OSError) as error:
-        text = f"demo failed: {error}\nlogs are in {directory / 'logs'}/"
+        logs = directory / "logs"
+        text = f"demo failed: {error}" + (f"\nlogs are in {logs}/" if logs.is_dir() else "")
         Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     console.print(f"[green]done[/] in {time.monotonic() - started_s:.0f} s; files are in {directory}/", highlight=False)
@@ -106,6 +107,7 @@ def _show(port: int, decode_url: str, console: Console) -> None:
         f"[bold]3/4[/] requests through the openai client; over {THRESHOLD_TOKENS} uncached tokens go west",
         highlight=False,
     )
+    gateway.wait_ready()
     served = send_all(gateway, console)
     console.print(requests_table(served))
     for item in served:

@@ -22,6 +22,7 @@ from prfaas.core.errors import PrfaasError
 MAX_TOKENS = 16
 #: Stories are complete a moment after the last byte; a missing one is a defect, not a reason to wait long.
 STORY_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 30.0
 
 
 class DemoFailed(PrfaasError):
@@ -95,6 +96,19 @@ class Client:
         self.base_url = base_url
         self.model = model
         self.api = openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, timeout=300.0)
+
+    def wait_ready(self) -> None:
+        """Until the gateway has seen every engine and node work: it looks once a second. Raises DemoFailed."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        with telling("asking the gateway for its health"):
+            while True:
+                with urllib.request.urlopen(f"{self.base_url}/health", timeout=5) as response:  # noqa: S310
+                    instances = json.loads(response.read())["instances"]
+                if all(all(parts.values()) for parts in instances.values()):
+                    return
+                if time.monotonic() > deadline:
+                    raise DemoFailed(f"the gateway does not see every instance work: {json.dumps(instances)}")
+                time.sleep(0.2)
 
     def send(self, case: Case, text: str) -> Served:
         """One request as a user would send it."""

@@ -134,4 +134,7 @@ def _engine(
 def _gateway(deployment: Deployment, file: Path) -> ProcessSpec:
     address = f"{deployment.gateway.host}:{deployment.gateway.port}"
     argv = (sys.executable, "-m", "prfaas", "gateway", str(file))
-    return ProcessSpec("gateway", argv, {}, f"http://{address}/health", listens=(address,))
+    # Its /health needs a decode engine; engines that somebody else starts are not waited for.
+    starts_engines = all(cluster.engine is not None for cluster in deployment.clusters_of_role("pd").values())
+    health = f"http://{address}/{'health' if starts_engines else 'live'}"
+    return ProcessSpec("gateway", argv, {}, health, listens=(address,))

@@ -27,7 +27,7 @@ def health_table(supervisor: Supervisor) -> Table:
         table.add_column(column, no_wrap=True)
     for name, running in supervisor.processes.items():
         state = state_of(running)
-        address = running.spec.health_url.removesuffix("/health")
+        address = running.spec.health_url.rpartition("/")[0]
         table.add_row(name, str(running.pid), f"[{_STYLES.get(state, 'red')}]{state}[/]", address)
     return table
 

@@ -92,7 +92,7 @@ def _refuse_without_vllm(specs: list[ProcessSpec]) -> None:
 def _serve(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> int:
     changes = start_all(supervisor, specs, console)
     if specs[-1].name == "gateway":
-        url = specs[-1].health_url.removesuffix("/health")
+        url = specs[-1].health_url.rpartition("/")[0]
         console.print(f"ready: {url}/v1 (Ctrl-C stops everything)", highlight=False)
     if console.is_terminal:
         with Live(health_table(supervisor), console=console, auto_refresh=False) as live:

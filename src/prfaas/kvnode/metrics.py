@@ -41,7 +41,9 @@ class NodeMetrics(Collector):
             for peer, value in counted(name).items():
                 moved.add_metric([direction, peer], value)
         yield moved
-        yield _family("prfaas_lane_bytes_resent", "Bytes given to another lane after a loss.", "peer", counted("bytes_resent"))
+        yield _family(
+            "prfaas_lane_bytes_resent", "Bytes given to another lane after a loss.", "peer", counted("bytes_resent")
+        )
         yield _family("prfaas_frames_rejected", "Frames and peers refused.", "reason", counted("frames_rejected"))
         transfers = CounterMetricFamily("prfaas_transfers", "Transfers ended.", labels=["direction", "outcome"])
         for label, value in counted("transfers").items():

@@ -198,7 +198,9 @@ class KVNode:
                 engine.layout = layout
                 self.exchange.fingerprint = layout.fingerprint
         if layout is not None:
-            logger.info("engine %s registered layout %.12s, %d tokens a block", boot_id, layout.fingerprint, layout.block_tokens)
+            logger.info(
+                "engine %s registered layout %.12s, %d tokens a block", boot_id, layout.fingerprint, layout.block_tokens
+            )
         return {
             "node": self.config.name,
             "node_boot_id": self.boot_id,
@@ -229,7 +231,9 @@ class KVNode:
             self.stage_close(staging.transfer_id)
         for landing in dropped:
             self.exchange.on_change(landing.transfer_id)
-        logger.info("engine %s disconnected; %d landings and %d stagings were its own", boot_id, len(dropped), len(held))
+        logger.info(
+            "engine %s disconnected; %d landings and %d stagings were its own", boot_id, len(dropped), len(held)
+        )
 
     def stage_open(self, boot_id: str, message: Open, peer: str, deadline_s: float) -> dict[str, object]:
         """Reserve staging for an image that will go to `peer`. Raises Refused."""
@@ -274,7 +278,9 @@ class KVNode:
         with self.exchange.lock:
             landing = self.exchange.landings.find(transfer_id)
             if landing is not None and landing.num_prompt_tokens != num_prompt_tokens:
-                raise Refused("wrong_prompt", f"landing is for {landing.num_prompt_tokens} tokens, not {num_prompt_tokens}")
+                raise Refused(
+                    "wrong_prompt", f"landing is for {landing.num_prompt_tokens} tokens, not {num_prompt_tokens}"
+                )
             landing = self.exchange.landings.claim(transfer_id, boot_id)
         self.exchange.on_change(transfer_id)
         return {
@@ -321,7 +327,11 @@ class KVNode:
         self.exchange.on_change(transfer.transfer_id)
 
     def _free_if_over(self, staging: Staging) -> None:
-        if not staging.engine_writes and not staging.transfer_live and self._stagings.pop(staging.transfer_id, None):
+        if (
+            not staging.engine_writes
+            and not staging.transfer_live
+            and self._stagings.pop(staging.transfer_id, None) is staging
+        ):
             self.exchange.extents.free(staging.extent)
 
 

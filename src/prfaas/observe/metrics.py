@@ -103,10 +103,6 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "prfaas_transfers_total", "counter", "kvnode", "transfers", "Transfers ended.", ("direction", "outcome")
     ),
-    MetricSpec(
-        "prfaas_transfer_seconds", "histogram", "kvnode", "seconds",
-        "From a transfer's opening to its commit.", (), TRANSFER_BUCKETS_S,
-    ),
     MetricSpec("prfaas_landings", "gauge", "kvnode", "landings", "Landings now, by state.", ("state",)),
     MetricSpec("prfaas_landings_expired_total", "counter", "kvnode", "landings", "Landings whose lease ran out."),
     MetricSpec("prfaas_arena_bytes", "gauge", "kvnode", "bytes", "Arena bytes, by state.", ("state",)),

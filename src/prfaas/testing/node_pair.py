@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,7 +99,9 @@ class NodePair:
 
     def stage_open(self, transfer_id: str, reservation: dict[str, object], deadline_s: float = 30.0) -> memoryview:
         """What the prefill engine's scheduler does; returns the staging memory."""
-        message = Open(transfer_id, str(reservation["token"]), int(str(reservation["num_bytes"])), self.layout.fingerprint)
+        message = Open(
+            transfer_id, str(reservation["token"]), int(str(reservation["num_bytes"])), self.layout.fingerprint
+        )
         reply = self.source.stage_open("engine", message, "sink", deadline_s)
         start = int(str(reply["arena_offset"]))
         return self.source.arena.view[start : start + int(str(reply["num_bytes"]))]
@@ -123,7 +126,9 @@ def wait_until(probe: Callable[[], T | None], timeout_s: float = 30.0) -> T:
     raise TimeoutError(f"nothing within {timeout_s} s")
 
 
-def _node(name: str, directory: Path, arena_bytes: int, listener: object, limits: LaneLimits, dial: Dial | None) -> KVNode:
+def _node(
+    name: str, directory: Path, arena_bytes: int, listener: object, limits: LaneLimits, dial: Dial | None
+) -> KVNode:
     arena = Arena(str(directory / f"{name}-{secrets.token_hex(4)}.arena"), arena_bytes, create=True)
     peers = {"sink": ("127.0.0.1", 1)} if dial else {}
     config = KVNodeConfig(name, "127.0.0.1", 0, "127.0.0.1", 0, "", arena_bytes, peers)
@@ -142,10 +147,11 @@ def node_pair(
     wrap_dial: Callable[[Dial], Dial] = lambda dial: dial,
 ) -> Iterator[NodePair]:
     """Two started nodes with an attached engine each. `kind` is `tcp` or `inproc`; `wrap_dial` may add faults."""
+    listener: socket.socket | PairListener
+    dial: Dial
     if kind == "tcp":
-        listener: socket.socket | PairListener = socket.create_server(("127.0.0.1", 0))
-        address = listener.getsockname()
-        dial: Dial = lambda: socket.create_connection(address)
+        listener = socket.create_server(("127.0.0.1", 0))
+        dial = partial(socket.create_connection, listener.getsockname())
     else:
         listener = PairListener()
         dial = listener.connect

@@ -217,7 +217,7 @@ class Site:
         try:
             wait_until(lambda: not any(self.holdings().values()), timeout_s)
         except TimeoutError:
-            raise AssertionError(f"still held: {({k: v for k, v in self.holdings().items() if v})}") from None
+            raise AssertionError(f"still held: { ({k: v for k, v in self.holdings().items() if v}) }") from None
 
 
 def _free_ports(count: int) -> list[int]:
@@ -230,5 +230,9 @@ def _free_ports(count: int) -> list[int]:
 
 def _cluster(role: str, ports: list[int], args: list[str], core: str) -> dict[str, Any]:
     engine, node, lanes = ports
-    endpoint = {"engine": f"http://127.0.0.1:{engine}", "kvnode": f"http://127.0.0.1:{node}", "lanes": f"127.0.0.1:{lanes}"}
+    endpoint = {
+        "engine": f"http://127.0.0.1:{engine}",
+        "kvnode": f"http://127.0.0.1:{node}",
+        "lanes": f"127.0.0.1:{lanes}",
+    }
     return {"role": role, "endpoints": [endpoint], "engine": {"args": args, "env": {"VLLM_CPU_OMP_THREADS_BIND": core}}}

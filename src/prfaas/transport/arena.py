@@ -24,7 +24,7 @@ class Arena:
         try:
             if create:
                 # Reserve the pages now: running out later would be a SIGBUS in the middle of a transfer.
-                os.posix_fallocate(descriptor, 0, num_bytes)
+                _reserve_pages(descriptor, path, num_bytes)
             self._map = mmap.mmap(descriptor, num_bytes)
         except BaseException:
             if create:
@@ -48,3 +48,10 @@ class Arena:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _reserve_pages(descriptor: int, path: str, num_bytes: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as error:
+        raise OSError(error.errno, f"arena of {num_bytes >> 20} MiB at {path}: {error.strerror}") from None

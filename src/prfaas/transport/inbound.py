@@ -218,7 +218,9 @@ class InboundServer:
                 self._senders_seen_s[lane.sender] = now_s
         with self._exchange.lock:
             waiting = self._exchange.landings.receiving_senders()
-            self._senders_seen_s = {s: seen for s, seen in self._senders_seen_s.items() if s in waiting or seen == now_s}
+            self._senders_seen_s = {
+                s: seen for s, seen in self._senders_seen_s.items() if s in waiting or seen == now_s
+            }
             lost = [s for s in waiting if now_s - self._senders_seen_s.setdefault(s, now_s) > limits.peer_lost_after_s]
             stranded = [x for s in lost for x in self._exchange.landings.sender_gone(s, "link to the sender is lost")]
         return [landing.transfer_id for landing in stranded]

@@ -44,9 +44,7 @@ class PeerLink:
     `on_done(transfer)` is called, without the lock, when a transfer ended; its staging may be freed then.
     """
 
-    def __init__(
-        self, exchange: Exchange, peer: str, dial: Dial, on_done: Callable[[OutboundTransfer], None]
-    ) -> None:
+    def __init__(self, exchange: Exchange, peer: str, dial: Dial, on_done: Callable[[OutboundTransfer], None]) -> None:
         self.exchange = exchange
         self.peer = peer
         self.dial = dial
@@ -281,7 +279,13 @@ class OutboundLane:
     def _greet(self, sock: socket.socket, protocol: LaneProtocol) -> None:
         exchange, me = self.link.exchange, self.link.exchange.identity
         hello = Hello(
-            me.name, me.boot_id, self.link.peer, self.number % 1024, me.hash_algorithm, me.hash_seed, exchange.fingerprint
+            me.name,
+            me.boot_id,
+            self.link.peer,
+            self.number % 1024,
+            me.hash_algorithm,
+            me.hash_seed,
+            exchange.fingerprint,
         )
         send_all(sock, protocol.send_message(hello))
         received = _read_frame(sock, protocol)

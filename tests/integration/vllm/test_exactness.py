@@ -22,7 +22,31 @@ from tests.integration.vllm.exactness import Case, distance, make_case, offload
 pytestmark = pytest.mark.vllm
 
 #: Blocks are 256 tokens (Qwen3-Next) and 128 (Gemma-3), chunks 512: each border, one less, one more, and the ends.
-LENGTHS = (2, 3, 40, 127, 128, 129, 130, 255, 256, 257, 258, 300, 511, 512, 513, 514, 700, 1023, 1024, 1025, 1026, 1537, 1900)
+LENGTHS = (
+    2,
+    3,
+    40,
+    127,
+    128,
+    129,
+    130,
+    255,
+    256,
+    257,
+    258,
+    300,
+    511,
+    512,
+    513,
+    514,
+    700,
+    1023,
+    1024,
+    1025,
+    1026,
+    1537,
+    1900,
+)
 
 
 @pytest.fixture(scope="module", params=["qwen3-next", "gemma3"])

@@ -234,12 +234,11 @@ def test_garbage_on_the_lanes_port(site: Site, record_property: Callable[[str, o
 
     def throw(count: int) -> None:
         for _ in range(count):
-            with socket.create_connection((host, port)) as sock:
-                with contextlib.suppress(OSError):
-                    sock.sendall(rng.randbytes(rng.randrange(1, 4 * HEADER_BYTES)))
-                    sock.shutdown(socket.SHUT_WR)
-                    while sock.recv(4096):
-                        pass
+            with socket.create_connection((host, port)) as sock, contextlib.suppress(OSError):
+                sock.sendall(rng.randbytes(rng.randrange(1, 4 * HEADER_BYTES)))
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(4096):
+                    pass
 
     throw(500)
     before_kib = _resident_kib(pid)

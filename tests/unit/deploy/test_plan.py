@@ -97,6 +97,8 @@ def test_engines_without_an_engine_section_are_left_to_their_owner(tmp_path: Pat
     specs = planned(SPREAD.replace("LINKS", ""), tmp_path)
     assert not [name for name in specs if name.startswith("engine-")]
     assert not specs["kvnode-east-0"].needs_engine
+    assert specs["gateway"].health_url.endswith("/live")
+    assert planned()["gateway"].health_url.endswith("/health")
 
 
 def test_only_what_is_on_this_machine_is_started(tmp_path: Path) -> None:

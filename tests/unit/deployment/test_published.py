@@ -38,7 +38,7 @@ def test_every_field_is_documented() -> None:
     """docs/deployment-file.md has a row for each."""
     page = (DOCS / "deployment-file.md").read_text(encoding="utf-8")
     for name in fields(Deployment) | fields(Endpoint) | fields(Link):
-        assert re.search(rf"`([a-z_]+\.)*{name}`", page), name
+        assert re.search(rf"`([a-z_]+\.)*{name}[`.]", page), name
 
 
 def test_documented_defaults_are_the_codes(tmp_path: Path) -> None:

@@ -68,6 +68,3 @@ class IntervalSet:
     def first(self) -> tuple[int, int] | None:
         """The lowest interval, or None."""
         return (self._starts[0], self._ends[0]) if self._starts else None
-
-
-

@@ -46,7 +46,6 @@ class FrameType(IntEnum):
     ABORT = 9
     PING = 10
     PONG = 11
-    BYE = 12
 
 
 #: Frames with a msgpack payload; DATA carries KV, the rest carry nothing.
@@ -107,7 +106,8 @@ def decode_header(data: bytes | bytearray | memoryview, max_chunk_bytes: int) ->
         raise RemoteProtocolError("bad_magic", "this is not the PrfaaS wire protocol")
     if version != PROTOCOL_VERSION:
         raise RemoteProtocolError(
-            "version", f"the peer speaks protocol version {version}, this node {PROTOCOL_VERSION}; upgrade the older one"
+            "version",
+            f"the peer speaks protocol version {version}, this node {PROTOCOL_VERSION}; upgrade the older one",
         )
     if checksum(memoryview(data)[:-4]) != header_crc:
         raise RemoteProtocolError("bad_header_crc", "frame header is damaged")

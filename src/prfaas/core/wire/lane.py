@@ -44,12 +44,10 @@ TRANSITIONS: Final[dict[LaneState, dict[FrameType, LaneState]]] = {
     LaneState.AWAIT_HELLO: {T.HELLO: LaneState.RECEIVER},
     LaneState.SENDER: {
         **dict.fromkeys((T.OPENED, T.ACK, T.NACK, T.ABORT, T.PING, T.PONG), LaneState.SENDER),
-        T.BYE: LaneState.CLOSED,
         T.REFUSE: LaneState.CLOSED,
     },
     LaneState.RECEIVER: {
         **dict.fromkeys((T.OPEN, T.DATA, T.ABORT, T.PING, T.PONG), LaneState.RECEIVER),
-        T.BYE: LaneState.CLOSED,
     },
     LaneState.CLOSED: {},
 }
@@ -143,7 +141,7 @@ class LaneProtocol:
         return encode_header(header) + payload
 
     def send_signal(self, frame_type: FrameType, handle: int = 0, offset: int = 0) -> bytes:
-        """Bytes of a frame without payload (ACK, NACK, PING, PONG, BYE)."""
+        """Bytes of a frame without payload (ACK, NACK, PING, PONG)."""
         if frame_type in CONTROL_TYPES or frame_type is FrameType.DATA:
             raise LocalProtocolError(f"{frame_type.name} needs a payload")
         return encode_header(self._header(frame_type, handle, offset, 0, 0))

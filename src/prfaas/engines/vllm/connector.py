@@ -52,7 +52,10 @@ class PrfaasConnector(KVConnectorBase_V1, SupportsHMA):
         socket_path = transfer.get_from_extra_config("socket_path", None)
         if not socket_path:
             raise Refused("socket_path", "set kv_connector_extra_config.socket_path to the KV node's --socket")
-        self._greeting = {"engine_id": str(transfer.engine_id), "boot_id": f"{transfer.engine_id}:{vllm_config.instance_id}"}
+        self._greeting = {
+            "engine_id": str(transfer.engine_id),
+            "boot_id": f"{transfer.engine_id}:{vllm_config.instance_id}",
+        }
         self._socket_path = str(socket_path)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None

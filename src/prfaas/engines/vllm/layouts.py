@@ -79,7 +79,9 @@ def _group(spec: KVCacheSpec, names: list[str], caches: dict[str, torch.Tensor],
     if rest or kernel_pages * page_bytes != spec.unpadded_page_size_bytes:
         shape = f"{tuple(page.shape)} {page.dtype}"
         raise Refused("layout", f"layer {names[0]}: pages {shape} do not make up blocks of {spec.block_size} tokens")
-    detail = f"{type(spec).__name__} {spec.num_kv_heads}x{spec.head_size} {tuple(page.shape)} {page.dtype} {_kernel(layer)}"
+    detail = (
+        f"{type(spec).__name__} {spec.num_kv_heads}x{spec.head_size} {tuple(page.shape)} {page.dtype} {_kernel(layer)}"
+    )
     # A full-attention spec may stand for windowed layers when the hybrid cache is off; then all tokens are kept.
     window = int(spec.sliding_window) if isinstance(spec, SlidingWindowSpec) else 0
     kind = KVGroupKind.SLIDING_WINDOW if window else KVGroupKind.FULL_ATTENTION

@@ -54,7 +54,9 @@ class LayerPages:
         blocks = [block_ids[page // per_block] for page in range(first, end)]
         for block_id in blocks:
             _require(block_id)
-        indices = [block_id * per_block + page % per_block for block_id, page in zip(blocks, range(first, end), strict=True)]
+        indices = [
+            block_id * per_block + page % per_block for block_id, page in zip(blocks, range(first, end), strict=True)
+        ]
         return torch.tensor(indices, dtype=torch.long, device=self._cache.device)
 
 

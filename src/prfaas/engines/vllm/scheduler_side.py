@@ -89,7 +89,9 @@ class SchedulerSide:
 
     def _open(self, request: Request, params: dict[str, Any], outgoing: Outgoing) -> None:
         if request.prompt_token_ids is None or request.num_prompt_tokens != int(params["num_prompt_tokens"]):
-            raise ValueError(f"the prompt has {request.num_prompt_tokens} tokens, not {params.get('num_prompt_tokens')}")
+            raise ValueError(
+                f"the prompt has {request.num_prompt_tokens} tokens, not {params.get('num_prompt_tokens')}"
+            )
         if request.num_prompt_tokens < 2 or request.get_skip_reading_prefix_cache():
             raise ValueError("this prompt cannot be prefilled for another cluster")
         outgoing.skip_tokens = int(params["skip_tokens"])

@@ -74,7 +74,9 @@ class Shipment:
 class WorkerSide:
     """`pages` is keyed by layer index; `layer_of` maps vLLM's layer names to those."""
 
-    def __init__(self, client: NodeClient, layout: KVLayout, pages: dict[int, LayerPages], layer_of: dict[str, int]) -> None:
+    def __init__(
+        self, client: NodeClient, layout: KVLayout, pages: dict[int, LayerPages], layer_of: dict[str, int]
+    ) -> None:
         self._client = client
         self._layout = layout
         self._pages = pages
@@ -168,7 +170,9 @@ class WorkerSide:
             return None
         table = step.block_ids[region.group]
         block_tokens = self._layout.block_tokens
-        self._pages[region.layer].read_state(table[(step.end_token - 1) // block_tokens], arena[region.start : region.end])
+        self._pages[region.layer].read_state(
+            table[(step.end_token - 1) // block_tokens], arena[region.start : region.end]
+        )
         shipment.states_shipped.add(region.layer)
         return region.start, region.end
 

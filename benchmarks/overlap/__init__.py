@@ -1,0 +1,1 @@
+"""How much of a transfer hides behind the prefill that makes it."""
