@@ -6,8 +6,7 @@ import itertools
 import random
 import socket
 import struct
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -215,16 +214,6 @@ def garbage(rng: random.Random) -> bytes:
     return b"PRFS" + struct.pack("<BBHQQIIII", 1, 6, 0, 1, 0, 0xFFFFFFFF, 0, 0, 0)
 
 
-@pytest.fixture
-def eager_threads() -> Iterator[None]:
-    """Python's default of 5 ms makes accepting and connecting threads of one process wait for each other."""
-    before_s = sys.getswitchinterval()
-    sys.setswitchinterval(0.0002)
-    yield
-    sys.setswitchinterval(before_s)
-
-
-@pytest.mark.usefixtures("eager_threads")
 def test_ten_thousand_garbage_frames(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Noise on a node's port costs it nothing: no crash, no memory, no threads, and good peers still get through."""
     import resource

@@ -150,7 +150,7 @@ def node_pair(
     listener: socket.socket | PairListener
     dial: Dial
     if kind == "tcp":
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         dial = partial(socket.create_connection, listener.getsockname())
     else:
         listener = PairListener()
