@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import random
 import socket
@@ -13,6 +15,8 @@ import pytest
 
 from prfaas.core.cache.landings import LandingState
 from prfaas.core.errors import Refused
+from prfaas.core.wire.lane import LaneProtocol
+from prfaas.core.wire.messages import Hello
 from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
 from prfaas.transport.outbound import Dial
 from prfaas.transport.sockets import shut
@@ -198,9 +202,6 @@ def test_full_arena_is_refused(tmp_path: Path) -> None:
 
 def garbage(rng: random.Random) -> bytes:
     """Something between noise and nearly a frame."""
-    from prfaas.core.wire.lane import LaneProtocol
-    from prfaas.core.wire.messages import Hello
-
     good = LaneProtocol(dialer=True).send_message(Hello("n", "b", "sink", 0, "sha256", "prfaas", ""))
     choice = rng.randrange(4)
     if choice == 0:
@@ -239,3 +240,45 @@ def test_ten_thousand_garbage_frames(tmp_path: Path, record_property: Callable[[
         image = send(pair, "a", 1000)
         pair.wait_state("a", "landed")
         assert pair.landed_bytes("a") == image
+
+
+@pytest.mark.parametrize("field", ["layout", "hash_seed", "name"])
+def test_a_peer_that_does_not_agree_is_refused_with_the_reason(tmp_path: Path, field: str) -> None:
+    """Another KV layout, another hash seed, or simply the wrong node: no lane comes up, and both sides can say why."""
+    with node_pair(tmp_path) as pair:
+        wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
+        sink = pair.sink.exchange
+        if field == "layout":
+            sink.fingerprint = "another"
+        elif field == "hash_seed":
+            sink.identity = dataclasses.replace(sink.identity, hash_seed="another")
+        else:
+            sink.identity = dataclasses.replace(sink.identity, name="another")
+        for sock in pair.sockets:
+            shut(sock)
+        code = {"layout": "layout_mismatch", "hash_seed": "hash_mismatch", "name": "wrong_node"}[field]
+        wait_until(lambda: code in (pair.source.links["sink"].refusal or ""))
+        wait_until(lambda: sink.counters["frames_rejected", code] > 0)
+        assert pair.source.links["sink"].lanes_up == 0
+        reservation = pair.reserve("a", 100)
+        with pytest.raises(Refused, match="cannot be reached"):
+            wait_until(lambda: _refused_open(pair, reservation))
+
+
+def _refused_open(pair: NodePair, reservation: dict[str, object]) -> bool:
+    """Open until the link counts as lost; a transfer that was opened before that is given up by itself."""
+    pair.stage_open("a", reservation)
+    pair.source.stage_close("a")
+    return False
+
+
+def test_another_protocol_version_is_refused(tmp_path: Path) -> None:
+    """By the first header, before anything is read on its say."""
+    with node_pair(tmp_path) as pair:
+        hello = bytearray(LaneProtocol(dialer=True).send_message(Hello("n", "b", "sink", 0, "sha256", "prfaas", "")))
+        hello[4] = 2
+        with socket.create_connection(pair.sink.inbound.address) as sock:
+            sock.sendall(hello)
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+        wait_until(lambda: pair.sink.exchange.counters["frames_rejected", "version"] == 1)

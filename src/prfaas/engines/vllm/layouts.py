@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -30,7 +31,8 @@ TESTED_VLLM: Final = ((0, 32, 0), (0, 33, 0))
 
 def check_supported(version: str, config: VllmConfig) -> None:
     """Raise Refused with one clear sentence if this engine cannot be trusted to move KV correctly."""
-    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    numbers = tuple(int(part) for part in found.groups()) if found else ()
     low, high = TESTED_VLLM
     if not low <= numbers < high:
         wanted = f"{'.'.join(map(str, low))} <= version < {'.'.join(map(str, high))}"
