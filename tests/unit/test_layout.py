@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout, token_digest
+from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
 
 FULL = KVGroup(KVGroupKind.FULL_ATTENTION, (3,), 16, 1600, 0, 0, "bf16")
 WINDOW = KVGroup(KVGroupKind.SLIDING_WINDOW, (1, 2), 16, 1600, 0, 40, "bf16")
@@ -101,10 +101,3 @@ def test_fingerprint_covers_what_must_agree(changed: dict[str, Any]) -> None:
 def test_fingerprint_ignores_what_may_differ() -> None:
     """Context length is each engine's own."""
     assert dataclasses.replace(LAYOUT, max_model_tokens=5).fingerprint == LAYOUT.fingerprint
-
-
-def test_token_digest_is_of_little_endian_uint32() -> None:
-    """As docs/protocols.md says."""
-    import hashlib
-
-    assert token_digest([1, 258]) == hashlib.sha256(b"\x01\0\0\0\x02\x01\0\0").hexdigest()

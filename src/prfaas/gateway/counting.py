@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prfaas.core.control.prefix_record import TokenChain, chain_tokens, pack_tokens
+from prfaas.core.control.prefix_record import TokenChain, chain_tokens
+from prfaas.core.tokens import pack_tokens
 from prfaas.gateway.fleet import Instance, match_prefix
 from prfaas.gateway.openai import ApiRequest, check_length
 from prfaas.gateway.service import Service

@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
-from prfaas.core.control.prefix_record import token_digest
 from prfaas.core.control.router import RequestFacts, Route, RouteKind, decide, least_busy
+from prfaas.core.tokens import token_digest
 from prfaas.gateway.answer import Answer, DecodeFailed
 from prfaas.gateway.counting import PromptCount
 from prfaas.gateway.errors import ApiError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from prfaas.core.model.layout import token_digest
+from prfaas.core.tokens import pack_tokens, token_digest
 from prfaas.testing.site import MODEL_NAME, Answer, Site, http
 
 
@@ -32,7 +32,7 @@ def decode_by_hand(site: Site, prompt: list[int], transfer_id: str) -> Answer:
     """Send the prompt to decode with its landing."""
     ours = {
         "version": 1, "transfer_id": transfer_id, "num_prompt_tokens": len(prompt), "skip_tokens": 0,
-        "token_digest": token_digest(prompt),
+        "token_digest": token_digest(pack_tokens(prompt)),
     }  # fmt: skip
     params = {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": ours}
     return site.ask(prompt, 8, url=site.decode, kv_transfer_params=params)

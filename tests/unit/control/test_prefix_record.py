@@ -15,9 +15,8 @@ from prfaas.core.control.prefix_record import (
     PrefixRecord,
     TokenChain,
     chain_tokens,
-    pack_tokens,
-    token_digest,
 )
+from prfaas.core.tokens import pack_tokens, token_digest
 
 BLOCK = 4
 

@@ -16,27 +16,9 @@ Laws of this file:
 from __future__ import annotations
 
 import hashlib
-import struct
-import sys
-from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-
-def pack_tokens(token_ids: Sequence[int]) -> bytes:
-    """Token ids as little-endian uint32, the form that is hashed. Raises OverflowError for ids outside it."""
-    packed = array("I", token_ids)
-    if packed.itemsize != 4:  # pragma: no cover - no supported platform has another size
-        return struct.pack(f"<{len(token_ids)}I", *token_ids)
-    if sys.byteorder == "big":  # pragma: no cover
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def token_digest(packed_tokens: bytes) -> str:
-    """`token_digest` of docs/protocols.md."""
-    return hashlib.sha256(packed_tokens).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,11 +183,3 @@ class KVLayout:
         )
         numbers = {name: int(str(data[name])) for name in ("block_tokens", "align_tokens", "max_model_tokens")}
         return cls(model=str(data["model"]), groups=groups, **numbers)
-
-
-def token_digest(token_ids: list[int]) -> str:
-    """Hex SHA-256 of the ids as little-endian uint32: how gateway and engine agree on what a prompt is."""
-    digest = hashlib.sha256()
-    for token_id in token_ids:
-        digest.update(token_id.to_bytes(4, "little"))
-    return digest.hexdigest()

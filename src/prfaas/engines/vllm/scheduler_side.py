@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from prfaas.core.errors import PrfaasError, Refused
-from prfaas.core.model.layout import token_digest
+from prfaas.core.tokens import pack_tokens, token_digest
 from prfaas.engines.vllm.metadata import LoadOrder, ShipStep, StepMetadata
 from prfaas.transport.local import NodeClient
 
@@ -162,7 +162,7 @@ class SchedulerSide:
     def _claim(self, request: Request, params: dict[str, Any]) -> Incoming:
         num_tokens = request.num_prompt_tokens
         incoming = Incoming(str(params.get("transfer_id")), num_tokens, LoadStage.OVER)
-        if token_digest(list(request.prompt_token_ids or [])) != params.get("token_digest"):
+        if token_digest(pack_tokens(request.prompt_token_ids or [])) != params.get("token_digest"):
             self._decline(incoming, "the engine tokenized the prompt differently from the gateway", num_tokens)
             return incoming
         try:
