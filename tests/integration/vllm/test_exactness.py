@@ -154,7 +154,8 @@ def test_corrupted_landing_breaks_equality(site: Site) -> None:
         transfer_id = ship_by_hand(site, case.prompt)
         if corrupt:
             # First fit: the only landing begins the arena. Its first layers are linear state, or sliding windows.
-            [arena] = Path("/dev/shm").glob("prfaas-east-0-*.arena")
+            pid = site.supervisor.processes["kvnode-east-0"].pid
+            [arena] = Path("/dev/shm").glob(f"prfaas-east-0-{pid}-*.arena")
             with arena.open("r+b") as stream:
                 stream.write(bytes(3 * (3 * 512 * 2 + 4 * 64 * 64 * 4)))
         answer = decode_by_hand(site, case.prompt, transfer_id)
