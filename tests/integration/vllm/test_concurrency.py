@@ -43,14 +43,15 @@ def test_eight_in_one_batch(models: Path) -> None:
 
 def test_preemption_on_the_decode_engine(models: Path) -> None:
     """With KV space for fewer sequences than run, requests are preempted after their landing is gone, and finish."""
-    # 44 blocks of 256 tokens hold four of these prompts at first and fewer as they grow.
-    few_blocks = ("--num-gpu-blocks-override", "44")
+    # 50 blocks of 256 tokens let all eight prompts start (two blocks of attention and three of state each), and are
+    # too few when each has grown to five blocks of attention, long after the last has started.
+    few_blocks = ("--num-gpu-blocks-override", "50")
     rng = random.Random(2)
     with Site("qwen3-next", models=models, decode_args=few_blocks) as site:
-        prompts = [[rng.randrange(256) for _ in range(rng.randrange(700, 760))] for _ in range(8)]
+        prompts = [[rng.randrange(256) for _ in range(rng.randrange(260, 300))] for _ in range(8)]
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda prompt: site.ask(prompt, 400), prompts))
-        assert [len(answer.tokens) for answer in answers] == [400] * 8
+            answers = list(pool.map(lambda prompt: site.ask(prompt, 900), prompts))
+        assert [len(answer.tokens) for answer in answers] == [900] * 8
         assert site.metric(site.decode, "vllm:num_preemptions_total") > 0
         for answer in answers:
             assert site.story(answer)["route"] == "remote"
