@@ -107,10 +107,13 @@ def test_prefill_engine_killed_during_prefill(site: Site) -> None:
     wait_until(lambda: site.metric(site.decode_node, "prfaas_landings", state="reserved")
                + site.metric(site.decode_node, "prfaas_landings", state="receiving") >= 1, 30.0)  # fmt: skip
     kill_group(site, "engine-west-0")
-    story = expect_fallback(site, case, future)
-    assert "prefill" in story["fallback_reason"]
-    wait_until(lambda: site.holdings()["west arena bytes"] == 0, 30.0)
-    site.restart("engine-west-0")
+    try:
+        story = expect_fallback(site, case, future)
+        # Either the broken connection tells the gateway, or the engine's node, which gives the transfer up.
+        assert "prefill" in f"{story['fallback_reason']} {story['fallback_detail']}", story
+        wait_until(lambda: site.holdings()["west arena bytes"] == 0, 30.0)
+    finally:
+        site.restart("engine-west-0")
 
 
 @pytest.mark.parametrize("name", ["kvnode-west-0", "kvnode-east-0"])
@@ -121,9 +124,11 @@ def test_node_killed_during_transfer(site: Site, name: str) -> None:
     future = in_background(site, case)
     wait_receiving(site)
     kill_group(site, name)
-    expect_fallback(site, case, future)
-    site.proxy.heal()
-    site.restart(name)
+    try:
+        expect_fallback(site, case, future)
+    finally:
+        site.proxy.heal()
+        site.restart(name)
 
 
 def test_link_stalls_half_way(site: Site) -> None:
@@ -138,9 +143,10 @@ def test_link_stalls_half_way(site: Site) -> None:
 
 
 def test_link_too_slow_for_the_deadline(site: Site) -> None:
-    """A transfer that would take a minute is given up at its deadline."""
+    """A transfer that would take longer is given up at its deadline."""
     case = make_case(site, 1900, random.Random(4))
-    site.proxy.rate_bytes_per_s = 40_000.0
+    # Slower still, and loopback's 64 KiB segments leave a lane of four without a sign of life for seconds.
+    site.proxy.rate_bytes_per_s = 200_000.0
     story = expect_fallback(site, case, in_background(site, case))
     # Whichever of gateway and sending node looks first at its clock gives it up.
     assert "deadline" in f"{story['fallback_reason']} {story['fallback_detail']}", story
