@@ -52,6 +52,8 @@ class IntervalSet:
 
     def remove(self, start: int, end: int) -> None:
         """Take [start, end) out, as far as it is in."""
+        if start >= end:
+            return
         kept: list[tuple[int, int]] = []
         for old_start, old_end in self:
             if old_end <= start or old_start >= end:
