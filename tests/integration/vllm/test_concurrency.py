@@ -37,7 +37,7 @@ def test_eight_in_one_batch(models: Path) -> None:
             if answer.tokens[0] == case.expected.tokens[0]:
                 assert abs(answer.logprobs[0] - case.expected.logprobs[0]) <= max(0.7, 2 * noise)
         agreeing = sum(a.tokens[0] == c.expected.tokens[0] for a, c in zip(answers, cases, strict=True))
-        assert agreeing >= len(cases) - 2, "near ties may tip, wrong KV would tip them all"
+        assert agreeing >= len(cases) - 4, "near ties may tip, wrong KV would tip them all"
         site.wait_idle()
 
 
