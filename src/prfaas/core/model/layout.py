@@ -130,10 +130,6 @@ class KVLayout:
         shared = {"model": self.model, "align": self.align_tokens, "groups": [asdict(group) for group in self.groups]}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
-    @property
-    def has_linear_state(self) -> bool:
-        return any(group.kind is KVGroupKind.LINEAR_STATE for group in self.groups)
-
     def image(self, num_prompt_tokens: int, skip_tokens: int = 0) -> Image:
         """The image for a prompt of which the destination holds the first `skip_tokens` of full attention.
 
