@@ -61,3 +61,11 @@ def peers(texts: list[str]) -> dict[str, tuple[str, int]]:
         if parsed.setdefault(node_name("--peer", name), host_port("--peer", address)) != host_port("--peer", address):
             raise BadArgument(f"--peer: {name} is given twice with different addresses")
     return parsed
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """`1,2,4,8`: positive whole numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 0 < int(part[:8]) <= 1 << 20 for part in parts):
+        raise BadArgument(f"{option}: {text!r} is not a list of positive whole numbers; write for example 1,2,4,8")
+    return tuple(int(part) for part in parts)

@@ -112,6 +112,66 @@ def up(
 
 
 @app.command()
+def plan(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Deployment files (YAML).", show_default=False)
+    ],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Print several plans side by side; ratios are to the first.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the search into a .png, .svg or .html.")
+    ] = None,
+    expected: Annotated[
+        bool,
+        typer.Option("--expected", help="Use expected service times, not those at mean lengths as the paper does."),
+    ] = False,
+) -> None:
+    """Find the threshold and the split of instances that serve most, what holds them, and what they cost."""
+    from prfaas.core.planning.scenario import ServiceTime
+    from prfaas.planner.command import PlanOptions, run
+
+    service_time = ServiceTime.EXPECTED if expected else ServiceTime.AT_MEAN
+    raise typer.Exit(run(PlanOptions(tuple(files), compare, as_json, plot, service_time)))
+
+
+@app.command()
+def profile(
+    url: Annotated[str, typer.Argument(help="Base URL of an OpenAI-compatible server.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    model: Annotated[str | None, typer.Option(help="Model to ask for; needed if the server has several.")] = None,
+    accelerator: Annotated[str, typer.Option(help="What it runs on, e.g. h200; prices refer to it.")] = "unknown",
+    gpus_per_instance: Annotated[int, typer.Option(min=1, max=1024, help="Accelerators behind the URL.")] = 8,
+    min_tokens: Annotated[int, typer.Option(min=1, help="Shortest prompt.")] = 128,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt; default: what the model takes.")
+    ] = None,
+    num_lengths: Annotated[int, typer.Option(min=2, max=64, help="Prompt lengths, on a log grid.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Counted measurements of each; one more warms up.")] = 3,
+    decode_batches: Annotated[str, typer.Option(help="Sequences decoded at once.")] = "1,2,4,8,16",
+    decode_tokens: Annotated[int, typer.Option(min=4, max=65536, help="Output tokens of each of them.")] = 64,
+    decode_context: Annotated[int, typer.Option(min=1, help="Their prompt's tokens.")] = 1024,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="Of the prompts and their order.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Measure how fast a live server prefills and decodes, and write a hardware profile for `plan`."""
+    from prfaas.cli.arguments import BadArgument, whole_numbers
+    from prfaas.profiling.command import ProfileOptions, run
+
+    try:
+        batches = whole_numbers("--decode-batches", decode_batches)
+    except BadArgument as error:
+        _refuse(str(error))
+    options = ProfileOptions(
+        url, out, model, accelerator, gpus_per_instance, min_tokens, max_tokens, num_lengths, repeats, batches,
+        decode_tokens, decode_context, timeout, seed, overwrite,
+    )  # fmt: skip
+    raise typer.Exit(run(options))
+
+
+@app.command()
 def demo(
     directory: Annotated[Path, typer.Option(help="Folder for models, logs and the deployment file.")] = Path(".demo"),
 ) -> None:
@@ -132,14 +192,19 @@ def doctor() -> None:
 @config_app.command()
 def check(file: File) -> None:
     """Check a deployment file; every problem is told with its line."""
-    from prfaas.deployment.load import DeploymentError, load_deployment
+    from prfaas.deployment.load import DeploymentError, read_deployment, serving_problems
 
     try:
-        deployment = load_deployment(file)
+        deployment, document = read_deployment(file)
     except DeploymentError as error:
         _refuse(str(error))
+    missing = serving_problems(deployment, document)
+    if missing and deployment.workload is None:
+        _refuse("\n".join(missing))
     clusters = ", ".join(f"{name} ({cluster.role})" for name, cluster in deployment.clusters.items())
     typer.echo(f"{file}: fine; clusters {clusters}")
+    if missing:
+        typer.echo("for planning only; to serve it:\n" + "\n".join(missing))
 
 
 def _refuse(message: str) -> NoReturn:

@@ -123,8 +123,15 @@ def _engine(
     assert cluster.engine is not None
     address = urlsplit(endpoint.engine)
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
-    argv += ["--served-model-name", deployment.model.name, "--host", str(address.hostname), "--port", str(address.port)]
-    argv += ["--max-model-len", str(deployment.model.max_model_tokens)]
+    argv += [
+        "--served-model-name",
+        deployment.served_model.name,
+        "--host",
+        str(address.hostname),
+        "--port",
+        str(address.port),
+    ]
+    argv += ["--max-model-len", str(deployment.served_model.max_model_tokens)]
     argv += ["--kv-transfer-config", connector_config(socket_path), *cluster.engine.args]
     # vLLM's own sockets go beside ours, where somebody removes them: it leaves them behind when it is killed.
     env = {**ENGINE_ENV, "VLLM_RPC_BASE_PATH": str(Path(socket_path).parent), **cluster.engine.env}

@@ -2,201 +2,129 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from prfaas.deployment.document import MAX_FILE_BYTES, DeploymentError, Document, FieldPath, read_document, validated
+from prfaas.deployment.model import Cluster, Deployment
 
-from prfaas.core.errors import PrfaasError
-from prfaas.deployment.model import Deployment
-
-#: A deployment of hundreds of clusters is under 100 KiB; more is the wrong file.
-MAX_FILE_BYTES: Final = 4 << 20
-
-#: Aliases can make a short file mean a huge one; no honest deployment comes near this many values.
-MAX_VALUES: Final = 200_000
-
-FieldPath = tuple[str | int, ...]
-
-
-class DeploymentError(PrfaasError):
-    """The file cannot be used. The text has one line per problem: `file:line: field: what is wrong`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A parsed file: plain values, and the line that each field was written on."""
-
-    path: Path
-    values: Any
-    lines: dict[FieldPath, int]
-
-    def line_of(self, field: FieldPath) -> int:
-        """Line of the field, or of the nearest parent that was written."""
-        while field and field not in self.lines:
-            field = field[:-1]
-        return self.lines.get(field, 1)
+__all__ = [
+    "MAX_FILE_BYTES",
+    "DeploymentError",
+    "load_deployment",
+    "read_deployment",
+    "resolve_model_dir",
+    "serving_problems",
+]
 
 
 def load_deployment(path: Path | str) -> Deployment:
-    """Read, check and return a deployment. Raises DeploymentError, never anything else, whatever the file holds."""
-    document = _parse(Path(path))
-    if not isinstance(document.values, dict):
-        raise DeploymentError(f"{path}:1: the file must be a map of sections such as model, clusters, links")
-    try:
-        deployment = Deployment.model_validate(document.values)
-    except ValidationError as error:
-        found = [dict(item) for item in error.errors(include_url=False)]
-        causes = [item for item in found if not _is_consequence(item, found)]
-        raise DeploymentError("\n".join(_explain(document, item) for item in causes)) from None
-    problems = [f"{document.path}:{document.line_of(field)}: {text}" for field, text in _contradictions(deployment)]
+    """A deployment that can be served: read, checked, complete. Raises DeploymentError, never anything else, whatever
+    the file holds."""
+    deployment, document = read_deployment(path)
+    problems = serving_problems(deployment, document)
     if problems:
         raise DeploymentError("\n".join(problems))
     return deployment
 
 
+def read_deployment(path: Path | str) -> tuple[Deployment, Document]:
+    """A deployment whose parts fit together, to be planned or served, and the lines of its fields. What either use
+    needs may be missing: see `serving_problems`, and the planner. Raises DeploymentError."""
+    document = read_document(Path(path))
+    deployment = validated(document, Deployment)
+    problems = [f"{document.path}:{document.line_of(field)}: {text}" for field, text in _contradictions(deployment)]
+    if problems:
+        raise DeploymentError("\n".join(problems))
+    return deployment, document
+
+
+def serving_problems(deployment: Deployment, document: Document) -> list[str]:
+    """What a deployment lacks to be started and served, one line each."""
+    problems = [
+        document.problem(("model", name), "missing; add it")
+        for name in ("name", "path", "max_model_tokens")
+        if getattr(deployment.model, name) is None
+    ]
+    for name, cluster in deployment.clusters.items():
+        if not cluster.endpoints:
+            problems.append(document.problem(("clusters", name, "endpoints"), "missing; add it"))
+    if deployment.policy.kind not in ("fixed", "homogeneous"):
+        text = (
+            f"{deployment.policy.kind} can be planned, not served yet; write kind: fixed and the"
+            " routing_threshold_tokens that 'prfaas plan' finds"
+        )
+        problems.append(document.problem(("policy", "kind"), text))
+    return problems
+
+
 def resolve_model_dir(deployment: Deployment, path: Path | str) -> Path:
     """The model's directory; a relative one starts at the deployment file. Raises DeploymentError if there is none."""
-    directory = (Path(path).resolve().parent / deployment.model.path).resolve()
+    directory = (Path(path).resolve().parent / deployment.served_model.path).resolve()
     if not (directory / "config.json").is_file():
         raise DeploymentError(f"{path}: model.path: {directory} has no config.json; give the model's directory")
     return directory
-
-
-def _parse(path: Path) -> Document:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DeploymentError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; is this the deployment file?")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DeploymentError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise DeploymentError(f"{path}: not a text file in UTF-8") from None
-    lines: dict[FieldPath, int] = {}
-    try:
-        loader = yaml.SafeLoader(text)
-        try:
-            root = loader.get_single_node()
-            values = None if root is None else _Reader(loader, path, lines).values(root, ())
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = "" if mark is None else f"{mark.line + 1}:"
-        raise DeploymentError(f"{path}:{where} not valid YAML: {error.problem or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DeploymentError(f"{path}: not valid YAML: {error}") from None
-    return Document(path, values, lines)
-
-
-class _Reader:
-    """Turns YAML nodes into plain values and notes the line of each."""
-
-    def __init__(self, loader: yaml.SafeLoader, path: Path, lines: dict[FieldPath, int]) -> None:
-        self._loader = loader
-        self._path = path
-        self._lines = lines
-        self._num_values = 0
-
-    def values(self, node: yaml.Node, field: FieldPath) -> Any:
-        self._num_values += 1
-        if self._num_values > MAX_VALUES:
-            raise DeploymentError(f"{self._path}: more than {MAX_VALUES} values; is an alias repeated without end?")
-        self._lines.setdefault(field, _line(node))
-        if isinstance(node, yaml.SequenceNode):
-            return [self.values(item, (*field, index)) for index, item in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, field)
-        try:
-            return self._loader.construct_object(node, deep=True)
-        except yaml.YAMLError:
-            raise
-        except Exception:  # PyYAML raises whatever its conversion did when text does not fit a tag, e.g. `!!bool x`
-            text = f"{node.value!r} does not fit its tag {node.tag.rpartition(':')[2]}"
-            raise DeploymentError(f"{self._path}:{_line(node)}: {text}; leave the tag out") from None
-
-    def _mapping(self, node: yaml.MappingNode, field: FieldPath) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise DeploymentError(f"{self._path}:{_line(key_node)}: a key must be plain text")
-            key = key_node.value
-            if key in values:
-                raise DeploymentError(f"{self._path}:{_line(key_node)}: {key!r} is given twice; remove one")
-            self._lines[(*field, key)] = _line(key_node)
-            values[key] = self.values(value_node, (*field, key))
-        return values
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
-
-
-def _is_consequence(error: dict[str, Any], found: list[dict[str, Any]]) -> bool:
-    """A list is too short because its items were wrong: only the items are worth telling."""
-    location = error["loc"]
-    return any(len(other["loc"]) > len(location) and other["loc"][: len(location)] == location for other in found)
-
-
-def _explain(document: Document, error: dict[str, Any]) -> str:
-    field: FieldPath = tuple(part for part in error["loc"] if part != "[key]")
-    name = ".".join(str(part) for part in field)
-    where = f"{document.path}:{document.line_of(field)}: {name}"
-    if error["type"] == "extra_forbidden":
-        known = _known_fields(field[:-1])
-        close = difflib.get_close_matches(str(field[-1]), known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        return f"{where}: unknown field; {hint}"
-    if error["type"] == "missing":
-        return f"{where}: missing; add it"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    given = error.get("input")
-    shown = "" if isinstance(given, (dict, list)) or repr(given) in message else f" (got {given!r})"
-    return f"{where}: {message}{shown}"
-
-
-def _known_fields(field: FieldPath) -> list[str]:
-    """Names that the section at `field` may have."""
-    section: Any = Deployment
-    for part in field:
-        section = _step(section, part)
-    if not _is_section(section):
-        return []
-    return [info.alias or name for name, info in section.model_fields.items()]
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _step(annotation: Any, part: str | int) -> Any:
-    """The annotation one part further down: a section's field, a map's value, a list's item."""
-    if _is_section(annotation):
-        fields = {info.alias or name: info.annotation for name, info in annotation.model_fields.items()}
-        return _without_none(fields.get(str(part)))
-    arguments: tuple[Any, ...] = getattr(annotation, "__args__", ())
-    is_map = getattr(annotation, "__origin__", None) is dict
-    return _without_none(arguments[1] if is_map else next(iter(arguments), None))
-
-
-def _without_none(annotation: Any) -> Any:
-    choices = [choice for choice in getattr(annotation, "__args__", ()) if choice is not type(None)]
-    return choices[0] if type(None) in getattr(annotation, "__args__", ()) else annotation
 
 
 def _contradictions(deployment: Deployment) -> list[tuple[FieldPath, str]]:
     problems: list[tuple[FieldPath, str]] = []
     if not deployment.clusters_of_role("pd"):
         problems.append((("clusters",), "clusters: at least one with role: pd is needed; it decodes"))
-    if deployment.policy.kind == "fixed" and not deployment.clusters_of_role("prfaas"):
-        text = "policy.kind: fixed needs a cluster with role: prfaas; add one, or write kind: homogeneous"
+    if deployment.policy.kind != "homogeneous" and not deployment.clusters_of_role("prfaas"):
+        kind = deployment.policy.kind
+        text = f"policy.kind: {kind} needs a cluster with role: prfaas; add one, or write kind: homogeneous"
         problems.append((("policy",), text))
-    return [*problems, *_bad_links(deployment), *_bad_addresses(deployment)]
+    return [
+        *problems,
+        *_bad_model(deployment),
+        *_bad_clusters(deployment),
+        *_bad_policy(deployment),
+        *_bad_links(deployment),
+        *_bad_addresses(deployment),
+    ]
+
+
+def _bad_model(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    if deployment.model.profile is not None and deployment.model.hf_config is not None:
+        yield ("model", "hf_config"), "model.hf_config: profile already says which model it is; remove one of the two"
+    given = deployment.workload.input_tokens.model_fields_set if deployment.workload else {"trace"}
+    if len(given) != 1:
+        text = "workload.input_tokens: give exactly one of lognormal, constant, trace"
+        yield ("workload", "input_tokens"), text
+
+
+def _bad_clusters(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    for name, cluster in deployment.clusters.items():
+        path: FieldPath = ("clusters", name)
+        where = f"clusters.{name}"
+        num = cluster.num_instances
+        if not num:
+            yield path, f"{where}: give endpoints (to serve it) or instances (to plan it)"
+        elif cluster.endpoints and num != len(cluster.endpoints):
+            text = f"{where}.instances: {num}, but there are {len(cluster.endpoints)} endpoints; remove instances"
+            yield (*path, "instances"), text
+        if cluster.accelerator is not None and cluster.profile is not None:
+            yield (*path, "profile"), f"{where}.profile: accelerator already names a shipped profile; remove one"
+        yield from _bad_split(path, where, cluster)
+
+
+def _bad_split(path: FieldPath, where: str, cluster: Cluster) -> Iterator[tuple[FieldPath, str]]:
+    if cluster.role == "prfaas":
+        for field in ("prefill_instances", "decode"):
+            if getattr(cluster, field) is not None:
+                yield (*path, field), f"{where}.{field}: a cluster with role prfaas only prefills; remove it"
+    elif cluster.prefill_instances is not None and 0 < cluster.num_instances <= cluster.prefill_instances:
+        text = f"{where}.prefill_instances: {cluster.prefill_instances} of {cluster.num_instances} leave none to decode"
+        yield (*path, "prefill_instances"), text
+
+
+def _bad_policy(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    policy = deployment.policy
+    if policy.kind in ("prfaas", "naive") and "routing_threshold_tokens" in policy.model_fields_set:
+        choice = "finds the threshold itself" if policy.kind == "prfaas" else "offloads everything"
+        text = f"policy.routing_threshold_tokens: kind {policy.kind} {choice}; remove it, or write kind: fixed"
+        yield ("policy", "routing_threshold_tokens"), text
 
 
 def _bad_links(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:

@@ -6,7 +6,7 @@ errors; nothing here reads a file (see `load`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,9 @@ HttpUrl = Annotated[
 ]
 
 
+Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Strict(BaseModel):
     """Base of every section: unknown keys are refused, values are immutable."""
 
@@ -26,13 +29,35 @@ class Strict(BaseModel):
 
 
 class ModelSection(Strict):
-    """Which model is served."""
+    """Which model is served, and how large its KVCache is."""
 
-    name: str = Field(min_length=1, max_length=256, description="Name that clients send as `model`.")
-    path: str = Field(description="Directory with config.json and tokenizer files; relative to the deployment file.")
-    max_model_tokens: int = Field(
-        gt=0, le=16_777_216, description="Longest prompt plus output, as the engines were started."
+    name: str | None = Field(
+        default=None, min_length=1, max_length=256, description="Name that clients send as `model`. Needed to serve."
     )
+    path: str | None = Field(
+        default=None,
+        description="Directory with config.json and tokenizer files; relative to the deployment file. Needed to serve.",
+    )
+    max_model_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        le=16_777_216,
+        description="Longest prompt plus output, as the engines were started. Needed to serve.",
+    )
+    profile: str | None = Field(
+        default=None, description="For planning: a shipped model profile's name, such as internal-1t-hybrid, or a file."
+    )
+    hf_config: str | None = Field(
+        default=None, description="For planning: a config.json from which KVCache sizes are computed."
+    )
+
+
+class ServedModel(NamedTuple):
+    """What serving needs of the model; see `ModelSection`."""
+
+    name: str
+    path: str
+    max_model_tokens: int
 
 
 class EngineSection(Strict):
@@ -51,12 +76,39 @@ class Endpoint(Strict):
     lanes: HostPort = Field(description="host:port where the KV node listens for lanes of other nodes.")
 
 
+class Decode(Strict):
+    """How fast one instance decodes within the SLO; overrides the hardware profile."""
+
+    max_batch: int = Field(gt=0, le=1 << 20, description="Sequences that one instance decodes at once (BS_max).")
+    step: Seconds = Field(gt=0, description="Duration of one decode step with that many sequences (T_decode).")
+
+
 class Cluster(Strict):
     """One datacenter's share of the deployment."""
 
     role: Literal["prfaas", "pd"]
-    endpoints: tuple[Endpoint, ...] = Field(min_length=1)
+    endpoints: tuple[Endpoint, ...] = Field(default=(), description="One per instance. Needed to serve.")
     engine: EngineSection | None = None
+    accelerator: Name | None = Field(
+        default=None, description="For planning: names a hardware profile that is shipped for the model, such as h200."
+    )
+    profile: str | None = Field(
+        default=None, description="For planning: a hardware profile's file, as `prfaas profile` writes it."
+    )
+    instances: int | None = Field(
+        default=None, ge=1, le=100_000, description="For planning: engine replicas; default: the number of endpoints."
+    )
+    gpus_per_instance: int | None = Field(default=None, ge=1, le=1024, description="Default: the hardware profile's.")
+    prefill_instances: int | None = Field(
+        default=None, ge=0, description="For planning a PD cluster: fixes how many instances prefill."
+    )
+    decode: Decode | None = None
+    price_per_gpu_hour: Money | None = Field(default=None, description="Overrides prices.per_gpu_hour.")
+
+    @property
+    def num_instances(self) -> int:
+        """Engine replicas; 0 if the file does not say."""
+        return len(self.endpoints) if self.instances is None else self.instances
 
 
 class Link(Strict):
@@ -64,18 +116,84 @@ class Link(Strict):
 
     from_: Name = Field(alias="from")
     to: Name
-    bandwidth: Bandwidth | None = None
+    bandwidth: Bandwidth | None = Field(default=None, gt=0, description="Needed to plan.")
     rtt: Seconds | None = None
+    price_per_gb: Money | None = Field(default=None, description="Overrides prices.per_egress_gb.")
+
+
+class LogNormal(Strict):
+    """Log-normal lengths with parameters of the logarithm, truncated to [min, max] tokens."""
+
+    mu: float = Field(allow_inf_nan=False)
+    sigma: float = Field(gt=0, allow_inf_nan=False)
+    min: int = Field(ge=1)
+    max: int = Field(ge=1, le=1 << 27)
+
+
+class Trace(Strict):
+    """Lengths of a trace in the Mooncake format."""
+
+    file: str = Field(description="JSON lines; relative to the deployment file.")
+    lengths: Literal["uncached", "raw"] = Field(
+        default="uncached", description="`uncached`: what an infinite prefix cache leaves. `raw`: whole prompts."
+    )
+    block_tokens: int = Field(default=512, ge=1, le=1 << 20, description="Tokens per entry of hash_ids.")
+
+
+class InputTokens(Strict):
+    """Uncached prompt lengths: exactly one of these."""
+
+    lognormal: LogNormal | None = None
+    constant: int | None = Field(default=None, ge=1, le=1 << 27)
+    trace: Trace | None = None
+
+
+class Poisson(Strict):
+    """Independent arrivals."""
+
+    rate: float = Field(gt=0, allow_inf_nan=False, description="Requests per second.")
+
+
+class Arrivals(Strict):
+    """When requests come."""
+
+    poisson: Poisson
+
+
+class Workload(Strict):
+    """What is asked of the deployment; for planning."""
+
+    input_tokens: InputTokens
+    output_tokens: float | None = Field(
+        default=None, gt=0, le=1 << 27, allow_inf_nan=False, description="Mean output; default: the trace's."
+    )
+    arrivals: Arrivals | None = None
+
+
+class Slo(Strict):
+    """What answers must keep."""
+
+    tpot: Seconds | None = Field(default=None, gt=0, description="Longest time per output token.")
+
+
+class Prices(Strict):
+    """Money; for planning. Any currency, the same everywhere."""
+
+    currency: str = Field(default="USD", min_length=1, max_length=16)
+    per_gpu_hour: dict[Name, Money] = Field(default_factory=dict, description="By accelerator.")
+    per_egress_gb: Money = Field(default=0.0, description="Per 10^9 bytes that leave a PrfaaS cluster.")
 
 
 class Policy(Strict):
     """When a prompt is prefilled in a PrfaaS cluster."""
 
-    kind: Literal["fixed", "homogeneous"] = Field(
-        default="fixed", description="`fixed`: a fixed threshold. `homogeneous`: never offload."
+    kind: Literal["prfaas", "fixed", "homogeneous", "naive"] = Field(
+        default="fixed",
+        description="`fixed`: over a fixed threshold. `homogeneous`: never. `prfaas`: over the best threshold, which is"
+        " searched. `naive`: always. The last two can be planned, not served yet.",
     )
     routing_threshold_tokens: int = Field(
-        default=16_384, ge=0, description="Prompts with more uncached tokens than this are offloaded."
+        default=16_384, ge=0, description="Prompts with more uncached tokens than this are offloaded (kind fixed)."
     )
 
 
@@ -119,9 +237,21 @@ class Deployment(Strict):
     model: ModelSection
     clusters: dict[Name, Cluster] = Field(min_length=1)
     links: tuple[Link, ...] = ()
+    workload: Workload | None = None
+    slo: Slo = Slo()
     policy: Policy = Policy()
+    prices: Prices | None = None
     transfer: Transfer = Transfer()
     gateway: Gateway = Gateway()
+
+    @property
+    def served_model(self) -> ServedModel:
+        """The model of a deployment that `load_deployment` found complete."""
+        model = self.model
+        assert model.name is not None
+        assert model.path is not None
+        assert model.max_model_tokens is not None
+        return ServedModel(model.name, model.path, model.max_model_tokens)
 
     def clusters_of_role(self, role: Literal["prfaas", "pd"]) -> dict[str, Cluster]:
         """Clusters with `role`, in file order."""

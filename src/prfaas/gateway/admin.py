@@ -55,12 +55,12 @@ class Admin:
         await _json(exchange, {"object": "list", "data": [self._card()]})
 
     async def _model(self, exchange: Exchange, name: str) -> None:
-        if name != self._service.deployment.model.name:
+        if name != self._service.deployment.served_model.name:
             raise ApiError(404, f"the model `{name[:128]}` does not exist", code="model_not_found", param="model")
         await _json(exchange, self._card())
 
     def _card(self) -> dict[str, object]:
-        model = self._service.deployment.model
+        model = self._service.deployment.served_model
         return {
             "id": model.name,
             "object": "model",

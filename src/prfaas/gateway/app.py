@@ -92,7 +92,7 @@ class GatewayApp:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body)
             began_s = time.monotonic()
-            request = parse(endpoint, raw, self._service.deployment.model.name)
+            request = parse(endpoint, raw, self._service.deployment.served_model.name)
             story.stream, story.stripped_fields = request.stream, request.stripped
             self._service.stories.open(story)
             headers = forwarded_headers(scope, story.request_id)

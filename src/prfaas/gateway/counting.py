@@ -22,7 +22,7 @@ class PromptCount:
         self.packed = b""
         self.chains: dict[int, TokenChain] = {}
         self.at_most = service.tokenizer.max_tokens(request)
-        limit = service.deployment.model.max_model_tokens
+        limit = service.deployment.served_model.max_model_tokens
         fits = self.at_most + (request.max_output_tokens or 1) <= limit
         below = self.at_most <= service.policy.threshold_tokens
         #: The prompt fits and stays below the threshold whatever its tokens are, so counting can wait.
@@ -39,7 +39,7 @@ class PromptCount:
         """Count. Raises ApiError if prompt and output do not fit the model's context."""
         await self._tokenize()
         if self.token_ids is not None:
-            limit = self._service.deployment.model.max_model_tokens
+            limit = self._service.deployment.served_model.max_model_tokens
             check_length(len(self.token_ids), self._request.max_output_tokens, limit)
             self._cut(self.token_ids)
 

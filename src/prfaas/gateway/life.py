@@ -127,7 +127,7 @@ class Life:
             token_ids=self._count.token_ids,
             token_digest=token_digest(self._count.packed),
             skip_tokens=match_prefix(decode, self._count.chains).skippable_tokens,
-            model=self._service.deployment.model.name,
+            model=self._service.deployment.served_model.name,
             cache_salt=self._request.cache_salt,
             headers=self._headers,
             deadline_s=transfer.deadline,

@@ -70,7 +70,7 @@ async def serve(
             server_header=False,
             timeout_graceful_shutdown=DRAIN_S,
         )
-        logger.info("listening host=%s port=%d model=%s", config.host, config.port, deployment.model.name)
+        logger.info("listening host=%s port=%d model=%s", config.host, config.port, deployment.served_model.name)
         await uvicorn.Server(config).serve(sockets)
 
 

@@ -10,10 +10,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from prfaas.deployment.load import load_deployment
+from prfaas.deployment.document import read_document, validated
+from prfaas.deployment.load import read_deployment
 from prfaas.deployment.model import Deployment, Endpoint, Link
 from prfaas.deployment.schema import schema_text
 from prfaas.deployment.units import parse_bandwidth, parse_bytes, parse_seconds
+from prfaas.profiles.format import HardwareProfile, ModelProfile
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -56,14 +58,18 @@ def test_documented_defaults_are_the_codes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_deployment_files_in_the_docs_are_valid(page: Path, tmp_path: Path) -> None:
-    """Whole ones, that is: a block that begins with `model:`."""
+def test_files_in_the_docs_are_valid(page: Path, tmp_path: Path) -> None:
+    """Deployment files, hardware profiles and model profiles, where a page shows a whole one."""
     for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)):
-        if "model" not in (yaml.safe_load(block) or {}):
-            continue
+        sections = yaml.safe_load(block) or {}
         file = tmp_path / f"{number}.yaml"
         file.write_text(block, encoding="utf-8")
-        assert load_deployment(file)
+        if "clusters" in sections and "model" in sections:
+            assert read_deployment(file)
+        elif "prefill" in sections and "model" in sections:
+            assert validated(read_document(file), HardwareProfile)
+        elif "kv_bytes" in sections or "hf_config" in sections:
+            assert validated(read_document(file), ModelProfile)
 
 
 @pytest.mark.parametrize(

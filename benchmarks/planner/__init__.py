@@ -1,0 +1,1 @@
+"""How long a plan takes, as a whole process."""

@@ -1,0 +1,1 @@
+"""The planner: from a workload, hardware and links to the best configuration. Pure."""

@@ -1,0 +1,167 @@
+"""The best threshold and split for one PD cluster and PrfaaS clusters of one kind: the paper's own case (Eq. 3 to 8).
+
+Θ_prfaas/p rises with t and Θ_pd-p/(1−p) falls, so for each N_p the best t is where they meet (Eq. 7). The search does
+not rely on that shape, which tables of measured times need not have: it scans thresholds, then refines around the best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from prfaas.core.planning.scenario import PdCluster, PolicyKind, Scenario
+from prfaas.core.planning.solution import Route, Solution, TierBand
+from prfaas.core.planning.workload import Band, band
+
+#: Candidates of the scan; neighbours differ by 2% over [128, 128K], and the refinement looks between them.
+NUM_THRESHOLDS: Final = 320
+
+#: Finer than a token, because both sides of Eq. 7 are smooth in t.
+_GOLDEN_STEPS: Final = 34
+GOLDEN: Final = (math.sqrt(5) - 1) / 2
+
+
+class Rates(NamedTuple):
+    """What a threshold allows: `long_rps` is Θ_prfaas/p, `short_rps` is Θ_pd-p/(1−p) for one prefill instance, both in
+    requests of the whole system per second and infinite where no request uses the stage."""
+
+    threshold_tokens: float
+    long: Band
+    short: Band
+    long_rps: float
+    short_rps: float
+
+    def prefill_rps(self, num_prefill: int) -> float:
+        """min(Θ_prfaas/p, Θ_pd-p/(1−p)) with that many local prefill instances."""
+        return min(self.long_rps, self.short_rps * num_prefill if self.short.fraction else math.inf)
+
+
+def rates_at(scenario: Scenario, pd: PdCluster, threshold: float) -> Rates:
+    """Eq. 3 and 4 at a threshold, divided by the shares of requests that reach the stages."""
+    workload = scenario.workload
+    long = band(workload, threshold, workload.max_tokens)
+    short = band(workload, -math.inf, min(threshold, workload.max_tokens))
+    long_rps = sum(remote_capacity(scenario, pd, long).values()) / long.fraction if long.fraction else math.inf
+    local_s = scenario.service(pd.prefill_s, short)
+    short_rps = 1 / (local_s * short.fraction) if local_s else math.inf
+    return Rates(threshold, long, short, long_rps, short_rps)
+
+
+def remote_capacity(scenario: Scenario, pd: PdCluster, long: Band) -> dict[str, float]:
+    """Eq. 3 for each PrfaaS cluster with a link to `pd`: min(N / T_prefill(l_long), B_out / S_kv(l_long))."""
+    capacity = {}
+    for link in scenario.links:
+        cluster = scenario.prfaas_by_name.get(link.source)
+        if cluster is not None and link.target == pd.name:
+            prefill_s, kv_bytes = scenario.service(cluster.prefill_s, long), scenario.service(scenario.kv_bytes, long)
+            network_rps = link.bytes_per_s / kv_bytes if kv_bytes else math.inf
+            capacity[cluster.name] = min(cluster.num_instances / prefill_s, network_rps)
+    return capacity
+
+
+def thresholds_of(scenario: Scenario) -> list[float]:
+    """Thresholds that the policy lets the search try. Under 0: everything goes; the longest length: nothing does."""
+    workload = scenario.workload
+    if scenario.policy is PolicyKind.HOMOGENEOUS or not scenario.prfaas_by_name:
+        return [workload.max_tokens]
+    if scenario.policy is PolicyKind.NAIVE:
+        return [min(0.0, workload.min_tokens - 1)]
+    if scenario.threshold_tokens is not None:
+        return [scenario.threshold_tokens]
+    return workload.thresholds(NUM_THRESHOLDS)
+
+
+def prefill_counts(scenario: Scenario, pd: PdCluster) -> Iterable[int]:
+    """Numbers of local prefill instances that the policy lets the search try; at least one instance decodes."""
+    if scenario.policy is PolicyKind.NAIVE:
+        return (0,)
+    return range(pd.num_instances) if pd.num_prefill is None else (pd.num_prefill,)
+
+
+def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solution:
+    """The best (t, N_p) by Eq. 6. For one PD cluster and at most one tier of PrfaaS clusters.
+
+    With `request_price`, what serving a request is worth, the best is the one that earns most after paying for its
+    egress; without, the one with the greatest throughput.
+    """
+    (pd,) = scenario.pd
+    assert len(scenario.tiers) <= 1, "several tiers need solve_many"
+    scanned = [rates_at(scenario, pd, threshold) for threshold in thresholds_of(scenario)]
+    refine = len(scanned) > 1 and not scenario.workload.is_discrete
+    best: tuple[tuple[float, float], int, Rates] | None = None
+    for count in prefill_counts(scenario, pd):
+        decode_rps = (pd.num_instances - count) * pd.decode_rps
+
+        def score(rates: Rates, count: int = count, decode_rps: float = decode_rps) -> tuple[float, float]:
+            """Among equal throughputs, the most prefill to spare: bursts find room there."""
+            prefill_rps = rates.prefill_rps(count)
+            share = 1.0 if request_price is None else _share_kept(scenario, pd, rates.long, request_price)
+            return min(prefill_rps, decode_rps) * share, prefill_rps
+
+        if best is not None and decode_rps < best[0][0]:
+            break  # more prefill only takes more from decode
+        index = max(range(len(scanned)), key=lambda i: score(scanned[i]))
+        rates = scanned[index]
+        if refine:
+            around = scanned[max(0, index - 1)], rates, scanned[min(len(scanned) - 1, index + 1)]
+            rates = _refine(around, lambda t: rates_at(scenario, pd, t), score)
+        if best is None or score(rates) > best[0]:
+            best = score(rates), count, rates
+    assert best is not None
+    _, count, rates = best
+    system_rps = min(rates.prefill_rps(count), (pd.num_instances - count) * pd.decode_rps)
+    return Solution(
+        remote=tuple(TierBand(tuple(c.name for c in tier), rates.long) for tier in scenario.tiers),
+        local=rates.short,
+        num_pd_prefill={pd.name: count},
+        system_rps=system_rps,
+        routes=tuple(_routes(scenario, pd, rates, system_rps)),
+    )
+
+
+def _share_kept(scenario: Scenario, pd: PdCluster, long: Band, request_price: float) -> float:
+    """What is left of a request's price after its egress is paid, as a share of the price."""
+    if not long.fraction:
+        return 1.0
+    capacity = remote_capacity(scenario, pd, long)
+    price_per_byte = {link.source: link.price_per_byte for link in scenario.links if link.target == pd.name}
+    total = sum(capacity.values()) or math.inf
+    paid = sum(rps / total * price_per_byte[name] for name, rps in capacity.items())
+    return 1 - long.fraction * scenario.service(scenario.kv_bytes, long) * paid / request_price
+
+
+Score = tuple[float, float]
+
+
+def _refine(
+    around: tuple[Rates, Rates, Rates], rates: Callable[[float], Rates], score: Callable[[Rates], Score]
+) -> Rates:
+    """Golden-section search between the neighbours of the best scanned threshold, then whole tokens.
+
+    It climbs by the second part of the score too, so that on a plateau of throughput it ends where most is to spare."""
+    low, high = around[0].threshold_tokens, around[2].threshold_tokens
+    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    at_left, at_right = rates(left), rates(right)
+    for _ in range(_GOLDEN_STEPS):
+        if high - low < 0.5:
+            break
+        if score(at_left) >= score(at_right):
+            high, right, at_right = right, left, at_left
+            left = high - GOLDEN * (high - low)
+            at_left = rates(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + GOLDEN * (high - low)
+            at_right = rates(right)
+    return max([*around, rates(float(round((low + high) / 2)))], key=score)
+
+
+def _routes(scenario: Scenario, pd: PdCluster, rates: Rates, system_rps: float) -> Iterable[Route]:
+    if rates.long.fraction:
+        capacity = remote_capacity(scenario, pd, rates.long)
+        total = sum(capacity.values())
+        for name, share in capacity.items():
+            yield Route(name, pd.name, rates.long, system_rps * rates.long.fraction * (share / total if total else 0.0))
+    if rates.short.fraction:
+        yield Route(None, pd.name, rates.short, system_rps * rates.short.fraction)

@@ -1,0 +1,1 @@
+"""`prfaas profile`: measures how fast a live endpoint prefills and decodes, and writes a hardware profile."""
