@@ -80,6 +80,7 @@ def _contradictions(deployment: Deployment) -> list[tuple[FieldPath, str]]:
         *_bad_model(deployment),
         *_bad_clusters(deployment),
         *_bad_policy(deployment),
+        *_bad_naive(deployment),
         *_bad_links(deployment),
         *_bad_addresses(deployment),
     ]
@@ -117,6 +118,13 @@ def _bad_split(path: FieldPath, where: str, cluster: Cluster) -> Iterator[tuple[
     elif cluster.prefill_instances is not None and 0 < cluster.num_instances <= cluster.prefill_instances:
         text = f"{where}.prefill_instances: {cluster.prefill_instances} of {cluster.num_instances} leave none to decode"
         yield (*path, "prefill_instances"), text
+
+
+def _bad_naive(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    for name, cluster in deployment.clusters.items() if deployment.policy.kind == "naive" else ():
+        if cluster.prefill_instances:
+            text = f"clusters.{name}.prefill_instances: policy naive prefills nothing here; remove it"
+            yield ("clusters", name, "prefill_instances"), text
 
 
 def _bad_policy(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:

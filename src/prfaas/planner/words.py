@@ -19,7 +19,7 @@ STAGE_NAMES = {
 
 def verdict(plan: Plan) -> str:
     """What to do and what it brings, in one sentence."""
-    rate = f"{plan.solution.system_rps:.3g} requests/s"
+    rate = f"{rps(plan.solution.system_rps)} requests/s"
     share = plan.solution.offload_fraction
     threshold = f"{plan.solution.threshold_tokens:,.0f}"
     policy = plan.scenario.policy
@@ -47,8 +47,10 @@ def limit(plan: Plan) -> str:
         verb = "is" if len(where) == 1 else "are"
         shown = where if len(where) <= _MAX_NAMES else [*where[:_MAX_NAMES], f"{len(where) - _MAX_NAMES} more links"]
         text = f"The network is the limit: {_and(shown)} {verb} full{others}"
-    elif len(names) > 1:
+    elif set(plan.bottlenecks) == {Stage.PRFAAS, Stage.PD_PREFILL} and plan.scenario.policy is PolicyKind.PRFAAS:
         text = f"{_and(names)} are the limit together, as the best threshold makes them (Eq. 7)"
+    elif len(names) > 1:
+        text = f"{_and(names)} are the limit together"
     else:
         text = f"{names[0]} is the limit"
     return text[0].upper() + text[1:] + "."
@@ -71,8 +73,10 @@ def tokens(value: float | None) -> str:
 
 
 def rps(value: float | None) -> str:
-    """3.25."""
-    return "–" if value is None else f"{value:.3g}" if value < 1 else f"{value:.2f}"
+    """3.25; 18,033."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if value < 1 else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
 def gbps(bytes_per_s: float | None) -> str:

@@ -95,7 +95,7 @@ def test_a_config_of_a_model_will_do(tmp_path: Path) -> None:
         ("links:\n  - {from: west, to: east, bandwidth: 100Gbps}\n", "", "links: missing; add one from a PrfaaS cluster"),
         ("min: 128, max: 131072", "min: 200, max: 100", "workload.input_tokens.lognormal: min must be at least 1 and under max, got min 200, max 100"),
         ("sigma: 1.0", "sigma: 0", "d.yaml:8: workload.input_tokens.lognormal.sigma: Input should be greater than 0"),
-        ("mu: 9.9", "mu: 90", "practically no length of a log-normal with mu 90"),
+        ("mu: 9.9", "mu: -12", "practically no length of a log-normal with mu -12"),
         ("{lognormal: {", "{constant: 5, lognormal: {", "d.yaml:8: workload.input_tokens: give exactly one of lognormal, constant, trace"),
         ("{lognormal: {mu: 9.9, sigma: 1.0, min: 128, max: 131072}}", "{constant: 0}", "d.yaml:8: workload.input_tokens.constant: "),
         ("{lognormal: {mu: 9.9, sigma: 1.0, min: 128, max: 131072}}", "{trace: {file: none.jsonl}}", "d.yaml:8: workload.input_tokens.trace: none.jsonl: No such file"),

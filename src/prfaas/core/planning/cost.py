@@ -30,7 +30,8 @@ class Price:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Money, in `currency`. `cheapest`: the threshold and split with the least cost per request. `without_offload`: the
-    same PD clusters alone, without the PrfaaS clusters' and the links' bills; None where the policy offloads nothing.
+    same PD clusters alone, without the bills of PrfaaS clusters and links; None where nothing is
+    offloaded, or where they serve nothing alone.
     """
 
     currency: str
@@ -56,7 +57,9 @@ def cost_of(scenario: Scenario, solution: Solution) -> Cost | None:
     without = None
     if scenario.prfaas_by_name:
         alone = replace(scenario, policy=PolicyKind.HOMOGENEOUS, threshold_tokens=None)
-        without = _price(alone, solve(alone), _gpu_per_hour(alone) or 0.0)
+        local = solve(alone)
+        # A single PD instance cannot prefill and decode: then nothing is served without offload, at no price.
+        without = _price(alone, local, _gpu_per_hour(alone) or 0.0) if local.system_rps else None
     return Cost(
         currency=scenario.currency,
         gpu_per_hour=gpu_per_hour,
@@ -88,7 +91,7 @@ def _egress_per_hour(scenario: Scenario, solution: Solution) -> float:
 
 def _price(scenario: Scenario, solution: Solution, gpu_per_hour: float) -> Price:
     per_hour = gpu_per_hour + _egress_per_hour(scenario, solution)
-    per_request = per_hour / (solution.system_rps * _HOUR_S) if solution.system_rps else float("inf")
+    per_request = per_hour / (solution.system_rps * _HOUR_S)
     tokens = scenario.workload.mean_tokens + scenario.mean_output_tokens
     return Price(
         solution.threshold_tokens if scenario.prfaas_by_name else None,

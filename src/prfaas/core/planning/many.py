@@ -243,7 +243,7 @@ def _filled(scenario: Scenario, tiers: Sequence[Tier], choices: _Choices, aim_rp
         # What is left above the lowest threshold goes to whoever can have it: nothing is gained by a sliver.
         high = choices.first[0] if top - choices.first[0] < 1 else top
         edges.insert(0, high)
-    if len(choices.first) == 1:
+    if edges and len(choices.first) == 1:
         edges[0] = choices.first[0]
     return tuple(edges)
 

@@ -49,7 +49,9 @@ class Plan:
         num_pd = sum(cluster.num_instances for cluster in scenario.pd)
         return {
             "policy": str(scenario.policy),
-            "routing_threshold_tokens": round(solution.threshold_tokens) if has_threshold else None,
+            "routing_threshold_tokens": round(scenario.threshold_tokens or solution.threshold_tokens)
+            if has_threshold
+            else None,
             "num_prfaas": sum(c.num_instances for c in scenario.prfaas_by_name.values()) or None,
             "num_pd_prefill": num_prefill if has_local else None,
             "num_pd_decode": num_pd - num_prefill,

@@ -7,7 +7,8 @@ not rely on that shape, which tables of measured times need not have: it scans t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from prfaas.core.planning.scenario import PdCluster, PolicyKind, Scenario
@@ -16,6 +17,12 @@ from prfaas.core.planning.workload import Band, band
 
 #: Candidates of the scan; neighbours differ by 2% over [128, 128K], and the refinement looks between them.
 NUM_THRESHOLDS: Final = 320
+
+#: Nobody's measurements cross more often than this.
+_MAX_CROSSINGS: Final = 12
+
+#: Up to so many splits are all tried.
+_FEW_COUNTS: Final = 64
 
 #: Finer than a token, because both sides of Eq. 7 are smooth in t.
 _GOLDEN_STEPS: Final = 34
@@ -72,11 +79,11 @@ def thresholds_of(scenario: Scenario) -> list[float]:
     return workload.thresholds(NUM_THRESHOLDS)
 
 
-def prefill_counts(scenario: Scenario, pd: PdCluster) -> Iterable[int]:
+def prefill_counts(scenario: Scenario, pd: PdCluster) -> range:
     """Numbers of local prefill instances that the policy lets the search try; at least one instance decodes."""
     if scenario.policy is PolicyKind.NAIVE:
-        return (0,)
-    return range(pd.num_instances) if pd.num_prefill is None else (pd.num_prefill,)
+        return range(1)
+    return range(pd.num_instances) if pd.num_prefill is None else range(pd.num_prefill, pd.num_prefill + 1)
 
 
 def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solution:
@@ -90,7 +97,7 @@ def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solu
     scanned = [rates_at(scenario, pd, threshold) for threshold in thresholds_of(scenario)]
     refine = len(scanned) > 1 and not scenario.workload.is_discrete
     best: tuple[tuple[float, float], int, Rates] | None = None
-    for count in prefill_counts(scenario, pd):
+    for count in _worth_trying(pd, prefill_counts(scenario, pd), scanned):
         decode_rps = (pd.num_instances - count) * pd.decode_rps
 
         def score(rates: Rates, count: int = count, decode_rps: float = decode_rps) -> tuple[float, float]:
@@ -99,13 +106,12 @@ def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solu
             share = 1.0 if request_price is None else _share_kept(scenario, pd, rates.long, request_price)
             return min(prefill_rps, decode_rps) * share, prefill_rps
 
-        if best is not None and decode_rps < best[0][0]:
-            break  # more prefill only takes more from decode
         index = max(range(len(scanned)), key=lambda i: score(scanned[i]))
-        rates = scanned[index]
-        if refine:
-            around = scanned[max(0, index - 1)], rates, scanned[min(len(scanned) - 1, index + 1)]
-            rates = _refine(around, lambda t: rates_at(scenario, pd, t), score)
+        found = [scanned[index]]
+        for middle in {index, *_crossings(scanned, count)} if refine else ():
+            around = scanned[max(0, middle - 1)], scanned[middle], scanned[min(len(scanned) - 1, middle + 1)]
+            found.append(_refine(around, lambda t: rates_at(scenario, pd, t), score))
+        rates = max(found, key=score)
         if best is None or score(rates) > best[0]:
             best = score(rates), count, rates
     assert best is not None
@@ -118,6 +124,31 @@ def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solu
         system_rps=system_rps,
         routes=tuple(_routes(scenario, pd, rates, system_rps)),
     )
+
+
+def _worth_trying(pd: PdCluster, counts: range, scanned: list[Rates]) -> Sequence[int]:
+    """Of many counts, those around the one where prefill at its best t overtakes decode. What prefill can do rises with
+    N_p and what decode can do falls, so that the best is there; the margin is for the scan's coarseness, and for
+    prices, which shift it a little."""
+    if len(counts) <= _FEW_COUNTS:
+        return counts
+
+    def overtakes(count: int) -> bool:
+        decode_rps = (pd.num_instances - count) * pd.decode_rps
+        return max(rates.prefill_rps(count) for rates in scanned) >= decode_rps
+
+    crossing = bisect_left(counts, x=True, key=overtakes)
+    margin = max(_FEW_COUNTS // 4, len(counts) // 50)
+    chosen = {*counts[max(0, crossing - margin) : crossing + margin][:: max(1, margin // 16)]}
+    near = counts[max(0, crossing - 4) : crossing + 4]
+    return sorted(chosen.union(near))
+
+
+def _crossings(scanned: list[Rates], count: int) -> list[int]:
+    """Where the two sides of Eq. 7 change places: a peak may stand between two scanned thresholds and be higher than
+    the best of them all. One for curves that bend as prefill does; tables may have more."""
+    above = [rates.long_rps > rates.short_rps * count for rates in scanned]
+    return [index for index in range(1, len(scanned)) if above[index] != above[index - 1]][:_MAX_CROSSINGS]
 
 
 def _share_kept(scenario: Scenario, pd: PdCluster, long: Band, request_price: float) -> float:
@@ -154,7 +185,8 @@ def _refine(
             low, left, at_left = left, right, at_right
             right = low + GOLDEN * (high - low)
             at_right = rates(right)
-    return max([*around, rates(float(round((low + high) / 2)))], key=score)
+    best = math.floor((low + high) / 2)
+    return max([*around, *(rates(float(whole)) for whole in range(best - 1, best + 3))], key=score)
 
 
 def _routes(scenario: Scenario, pd: PdCluster, rates: Rates, system_rps: float) -> Iterable[Route]:

@@ -13,9 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Final
 
 from prfaas.core.errors import PrfaasError
 from prfaas.core.model.curve import Curve
+
+#: ln L of a prompt is under 20; far beyond, second moments overflow.
+MAX_PARAMETER: Final = 12
 
 
 class WorkloadError(PrfaasError):
@@ -66,6 +70,10 @@ class TruncatedLogNormal(Workload):
     def __init__(self, mu: float, sigma: float, min_tokens: float, max_tokens: float) -> None:
         if not (math.isfinite(mu) and math.isfinite(sigma) and sigma > 0):
             raise WorkloadError(f"sigma must be positive and mu finite, got mu {mu}, sigma {sigma}")
+        if abs(mu) > MAX_PARAMETER or sigma > MAX_PARAMETER:
+            raise WorkloadError(
+                f"mu and sigma beyond {MAX_PARAMETER} are no prompt lengths, got mu {mu}, sigma {sigma}"
+            )
         if not 1 <= min_tokens < max_tokens < math.inf:
             raise WorkloadError(f"min must be at least 1 and under max, got min {min_tokens}, max {max_tokens}")
         self.mu, self.sigma = mu, sigma
@@ -76,6 +84,9 @@ class TruncatedLogNormal(Workload):
                 f"practically no length of a log-normal with mu {mu}, sigma {sigma} lies in"
                 f" [{min_tokens:g}, {max_tokens:g}] (its median is {math.exp(min(mu, 700)):.4g} tokens)"
             )
+
+    def __repr__(self) -> str:
+        return f"TruncatedLogNormal({self.mu}, {self.sigma}, {self.min_tokens:g}, {self.max_tokens:g})"
 
     @property
     def is_discrete(self) -> bool:
@@ -108,6 +119,9 @@ class Empirical(Workload):
             raise WorkloadError("a workload needs at least one length, and none below zero")
         self._sums = [list(accumulate((x**k for x in self._lengths), initial=0.0)) for k in range(3)]
         self.min_tokens, self.max_tokens = float(self._lengths[0]), float(self._lengths[-1])
+
+    def __repr__(self) -> str:
+        return f"Empirical of {len(self._lengths)} lengths, {self.min_tokens:g} to {self.max_tokens:g}"
 
     def moment(self, k: int, low: float, high: float) -> float:
         first, end = bisect_right(self._lengths, low), bisect_right(self._lengths, high)
