@@ -56,7 +56,7 @@ def test_comparison_as_json_has_ratios_to_the_first() -> None:
 def test_tables_for_people() -> None:
     """The verdict first, sources last."""
     text = prfaas(CASE / "prfaas.yaml").stdout
-    assert "Offload prompts of more than 19,421 uncached tokens, 49.5% of the requests: 3.25 requests/s." in text
+    assert "Offload prompts of more than 19,420 uncached tokens, 49.5% of the requests: 3.25 requests/s." in text
     assert "PrfaaS prefill and PD prefill are the limit together" in text
     assert "Table 5" in text
     side_by_side = prfaas("--compare", CASE / "homogeneous.yaml", CASE / "prfaas.yaml").stdout
