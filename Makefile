@@ -43,6 +43,7 @@ docs: setup
 bench: setup
 	@$(BIN)/python -m benchmarks.gateway.overhead
 	@$(BIN)/python -m benchmarks.overlap.layerwise
+	@$(BIN)/python -m benchmarks.planner.speed
 
 clean:
 	rm -rf $(VENV) .demo prfaas-logs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
