@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
+from prfaas.core.planning.golden import golden
 from prfaas.core.planning.scenario import PdCluster, PolicyKind, Scenario
 from prfaas.core.planning.solution import Route, Solution, TierBand
 from prfaas.core.planning.workload import Band, band
@@ -24,9 +25,8 @@ _MAX_CROSSINGS: Final = 12
 #: Up to so many splits are all tried.
 _FEW_COUNTS: Final = 64
 
-#: Finer than a token, because both sides of Eq. 7 are smooth in t.
-_GOLDEN_STEPS: Final = 34
-GOLDEN: Final = (math.sqrt(5) - 1) / 2
+#: Thresholds are whole tokens.
+_RESOLUTION_TOKENS: Final = 0.5
 
 
 class Rates(NamedTuple):
@@ -168,25 +168,12 @@ Score = tuple[float, float]
 def _refine(
     around: tuple[Rates, Rates, Rates], rates: Callable[[float], Rates], score: Callable[[Rates], Score]
 ) -> Rates:
-    """Golden-section search between the neighbours of the best scanned threshold, then whole tokens.
+    """Narrow down between the neighbours of a scanned threshold, then whole tokens: on a steep side one of them counts.
 
     It climbs by the second part of the score too, so that on a plateau of throughput it ends where most is to spare."""
     low, high = around[0].threshold_tokens, around[2].threshold_tokens
-    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    at_left, at_right = rates(left), rates(right)
-    for _ in range(_GOLDEN_STEPS):
-        if high - low < 0.5:
-            break
-        if score(at_left) >= score(at_right):
-            high, right, at_right = right, left, at_left
-            left = high - GOLDEN * (high - low)
-            at_left = rates(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + GOLDEN * (high - low)
-            at_right = rates(right)
-    best = math.floor((low + high) / 2)
-    return max([*around, *(rates(float(whole)) for whole in range(best - 1, best + 3))], key=score)
+    peak = math.floor(golden(lambda t: score(rates(t)), low, high, _RESOLUTION_TOKENS))
+    return max([*around, *(rates(float(whole)) for whole in range(peak - 1, peak + 3))], key=score)
 
 
 def _routes(scenario: Scenario, pd: PdCluster, rates: Rates, system_rps: float) -> Iterable[Route]:
