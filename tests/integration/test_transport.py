@@ -15,11 +15,12 @@ import pytest
 
 from prfaas.core.cache.landings import LandingState
 from prfaas.core.errors import Refused
+from prfaas.core.wire.frames import HEADER_BYTES
 from prfaas.core.wire.lane import LaneProtocol
 from prfaas.core.wire.messages import Hello
 from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
 from prfaas.transport.outbound import Dial
-from prfaas.transport.sockets import shut
+from prfaas.transport.sockets import bytes_moved, shut
 
 KINDS = ("tcp", "inproc")
 
@@ -112,6 +113,17 @@ def flipping_proxy(dial: Dial, every_bytes: int) -> Dial:
         return ours
 
     return connect
+
+
+def test_idle_lanes_stay_up(tmp_path: Path) -> None:
+    """Heartbeats keep them alive for longer than a silent lane may live, and none is redialled."""
+    limits = dataclasses.replace(FAST_LIMITS, heartbeat_s=0.5, lane_dead_after_s=1.5)
+    with node_pair(tmp_path, limits=limits) as pair:
+        first = wait_until(lambda: pair.sockets[0] if len(pair.sockets) == limits.num_lanes else None)
+        start = wait_until(lambda: bytes_moved(first))
+        # A ping and its pong each time; five of them take longer than `lane_dead_after_s`.
+        wait_until(lambda: bytes_moved(first) >= start + 5 * 2 * HEADER_BYTES)
+        assert len(pair.sockets) == limits.num_lanes
 
 
 def test_flipped_bit_is_caught_and_resent(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ class Control:
                 web.post("/v1/landings/{id}/renew", self.renew),
                 web.delete("/v1/landings/{id}", self.drop),
                 web.get("/v1/transfers/{id}", self.transfer),
+                web.get("/v1/links", self.links),
             ]
         )
         return app
@@ -168,6 +169,10 @@ class Control:
     async def transfer(self, request: web.Request) -> web.Response:
         """GET /v1/transfers/{id}."""
         return web.json_response(self.node.transfer_record(request.match_info["id"]))
+
+    async def links(self, request: web.Request) -> web.Response:
+        """GET /v1/links."""
+        return web.json_response({"node": self.node.config.name, "links": self.node.link_records()})
 
 
 def _record(landing: Landing) -> web.Response:

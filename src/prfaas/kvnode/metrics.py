@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from prfaas.core.control.link_estimate import LinkState
 from prfaas.kvnode.node import KVNode
+from prfaas.observe.metrics import spec
+
+#: Figures of a link by metric; one that is not known is left out of the scrape.
+_LINK_GAUGES: Final[dict[str, Callable[[LinkState], float | None]]] = {
+    "prfaas_link_capacity_bytes_per_second": lambda state: state.capacity_bytes_per_s,
+    "prfaas_link_delivered_bytes_per_second": lambda state: state.delivered_bytes_per_s,
+    "prfaas_link_utilization_ratio": lambda state: state.utilization,
+    "prfaas_link_rtt_seconds": lambda state: state.rtt_s,
+    "prfaas_link_min_rtt_seconds": lambda state: state.min_rtt_s,
+    "prfaas_link_retransmit_ratio": lambda state: state.retransmit_ratio,
+    "prfaas_link_unsent_bytes": lambda state: state.unsent_bytes,
+    "prfaas_link_verdict": lambda state: state.verdict,
+}
 
 
 class NodeMetrics(Collector):
@@ -59,6 +74,11 @@ class NodeMetrics(Collector):
         yield _gauge("prfaas_landings", "Landings now, by state.", "state", live)
         bytes_by_state = {"free": float(free), "used": float(capacity - free)}
         yield _gauge("prfaas_arena_bytes", "Arena bytes, by state.", "state", bytes_by_state)
+        states = self._node.link_sense.states()
+        for metric, read in _LINK_GAUGES.items():
+            figures = {peer: read(state) for peer, state in states.items()}
+            known = {peer: float(figure) for peer, figure in figures.items() if figure is not None}
+            yield _gauge(metric, spec(metric).help, "peer", known)
 
 
 def _family(name: str, text: str, label: str, values: dict[str, float]) -> CounterMetricFamily:

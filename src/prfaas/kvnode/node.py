@@ -26,6 +26,7 @@ from prfaas.transport.arena import Arena
 from prfaas.transport.exchange import Exchange, NodeIdentity
 from prfaas.transport.inbound import InboundServer
 from prfaas.transport.limits import LaneLimits
+from prfaas.transport.link_sense import LinkSense
 from prfaas.transport.outbound import Dial, PeerLink, tcp_dialer
 
 logger = logging.getLogger("prfaas.kvnode")
@@ -81,6 +82,7 @@ class KVNode:
         for name, (host, port) in config.peers.items():
             dial = self.dials.get(name) or tcp_dialer(host, port, self.limits.lane_dead_after_s)
             self.links[name] = PeerLink(self.exchange, name, dial, self._transfer_done)
+        self.link_sense = LinkSense(self.links, self.exchange.now_s)
         self._monitor = threading.Thread(target=self._watch, name="prfaas-monitor", daemon=True)
 
     # -- life
@@ -91,10 +93,12 @@ class KVNode:
         for link in self.links.values():
             link.start()
         self._monitor.start()
+        self.link_sense.start()
 
     def stop(self) -> None:
         """Close every lane and abort what is under way. The arena is the caller's."""
         self._stopping.set()
+        self.link_sense.stop()
         for link in self.links.values():
             link.stop()
         self.inbound.stop()
@@ -181,6 +185,14 @@ class KVNode:
         if record is None:
             raise Refused("unknown", f"no transfer {transfer_id} is known here")
         return record
+
+    def link_records(self) -> dict[str, dict[str, object]]:
+        """GET /v1/links, by peer."""
+        now_s = self.exchange.now_s()
+        return {
+            peer: {"lanes_up": self.links[peer].lanes_up, **state.record(now_s)}
+            for peer, state in self.link_sense.states().items()
+        }
 
     # -- the engine's operations
 

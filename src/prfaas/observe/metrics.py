@@ -109,6 +109,36 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "prfaas_frames_rejected_total", "counter", "kvnode", "frames", "Frames and peers refused.", ("reason",)
     ),
+    MetricSpec(
+        "prfaas_link_capacity_bytes_per_second", "gauge", "kvnode", "bytes per second",
+        "What the link to a peer was last seen to carry when it was the limit; missing until it was.", ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_link_delivered_bytes_per_second", "gauge", "kvnode", "bytes per second",
+        "Bytes that the peer acknowledged, over the last half second.", ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_link_utilization_ratio", "gauge", "kvnode", "0 to 1",
+        "Delivered, of the capacity; missing until that is known.", ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_link_rtt_seconds", "gauge", "kvnode", "seconds", "Smoothed round trip, median of the lanes.", ("peer",)
+    ),
+    MetricSpec(
+        "prfaas_link_min_rtt_seconds", "gauge", "kvnode", "seconds",
+        "Shortest round trip of the last five minutes.", ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_link_retransmit_ratio", "gauge", "kvnode", "0 to 1",
+        "Retransmitted of sent bytes, over the last half second.", ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_link_unsent_bytes", "gauge", "kvnode", "bytes", "Bytes in socket buffers that TCP has not sent yet.",
+        ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_link_verdict", "gauge", "kvnode", "0, 1, 2", "0 clear, 1 pressed, 2 congested.", ("peer",)
+    ),
 )  # fmt: skip
 
 

@@ -85,6 +85,12 @@ class PeerLink:
     def lanes_up(self) -> int:
         return sum(lane.is_up for lane in self.lanes)
 
+    def live_sockets(self) -> dict[int, socket.socket]:
+        """Sockets of the lanes that are up, by connection: a lane that was redialled has another number. Their threads
+        may close them at any moment."""
+        found = [(lane.connection, lane._sock) for lane in self.lanes if lane.is_up]
+        return {connection: sock for connection, sock in found if sock is not None}
+
     def open(self, message: Open, extent: Extent, deadline_s: float) -> None:
         """Start a transfer whose bytes will be staged in `extent`. Raises Refused with `peer_down` or a ledger code."""
         now_s = self.exchange.now_s()
@@ -189,6 +195,8 @@ class PeerLink:
         self._finish([done] if done else [])
 
     def _abandon(self, done: list[OutboundTransfer]) -> None:
+        if not done:
+            return  # waking writers for nothing would keep them from ever being idle for a heartbeat
         with self.wake:
             self._aborts.extend(
                 Abort(t.transfer_id, self._tokens.get(t.transfer_id, ""), "sender_aborted", (t.reason or "")[:500])
@@ -213,6 +221,8 @@ class OutboundLane:
         self.link = link
         self.number = link.exchange.new_lane_number()
         self.is_up = False
+        #: Unique within the node's life, new for every connection.
+        self.connection = self.number
         self._sock: socket.socket | None = None
         self._liveness: Liveness | None = None
         self._pongs = 0
@@ -257,6 +267,7 @@ class OutboundLane:
         try:
             tune(sock, limits.lane_dead_after_s)
             self._greet(sock, protocol)
+            self.connection = exchange.new_lane_number()
             greeted = self.is_up = True
             self.link.refusal = None
             reader.start()

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 
 from prfaas.core.errors import PrfaasError
-
-_TCP_INFO_BYTES = 192
-_BYTES_ACKED_OFFSET = 120  # tcpi_bytes_acked, then tcpi_bytes_received (linux/tcp.h, since 4.1)
+from prfaas.transport.tcp_info import tcp_info
 
 
 class LaneClosed(PrfaasError):
@@ -66,11 +63,5 @@ def bytes_moved(sock: socket.socket) -> int:
 
     Grows while one large chunk is under way, when no frame is complete yet: a slow lane is not a dead one.
     """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return 0
-    if len(info) < _BYTES_ACKED_OFFSET + 16:
-        return 0
-    acked, received = struct.unpack_from("=QQ", info, _BYTES_ACKED_OFFSET)
-    return int(acked + received)
+    info = tcp_info(sock)
+    return 0 if info is None else info.bytes_acked + info.bytes_received

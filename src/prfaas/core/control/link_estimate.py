@@ -1,0 +1,197 @@
+"""How a link is doing, from the kernel's counters of its lanes. Pure: samples and time are arguments.
+
+Laws of this file:
+- Only differences of counters count, lane by lane; a lane seen for the first time, or whose counters went back, starts
+  anew. What a lane moved before its first and after its last sample is not counted.
+- Capacity follows the laws of `link_capacity`, the verdict those of `link_verdict`.
+- Round trips are the kernel's own. The link's is the median of the lanes that moved since the last look; its minimum is
+  the lowest of all lanes of the last five minutes, those that ended included.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from prfaas.core.control.link_capacity import RATE_WINDOW_S, STEADY_WINDOW_S, Capacity, Interval, Window
+from prfaas.core.control.link_verdict import LinkVerdict, Signs, VerdictKeeper
+
+#: No sample for this long: what happened between is unknown, and windows begin anew.
+MAX_GAP_S: Final = 1.0
+#: As long as the kernel's own minimum (net.ipv4.tcp_min_rtt_wlen), and beyond the life of a lane.
+MIN_RTT_MEMORY_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSample:
+    """One lane's TCP_INFO at one moment. Counters grow from the connection's start; 0 stands for unknown."""
+
+    rtt_s: float
+    min_rtt_s: float
+    bytes_sent: int
+    bytes_retrans: int
+    bytes_acked: int
+    delivery_rate_bytes_per_s: int
+    delivery_is_app_limited: bool
+    unsent_bytes: int
+    congestion_window_bytes: int = 0
+    busy_s: float = 0.0
+    receiver_limited_s: float = 0.0
+    send_buffer_limited_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """One link at `at_s`. Rates are of the last half second; None is not known. `rtt_s` is the median of the lanes."""
+
+    at_s: float = 0.0
+    capacity_bytes_per_s: float | None = None
+    delivered_bytes_per_s: float = 0.0
+    utilization: float | None = None
+    rtt_s: float | None = None
+    min_rtt_s: float | None = None
+    rtt_ratio: float | None = None
+    retransmit_ratio: float = 0.0
+    unsent_bytes: int = 0
+    verdict: LinkVerdict = LinkVerdict.CLEAR
+    verdict_since_s: float = 0.0
+
+    def record(self, now_s: float) -> dict[str, object]:
+        """As JSON; moments become ages, since clocks of two machines do not compare."""
+        return {
+            "verdict": self.verdict.name.lower(),
+            "verdict_for_s": max(0.0, now_s - self.verdict_since_s),
+            "capacity_bytes_per_s": self.capacity_bytes_per_s,
+            "delivered_bytes_per_s": self.delivered_bytes_per_s,
+            "utilization": self.utilization,
+            "rtt_s": self.rtt_s,
+            "min_rtt_s": self.min_rtt_s,
+            "rtt_ratio": self.rtt_ratio,
+            "retransmit_ratio": self.retransmit_ratio,
+            "unsent_bytes": self.unsent_bytes,
+            "age_s": max(0.0, now_s - self.at_s),
+        }
+
+
+class LinkEstimator:
+    """All lanes of one link. `observe` is called about every 100 ms; lanes are named by connection."""
+
+    def __init__(self) -> None:
+        self.state = LinkState()
+        self._capacity = Capacity()
+        self._keeper = VerdictKeeper()
+        self._intervals: deque[Interval] = deque()
+        self._lanes: dict[int, LaneSample] = {}
+        self._moved_s: dict[int, float] = {}
+        self._at_s: float | None = None
+        self._min_rtt_s: float | None = None
+        self._min_rtt_at_s = 0.0
+
+    def observe(self, samples: Mapping[int, LaneSample], now_s: float) -> LinkState:
+        """Take a sample of every lane that is up; a `now_s` that is not later than the last changes nothing."""
+        seconds = None if self._at_s is None else now_s - self._at_s
+        if seconds is not None and seconds <= 0:
+            return self.state
+        if seconds is None or seconds > MAX_GAP_S:
+            self._intervals.clear()
+            self._keeper.forget_causes()
+        else:
+            self._add(self._interval(samples, seconds, now_s))
+        burst_rate = self._burst_rate(samples) if seconds is not None else 0.0
+        self._lanes, self._at_s = dict(samples), now_s
+        recent, steady = Window(self._newest(), RATE_WINDOW_S), Window(self._newest(), STEADY_WINDOW_S)
+        self._capacity.learn(recent, steady, burst_rate, now_s)
+        self.state = self._look(samples, recent, steady, now_s)
+        return self.state
+
+    def _newest(self) -> Iterable[Interval]:
+        return reversed(self._intervals)
+
+    def _add(self, interval: Interval) -> None:
+        self._intervals.append(interval)
+        spare_s = sum(part.seconds for part in self._intervals) - STEADY_WINDOW_S
+        while spare_s > self._intervals[0].seconds:
+            spare_s -= self._intervals.popleft().seconds
+
+    def _interval(self, samples: Mapping[int, LaneSample], seconds: float, now_s: float) -> Interval:
+        kept = {lane: (self._lanes[lane], after) for lane, after in samples.items() if self._goes_on(lane, after)}
+        undisturbed = len(kept) == len(samples) == len(self._lanes)
+        moved = {lane: now_s for lane, (before, after) in kept.items() if after.bytes_acked > before.bytes_acked}
+        self._moved_s = {lane: at_s for lane, at_s in (self._moved_s | moved).items() if lane in kept}
+        held_up = (
+            after.unsent_bytes > 0 and now_s - self._moved_s.get(lane, -RATE_WINDOW_S) < RATE_WINDOW_S
+            for lane, (_, after) in kept.items()
+        )
+        pairs = kept.values()
+        return Interval(
+            seconds,
+            acked=sum(after.bytes_acked - before.bytes_acked for before, after in pairs),
+            sent=sum(after.bytes_sent - before.bytes_sent for before, after in pairs),
+            retrans=sum(after.bytes_retrans - before.bytes_retrans for before, after in pairs),
+            limited=undisturbed and any(held_up),
+            waiting=any(sample.unsent_bytes > 0 for sample in samples.values()),
+            busy_s=max((after.busy_s - before.busy_s for before, after in pairs), default=0.0),
+            receiver_limited_s=max(
+                (after.receiver_limited_s - before.receiver_limited_s for before, after in pairs), default=0.0
+            ),
+        )
+
+    def _goes_on(self, lane: int, after: LaneSample) -> bool:
+        before = self._lanes.get(lane)
+        return before is not None and (
+            after.bytes_acked >= before.bytes_acked
+            and after.bytes_sent >= before.bytes_sent
+            and after.bytes_retrans >= before.bytes_retrans
+        )
+
+    def _burst_rate(self, samples: Mapping[int, LaneSample]) -> float:
+        return float(
+            sum(
+                after.delivery_rate_bytes_per_s
+                for lane, after in samples.items()
+                if after.unsent_bytes > 0
+                and not after.delivery_is_app_limited
+                and self._goes_on(lane, after)
+                and after.bytes_acked > self._lanes[lane].bytes_acked
+            )
+        )
+
+    def _look(self, samples: Mapping[int, LaneSample], recent: Window, steady: Window, now_s: float) -> LinkState:
+        rtt_s, min_rtt_s = self._round_trips(samples, now_s)
+        capacity = self._capacity.value
+        rtt_ratio = max(1.0, rtt_s / min_rtt_s) if rtt_s and min_rtt_s else None
+        signs = Signs(
+            delivered_bytes_per_s=recent.rate,
+            unsent_bytes=sum(sample.unsent_bytes for sample in samples.values()),
+            utilization=min(1.0, recent.rate / capacity) if capacity else None,
+            rtt_ratio=rtt_ratio,
+            queue_s=rtt_s - min_rtt_s if rtt_s and min_rtt_s else 0.0,
+            retransmit_ratio=recent.retransmit_ratio,
+            lossy_intervals=recent.lossy_intervals,
+            stalled=steady.stalled,
+        )
+        self._keeper.update(signs, now_s)
+        return LinkState(
+            now_s,
+            capacity,
+            signs.delivered_bytes_per_s,
+            signs.utilization,
+            rtt_s,
+            min_rtt_s,
+            rtt_ratio,
+            signs.retransmit_ratio,
+            signs.unsent_bytes,
+            self._keeper.verdict,
+            self._keeper.since_s,
+        )
+
+    def _round_trips(self, samples: Mapping[int, LaneSample], now_s: float) -> tuple[float | None, float | None]:
+        moving = [sample.rtt_s for lane, sample in samples.items() if self._moved_s.get(lane) == now_s]
+        rtts = sorted(rtt_s for rtt_s in moving or [sample.rtt_s for sample in samples.values()] if rtt_s > 0)
+        lowest = min((sample.min_rtt_s for sample in samples.values() if sample.min_rtt_s > 0), default=None)
+        expired = now_s - self._min_rtt_at_s > MIN_RTT_MEMORY_S
+        if lowest is not None and (self._min_rtt_s is None or lowest <= self._min_rtt_s or expired):
+            self._min_rtt_s, self._min_rtt_at_s = lowest, now_s
+        return rtts[len(rtts) // 2] if rtts else None, self._min_rtt_s
