@@ -153,7 +153,7 @@ def profile(
     decode_tokens: Annotated[int, typer.Option(min=4, max=65536, help="Output tokens of each of them.")] = 64,
     decode_context: Annotated[int, typer.Option(min=1, help="Their prompt's tokens.")] = 1024,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 600.0,
-    seed: Annotated[int, typer.Option(help="Of the prompts and their order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order of lengths; prompts are always new.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Measure how fast a live server prefills and decodes, and write a hardware profile for `plan`."""

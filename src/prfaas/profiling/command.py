@@ -6,9 +6,9 @@ import asyncio
 import datetime
 import os
 import random
+import secrets
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,81 +18,58 @@ from rich.table import Table
 
 from prfaas.core.errors import PrfaasError
 from prfaas.profiling.endpoint import Endpoint, open_session
-from prfaas.profiling.measure import Measured, Measurement, Schedule
+from prfaas.profiling.measure import Measured, Measurement
+from prfaas.profiling.options import BadProfileRequest, ProfileOptions, check_options, schedule_of
 from prfaas.profiling.profile_file import profile_text
-from prfaas.profiling.samples import log_grid
 
-
-class BadProfileRequest(PrfaasError):
-    """The command line asks for something that cannot be; the text says what to write instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileOptions:
-    """What the command line says. `max_tokens` None: as much as the model takes."""
-
-    url: str
-    out: Path
-    model: str | None = None
-    accelerator: str = "unknown"
-    gpus_per_instance: int = 8
-    min_tokens: int = 128
-    max_tokens: int | None = None
-    num_lengths: int = 8
-    repeats: int = 3
-    decode_batches: tuple[int, ...] = (1, 2, 4, 8, 16)
-    decode_tokens: int = 64
-    decode_context_tokens: int = 1024
-    timeout_s: float = 600.0
-    seed: int = 0
-    overwrite: bool = False
+__all__ = ["ProfileOptions", "run", "write_whole"]
 
 
 def run(options: ProfileOptions) -> int:
-    """0 once the file is written; 1 if measuring failed, 2 for bad input, 130 on Ctrl-C: nothing is written then."""
+    """0 once the file is written; 1 if measuring failed, 2 for bad input, 130 on Ctrl-C: nothing is written then. A key
+    is taken from the environment variable OPENAI_API_KEY."""
     console = Console(stderr=True)
     try:
-        _check(options)
-        measured, model = asyncio.run(_measure(options, console))
-        _write(
-            options,
-            profile_text(measured, model, options.accelerator, options.gpus_per_instance, _source(options, measured)),
-        )
+        check_options(options)
+        measured, model = asyncio.run(_measure(options, _api_key(), console))
+        for table in _tables(measured):
+            console.print(table)
+        source = _source(options, measured)
+        write_whole(options.out, profile_text(measured, model, options.accelerator, options.gpus_per_instance, source))
     except BadProfileRequest as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except (PrfaasError, OSError) as error:
+    except PrfaasError as error:
         sys.stderr.write(f"measuring failed: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{options.out} cannot be written: {error.strerror or error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing was written\n")
         return 130
-    for table in _tables(measured):
-        console.print(table)
     sys.stderr.write(f"wrote {options.out}; name it as clusters.NAME.profile in a deployment file\n")
     return 0
 
 
-def _check(options: ProfileOptions) -> None:
-    parts = urlsplit(options.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadProfileRequest(f"{options.url!r} is not a URL; write for example http://127.0.0.1:8000")
-    if options.max_tokens is not None and options.min_tokens > options.max_tokens:
-        raise BadProfileRequest(f"--min-tokens {options.min_tokens} is more than --max-tokens {options.max_tokens}")
-    if not options.decode_batches or min(options.decode_batches) < 1:
-        raise BadProfileRequest("--decode-batches must be positive numbers, for example 1,2,4,8")
-    if options.out.exists() and not options.overwrite:
-        raise BadProfileRequest(f"{options.out} exists; choose another --out, or add --overwrite")
-    if not options.out.resolve().parent.is_dir():
-        raise BadProfileRequest(f"--out {options.out}: there is no folder {options.out.resolve().parent}")
+def _api_key() -> str | None:
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key.isprintable():
+        raise BadProfileRequest("OPENAI_API_KEY holds a line break or a control character; set it again")
+    return key or None
 
 
-async def _measure(options: ProfileOptions, console: Console) -> tuple[Measured, str]:
-    async with open_session(os.environ.get("OPENAI_API_KEY")) as session:
+async def _measure(options: ProfileOptions, api_key: str | None, console: Console) -> tuple[Measured, str]:
+    async with open_session(api_key) as session:
         endpoint = Endpoint(session, options.url, options.timeout_s)
         await endpoint.choose_model(options.model)
-        schedule = _schedule(options, endpoint.max_model_tokens)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        schedule = schedule_of(options, endpoint.max_model_tokens)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task(f"measuring {endpoint.model}", total=schedule.num_steps)
             told: set[str] = set()
@@ -103,29 +80,9 @@ async def _measure(options: ProfileOptions, console: Console) -> tuple[Measured,
                     told.add(what)
                     sys.stderr.write(f"{what}\n")
 
-            measurement = Measurement(endpoint, random.Random(options.seed), advance)
-            return await measurement.run(schedule), endpoint.model
-
-
-def _schedule(options: ProfileOptions, max_model_tokens: int | None) -> Schedule:
-    longest = options.max_tokens
-    if longest is None:
-        if max_model_tokens is None:
-            raise BadProfileRequest("the server does not say how long prompts may be; give --max-tokens")
-        longest = max_model_tokens - 1
-    elif max_model_tokens is not None and longest >= max_model_tokens:
-        raise BadProfileRequest(f"--max-tokens {longest}: the model takes {max_model_tokens} tokens with its output")
-    if options.min_tokens > longest:
-        raise BadProfileRequest(f"--min-tokens {options.min_tokens}: the longest prompt is {longest} tokens")
-    context = options.decode_context_tokens
-    if max_model_tokens is not None:
-        context = min(context, max_model_tokens - options.decode_tokens)
-    if context < 1:
-        raise BadProfileRequest(f"--decode-tokens {options.decode_tokens}: the model takes {max_model_tokens} tokens")
-    lengths = log_grid(options.min_tokens, longest, options.num_lengths)
-    return Schedule(
-        tuple(lengths), options.repeats, tuple(sorted(set(options.decode_batches))), options.decode_tokens, context
-    )
+            # The seed decides the order only. Prompts of an earlier run may still be in the server's prefix cache.
+            order, prompts = random.Random(options.seed), random.Random(secrets.randbits(128))
+            return await Measurement(endpoint, order, prompts, advance).run(schedule), endpoint.model
 
 
 def _source(options: ProfileOptions, measured: Measured) -> str:
@@ -139,16 +96,16 @@ def _source(options: ProfileOptions, measured: Measured) -> str:
     return text + (f", {measured.num_retries} samples repeated" if measured.num_retries else "")
 
 
-def _write(options: ProfileOptions, text: str) -> None:
-    """The whole file or none."""
-    handle, temporary = tempfile.mkstemp(dir=options.out.resolve().parent, prefix=f".{options.out.name}.")
+def write_whole(out: Path, text: str) -> None:
+    """The whole file or none; nothing else stays in its folder. Raises OSError."""
+    handle, temporary = tempfile.mkstemp(dir=out.resolve().parent, prefix=f".{out.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, options.out)
+        os.replace(temporary, out)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 

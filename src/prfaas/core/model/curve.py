@@ -6,7 +6,7 @@ is exact: it needs nothing but the workload's moments of order 0, 1 and 2.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +40,7 @@ class Curve:
 
     def at(self, num_tokens: float) -> float:
         """The value at a length."""
-        _, c0, c1, c2 = self.pieces[bisect_right(self._inner_starts, num_tokens)]
+        _, c0, c1, c2 = self.pieces[bisect_left(self._inner_starts, num_tokens)]
         return c0 + (c1 + c2 * num_tokens) * num_tokens
 
     def scaled(self, factor: float) -> Curve:
@@ -86,8 +86,9 @@ def saturating(per_token: float, window_tokens: float) -> Curve:
 def through(points: Sequence[tuple[float, float]]) -> Curve:
     """Straight lines through (tokens, value) points in order of tokens, the outer ones prolonged.
 
-    One point gives a constant. Below the first point the line never falls under zero at length 0: it bends to the
-    origin instead. Raises ValueError if tokens do not rise or a value is negative.
+    One point gives a constant. Nowhere is the curve negative: below the first point a line that would pass under zero
+    bends to the origin instead, and a last line that falls is not prolonged. Raises ValueError if tokens do not rise
+    or a value is negative.
     """
     tokens = [point[0] for point in points]
     if not points or any(a >= b for a, b in pairwise(tokens)):
@@ -103,4 +104,6 @@ def through(points: Sequence[tuple[float, float]]) -> Curve:
     if pieces[0].c0 < 0:
         x0, y0 = points[0]
         pieces.insert(0, Piece(0.0, 0.0, y0 / x0, 0.0))
+    if pieces[-1].c1 < 0:
+        pieces.append(Piece(*points[-1], 0.0, 0.0))
     return Curve(tuple(pieces))

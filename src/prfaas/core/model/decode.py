@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from prfaas.core.errors import PrfaasError
+
+
+#: Of a sequence; so much is lost in subtracting floats.
+_ROUNDING: Final = 1e-9
 
 
 class DecodeError(PrfaasError):
@@ -31,9 +36,11 @@ def decode_within(points: Sequence[DecodePoint], tpot_s: float | None) -> Decode
 
     Raises DecodeError if there are no points or even the smallest batch is too slow.
     """
-    ordered = sorted(points, key=lambda point: point.batch)
-    if not ordered:
+    if not points:
         raise DecodeError("nothing is known of decoding")
+    # Of a batch that was measured twice, the slower step.
+    slowest = {point.batch: point for point in sorted(points, key=lambda point: point.step_s)}
+    ordered = [slowest[batch] for batch in sorted(slowest)]
     if tpot_s is None:
         return max(ordered, key=lambda point: point.batch / point.step_s)
     if ordered[0].step_s > tpot_s:
@@ -42,12 +49,12 @@ def decode_within(points: Sequence[DecodePoint], tpot_s: float | None) -> Decode
             f"a step of {first.batch} sequences takes {first.step_s * 1e3:.4g} ms,"
             f" longer than slo.tpot of {tpot_s * 1e3:.4g} ms"
         )
-    best = ordered[0]
-    for low, high in pairwise(ordered):
+    # From the largest batch down: measured steps may fall between two batches.
+    for low, high in reversed([*pairwise(ordered)]):
         if high.step_s <= tpot_s:
-            best = high
-            continue
-        slope = (high.step_s - low.step_s) / (high.batch - low.batch)
-        batch = low.batch + int((tpot_s - low.step_s) / slope)
-        return max(best, DecodePoint(batch, low.step_s + slope * (batch - low.batch)), key=lambda point: point.batch)
-    return best
+            return high
+        if low.step_s <= tpot_s:
+            slope = (high.step_s - low.step_s) / (high.batch - low.batch)
+            more = int((tpot_s - low.step_s) / slope + _ROUNDING)
+            return DecodePoint(low.batch + more, low.step_s + slope * more)
+    return ordered[0]

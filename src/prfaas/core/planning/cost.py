@@ -54,19 +54,23 @@ def cost_of(scenario: Scenario, solution: Solution) -> Cost | None:
     if gpu_per_hour is None:
         return None
     own = _price(scenario, solution, gpu_per_hour)
-    without = None
+    without, cheapest = None, own
     if scenario.prfaas_by_name:
         alone = replace(scenario, policy=PolicyKind.HOMOGENEOUS, threshold_tokens=None)
         local = solve(alone)
         # A single PD instance cannot prefill and decode: then nothing is served without offload, at no price.
         without = _price(alone, local, _gpu_per_hour(alone) or 0.0) if local.system_rps else None
+        known = [own]
+        if local.system_rps and scenario.policy is PolicyKind.PRFAAS:
+            known.append(_price(scenario, local, gpu_per_hour))
+        cheapest = _cheapest(scenario, min(known, key=lambda price: price.per_request), gpu_per_hour)
     return Cost(
         currency=scenario.currency,
         gpu_per_hour=gpu_per_hour,
         egress_per_hour=_egress_per_hour(scenario, solution),
         per_request=own.per_request,
         per_million_tokens=own.per_million_tokens,
-        cheapest=_cheapest(scenario, own, gpu_per_hour),
+        cheapest=cheapest,
         without_offload=without,
     )
 
@@ -102,15 +106,18 @@ def _price(scenario: Scenario, solution: Solution, gpu_per_hour: float) -> Price
     )
 
 
-def _cheapest(scenario: Scenario, own: Price, gpu_per_hour: float) -> Price:
+def _cheapest(scenario: Scenario, best: Price, gpu_per_hour: float) -> Price:
     """Dinkelbach's method: the configuration that earns most if a request is worth what it costs in the best one so
     far, until that is the best one itself."""
-    best = own
-    if not any(link.price_per_byte for link in scenario.links) or not scenario.prfaas_by_name:
+    if not any(link.price_per_byte for link in scenario.links):
         return best  # the GPUs are paid for anyway, so that most throughput is cheapest
     near = None
     for _ in range(_MAX_ROUNDS):
+        if not best.per_request:
+            break  # nobody pays for the GPUs, and nothing is sent
         near = solve(scenario, near=near, request_price=best.per_request)
+        if not near.system_rps:
+            break  # the best earns next to nothing, and all others lose
         found = _price(scenario, near, gpu_per_hour)
         if found.per_request >= best.per_request * (1 - 1e-6):
             break

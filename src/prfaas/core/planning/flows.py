@@ -59,6 +59,19 @@ def links_from(scenario: Scenario, source: str) -> list[WanLink]:
     return [link for link in scenario.links if link.source == source]
 
 
+def tier_rps(scenario: Scenario, tier: Tier, taken: Band) -> float:
+    """Eq. 3 for a tier, with all of its links; infinite for an empty band."""
+    if not taken.fraction:
+        return math.inf
+    kv_bytes = scenario.service(scenario.kv_bytes, taken)
+    prefill_s = scenario.service(tier[0].prefill_s, taken)
+    total = 0.0
+    for cluster in tier:
+        network = sum(link.bytes_per_s for link in links_from(scenario, cluster.name))
+        total += min(cluster.num_instances / prefill_s, network / kv_bytes if kv_bytes else math.inf)
+    return total
+
+
 class FlowProgramme:
     """The linear programme of this module's text. `counts` fixes every n_j; `whole` makes them whole numbers."""
 
@@ -83,26 +96,42 @@ class FlowProgramme:
         """The best rates at a ladder's thresholds."""
         scenario = self._scenario
         local, remote = bands_of(scenario, ladder.tiers, ladder.edges)
+        unit = self._bound_rps(ladder.tiers, remote, local)
+        if not unit:
+            return Flows(0.0, 0.0, {pd.name: self._count_limits(pd)[0] for pd in scenario.pd}, {}, {})
         rows = LinearProgramme()
         lam = rows.column(0.0, math.inf, cost=1.0)
         counts = {pd.name: rows.column(*self._count_limits(pd), whole=self._whole) for pd in scenario.pd}
         flows: dict[tuple[str, str], int] = {}
         for tier, tier_band in zip(ladder.tiers, remote, strict=True):
-            self._remote(rows, lam, tier, tier_band, flows)
-        shorts = self._local(rows, lam, counts, local)
+            self._remote(rows, lam, tier, tier_band, flows, unit)
+        shorts = self._local(rows, lam, counts, local, unit)
         for pd in scenario.pd:
             arrivals = [(flow, 1.0) for (_, target), flow in flows.items() if target == pd.name]
             own = [(shorts[pd.name], 1.0)] if pd.name in shorts else []
-            capacity = pd.num_instances * pd.decode_rps
-            rows.at_most(capacity, [*arrivals, *own, (counts[pd.name], pd.decode_rps)])
+            per_instance = pd.decode_rps / unit
+            rows.at_most(pd.num_instances * per_instance, [*arrivals, *own, (counts[pd.name], per_instance)])
         score, value = rows.maximise()
         return Flows(
-            score,
-            max(0.0, value[lam]),
+            score * unit,
+            max(0.0, value[lam]) * unit,
             {name: value[column] for name, column in counts.items()},
-            {pair: max(0.0, value[column]) for pair, column in flows.items()},
-            {name: max(0.0, value[column]) for name, column in shorts.items()},
+            {pair: max(0.0, value[column]) * unit for pair, column in flows.items()},
+            {name: max(0.0, value[column]) * unit for name, column in shorts.items()},
         )
+
+    def _bound_rps(self, tiers: Sequence[Tier], remote: Sequence[Band], local: Band) -> float:
+        """No Λ is greater: what each stage could do alone. Rates in the programme are shares of it, because the
+        solver's tolerances are absolute."""
+        scenario = self._scenario
+        bounds = [sum(pd.num_instances * pd.decode_rps for pd in scenario.pd)]
+        for tier, tier_band in zip(tiers, remote, strict=True):
+            if tier_band.fraction:
+                bounds.append(tier_rps(scenario, tier, tier_band) / tier_band.fraction)
+        if local.fraction:
+            most = sum(self._count_limits(pd)[1] / scenario.service(pd.prefill_s, local) for pd in scenario.pd)
+            bounds.append(most / local.fraction)
+        return min(bounds)
 
     def _count_limits(self, pd: PdCluster) -> tuple[float, float]:
         if self._fixed is not None:
@@ -114,7 +143,13 @@ class FlowProgramme:
         return 0, pd.num_instances - 1
 
     def _remote(
-        self, rows: LinearProgramme, lam: int, tier: Tier, tier_band: Band, flows: dict[tuple[str, str], int]
+        self,
+        rows: LinearProgramme,
+        lam: int,
+        tier: Tier,
+        tier_band: Band,
+        flows: dict[tuple[str, str], int],
+        unit: float,
     ) -> None:
         if not tier_band.fraction:
             return
@@ -129,20 +164,22 @@ class FlowProgramme:
                 cost = 1e-7
                 if self._request_price is not None:
                     cost += kv_bytes * link.price_per_byte / self._request_price
-                column = rows.column(0.0, limit, cost=-cost)
+                column = rows.column(0.0, limit / unit, cost=-cost)
                 flows[cluster.name, link.target] = column
                 own.append((column, 1.0))
-            rows.at_most(cluster.num_instances / scenario.service(cluster.prefill_s, tier_band), own)
+            rows.at_most(cluster.num_instances / scenario.service(cluster.prefill_s, tier_band) / unit, own)
             of_tier += own
         rows.equal(0.0, [*of_tier, (lam, -tier_band.fraction)])
 
-    def _local(self, rows: LinearProgramme, lam: int, counts: dict[str, int], local: Band) -> dict[str, int]:
+    def _local(
+        self, rows: LinearProgramme, lam: int, counts: dict[str, int], local: Band, unit: float
+    ) -> dict[str, int]:
         if not local.fraction:
             return {}
         shorts = {}
         for pd in self._scenario.pd:
             shorts[pd.name] = rows.column(0.0, math.inf)
-            per_instance = 1 / self._scenario.service(pd.prefill_s, local)
+            per_instance = 1 / self._scenario.service(pd.prefill_s, local) / unit
             rows.at_most(0.0, [(shorts[pd.name], 1.0), (counts[pd.name], -per_instance)])
         rows.equal(0.0, [*((column, 1.0) for column in shorts.values()), (lam, -local.fraction)])
         return shorts

@@ -13,16 +13,16 @@ from functools import partial
 from itertools import permutations
 from typing import Final
 
-from prfaas.core.planning.flows import Ladder, Tier, links_from
+from prfaas.core.planning.flows import Ladder, Tier, tier_rps
 from prfaas.core.planning.golden import golden
 from prfaas.core.planning.scenario import Scenario
 from prfaas.core.planning.search import NUM_THRESHOLDS, thresholds_of
 from prfaas.core.planning.solution import Solution
-from prfaas.core.planning.workload import Band, band
+from prfaas.core.planning.workload import band
 
-#: Rates that the first scan aims at, from all that decode could do downwards.
-_NUM_AIMS: Final = 24
+#: Rates that the first scan aims at, from all that decode could do downwards, are this far apart; and no more of them.
 _AIM_RATIO: Final = 0.88
+_MAX_AIMS: Final = 150
 
 #: Halvings of an interval of lengths, down to a token.
 _HALVINGS: Final = 18
@@ -90,11 +90,21 @@ def climb(scenario: Scenario, ladder: Ladder, choices: Choices, score: Score) ->
         return filled_edges(scenario, ladder.tiers, choices, aim_rps)
 
     ceiling = sum(pd.num_instances * pd.decode_rps for pd in scenario.pd)
-    aims = [ceiling * _AIM_RATIO**step for step in range(_NUM_AIMS)]
+    alone = max(_by_one(len(ladder.edges), choices), key=score)
+    # The best is at least as good as whoever does everything alone.
+    floor = max(score(alone), ceiling * _AIM_RATIO**_MAX_AIMS)
+    aims = [ceiling * _AIM_RATIO**step for step in range(math.ceil(math.log(floor / ceiling, _AIM_RATIO)) + 1)]
     best = max(aims, key=lambda aim: score(filled(aim)))
     factor = golden(lambda factor: score(filled(best * factor)), _AIM_RATIO, 1 / _AIM_RATIO, RESOLUTION)
-    edges = max(filled(best), filled(best * factor), key=score)
+    edges = max(filled(best), filled(best * factor), alone, key=score)
     return walk(Ladder(ladder.tiers, edges), choices, score)
+
+
+def _by_one(num_tiers: int, choices: Choices) -> Iterable[tuple[float, ...]]:
+    """Everything local, and everything in one tier each, as far as the lowest threshold may be chosen."""
+    lowest, highest = choices.first[0], choices.inner[-1]
+    for below in range(0 if len(choices.first) > 1 else 1, num_tiers + 1):
+        yield (lowest,) * below + (highest,) * (num_tiers - below)
 
 
 def filled_edges(scenario: Scenario, tiers: Sequence[Tier], choices: Choices, aim_rps: float) -> tuple[float, ...]:
@@ -106,7 +116,7 @@ def filled_edges(scenario: Scenario, tiers: Sequence[Tier], choices: Choices, ai
         for _ in range(_HALVINGS):
             middle = (low + top) / 2
             taken = band(scenario.workload, middle, high)
-            if _tier_rps(scenario, tier, taken) < aim_rps * taken.fraction:
+            if tier_rps(scenario, tier, taken) < aim_rps * taken.fraction:
                 low = middle
             else:
                 top = middle
@@ -116,19 +126,6 @@ def filled_edges(scenario: Scenario, tiers: Sequence[Tier], choices: Choices, ai
     if edges and len(choices.first) == 1:
         edges[0] = choices.first[0]
     return tuple(edges)
-
-
-def _tier_rps(scenario: Scenario, tier: Tier, taken: Band) -> float:
-    """Eq. 3 for a tier, with all of its links."""
-    if not taken.fraction:
-        return math.inf
-    kv_bytes = scenario.service(scenario.kv_bytes, taken)
-    prefill_s = scenario.service(tier[0].prefill_s, taken)
-    total = 0.0
-    for cluster in tier:
-        network = sum(link.bytes_per_s for link in links_from(scenario, cluster.name))
-        total += min(cluster.num_instances / prefill_s, network / kv_bytes if kv_bytes else math.inf)
-    return total
 
 
 def walk(ladder: Ladder, choices: Choices, score: Score, *, reach: float = STEP) -> Ladder:
@@ -178,8 +175,12 @@ def beside(ladder: Ladder, choices: Choices) -> Iterable[Ladder]:
     edges = ladder.edges
     limits = choices.first[0], choices.inner[-1]
     fixed = 1 if len(choices.first) == 1 else 0
-    for factor in _NUDGES if len(edges) > fixed else ():
-        for index in (None, *range(fixed, len(edges))):
-            yield Ladder(ladder.tiers, _moved(edges, index, fixed, limits, factor))
+    moved = [
+        _moved(edges, index, fixed, limits, factor)
+        for factor in (_NUDGES if len(edges) > fixed else ())
+        for index in (None, *range(fixed, len(edges)))
+    ]
     if edges and not fixed:
-        yield Ladder(ladder.tiers, (limits[0], *edges[1:]))
+        moved.append((limits[0], *edges[1:]))
+    # At the limits, several are the same.
+    return [Ladder(ladder.tiers, one) for one in dict.fromkeys(moved) if one != edges]

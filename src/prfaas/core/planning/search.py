@@ -7,7 +7,6 @@ not rely on that shape, which tables of measured times need not have: it scans t
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -96,8 +95,14 @@ def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solu
     assert len(scenario.tiers) <= 1, "several tiers need solve_many"
     scanned = [rates_at(scenario, pd, threshold) for threshold in thresholds_of(scenario)]
     refine = len(scanned) > 1 and not scenario.workload.is_discrete
+    kept = [1.0 if request_price is None else _share_kept(scenario, pd, r.long, request_price) for r in scanned]
+
+    def scanned_best(count: int) -> float:
+        decode_rps = (pd.num_instances - count) * pd.decode_rps
+        return max(min(r.prefill_rps(count), decode_rps) * share for r, share in zip(scanned, kept, strict=True))
+
     best: tuple[tuple[float, float], int, Rates] | None = None
-    for count in _worth_trying(pd, prefill_counts(scenario, pd), scanned):
+    for count in _worth_trying(prefill_counts(scenario, pd), scanned_best):
         decode_rps = (pd.num_instances - count) * pd.decode_rps
 
         def score(rates: Rates, count: int = count, decode_rps: float = decode_rps) -> tuple[float, float]:
@@ -126,21 +131,21 @@ def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solu
     )
 
 
-def _worth_trying(pd: PdCluster, counts: range, scanned: list[Rates]) -> Sequence[int]:
-    """Of many counts, those around the one where prefill at its best t overtakes decode. What prefill can do rises with
-    N_p and what decode can do falls, so that the best is there; the margin is for the scan's coarseness, and for
-    prices, which shift it a little."""
+def _worth_trying(counts: range, scanned_best: Callable[[int], float]) -> Sequence[int]:
+    """Of many counts, those around the best of the scan, found by narrowing down: what prefill can do rises with N_p
+    and what decode can do falls, so that there is one peak. The margin is for the scan's coarseness."""
     if len(counts) <= _FEW_COUNTS:
         return counts
-
-    def overtakes(count: int) -> bool:
-        decode_rps = (pd.num_instances - count) * pd.decode_rps
-        return max(rates.prefill_rps(count) for rates in scanned) >= decode_rps
-
-    crossing = bisect_left(counts, x=True, key=overtakes)
+    low, high = counts[0], counts[-1]
+    while (step := -(-(high - low) // _FEW_COUNTS)) > 1 or high - low > 2:
+        peak = max(range(low, high + 1, step), key=scanned_best)
+        low, high = max(low, peak - step), min(high, peak + step)
+        if step == 1:
+            break
+    peak = max(range(low, high + 1), key=scanned_best)
     margin = max(_FEW_COUNTS // 4, len(counts) // 50)
-    chosen = {*counts[max(0, crossing - margin) : crossing + margin][:: max(1, margin // 16)]}
-    near = counts[max(0, crossing - 4) : crossing + 4]
+    chosen = {*counts[max(0, peak - margin) : peak + margin][:: max(1, margin // 16)]}
+    near = counts[max(0, peak - 4) : peak + 4]
     return sorted(chosen.union(near))
 
 
