@@ -9,7 +9,6 @@ from typing import Final
 
 from prfaas.core.errors import PrfaasError
 
-
 #: Of a sequence; so much is lost in subtracting floats.
 _ROUNDING: Final = 1e-9
 
