@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import permutations
+from itertools import combinations_with_replacement, permutations
 from typing import Final
 
 from prfaas.core.planning.flows import Ladder, Tier, tier_rps
@@ -24,6 +24,10 @@ from prfaas.core.planning.workload import band
 #: 2,000 over what one stage could do alone; no mix is that much better.
 _AIM_RATIO: Final = 0.88
 _MAX_AIMS: Final = 60
+
+#: So many ladders of a grid are scored, fewer where there are many links and scoring takes longer.
+_MAX_GRID: Final = 250
+_MAX_GRID_LINKS: Final = 6600
 
 #: Halvings of an interval of lengths, down to a token.
 _HALVINGS: Final = 18
@@ -82,10 +86,11 @@ def nearby(scenario: Scenario, near: Solution) -> Ladder:
     return Ladder(tuple(tiers), edges + (scenario.workload.max_tokens,) * (len(tiers) - len(edges)))
 
 
-def climb(scenario: Scenario, ladder: Ladder, choices: Choices, score: Score) -> Ladder:
-    """The best of the ladders that would just carry some rate, over all rates, then uphill from there."""
+def scan(scenario: Scenario, ladder: Ladder, choices: Choices, score: Score) -> list[tuple[float, Ladder]]:
+    """Ladders that would just carry some rate, over all rates, and a coarse grid, which is for links and splits that
+    leave tiers unfilled; with their scores, the best first."""
     if not ladder.edges:
-        return ladder
+        return [(score(()), ladder)]
 
     def filled(aim_rps: float) -> tuple[float, ...]:
         return filled_edges(scenario, ladder.tiers, choices, aim_rps)
@@ -96,10 +101,13 @@ def climb(scenario: Scenario, ladder: Ladder, choices: Choices, score: Score) ->
     floor = max(score(alone), ceiling * _AIM_RATIO**_MAX_AIMS)
     num_aims = min(_MAX_AIMS, 1 + math.ceil(math.log(floor / ceiling, _AIM_RATIO)))
     aims = [floor / _AIM_RATIO**step for step in range(num_aims)]
-    best = max(aims, key=lambda aim: score(filled(aim)))
+    grid = _grid(scenario, len(ladder.edges), choices)
+    scores = {edges: score(edges) for edges in [*_by_one(len(ladder.edges), choices), *map(filled, aims), *grid]}
+    best = max(aims, key=lambda aim: scores[filled(aim)])
     factor = golden(lambda factor: score(filled(best * factor)), _AIM_RATIO, 1 / _AIM_RATIO, RESOLUTION)
-    edges = max(filled(best), filled(best * factor), alone, key=score)
-    return walk(Ladder(ladder.tiers, edges), choices, score)
+    scores[filled(best * factor)] = score(filled(best * factor))
+    found = [(reached, Ladder(ladder.tiers, edges)) for edges, reached in scores.items()]
+    return sorted(found, key=lambda pair: pair[0], reverse=True)
 
 
 def _by_one(num_tiers: int, choices: Choices) -> Iterable[tuple[float, ...]]:
@@ -107,6 +115,23 @@ def _by_one(num_tiers: int, choices: Choices) -> Iterable[tuple[float, ...]]:
     lowest, highest = choices.first[0], choices.inner[-1]
     for below in range(0 if len(choices.first) > 1 else 1, num_tiers + 1):
         yield (lowest,) * below + (highest,) * (num_tiers - below)
+
+
+def _grid(scenario: Scenario, num_tiers: int, choices: Choices) -> Iterable[tuple[float, ...]]:
+    """Combinations of thresholds that cut the workload in equal shares."""
+    num_levels = 2
+    most = min(_MAX_GRID, _MAX_GRID_LINKS // len(scenario.links))
+    while math.comb(num_levels + num_tiers, num_tiers) <= most:
+        num_levels += 1
+    levels: list[float] = []
+    for threshold in choices.inner:
+        if scenario.workload.fraction(-math.inf, threshold) * (num_levels - 1) >= len(levels) - 1e-9:
+            levels.append(threshold)
+    for edges in combinations_with_replacement(levels, num_tiers):
+        if len(choices.first) > 1:
+            yield edges
+        else:
+            yield choices.first[0], *(max(choices.first[0], edge) for edge in edges[1:])
 
 
 def filled_edges(scenario: Scenario, tiers: Sequence[Tier], choices: Choices, aim_rps: float) -> tuple[float, ...]:

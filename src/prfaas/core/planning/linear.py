@@ -65,10 +65,14 @@ class LinearProgramme:
             kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
             model.integrality_ = [kinds[whole] for whole in self._whole]
         solver = highspy.Highs()  # type: ignore[no-untyped-call]
+        # For so few rows, presolving takes longer than it saves, unless there are whole numbers.
+        solver.setOptionValue("presolve", "choose" if any(self._whole) else "off")
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("threads", 1)
         solver.setOptionValue("random_seed", 0)
         solver.setOptionValue("mip_rel_gap", MIP_GAP)
+        # Stages differ a thousandfold: of the smallest, too, no more is used than there is.
+        solver.setOptionValue("primal_feasibility_tolerance", 1e-9)
         solver.passModel(model)
         solver.run()
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:

@@ -7,7 +7,8 @@ not rely on that shape, which tables of measured times need not have: it scans t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Final, NamedTuple
 
 from prfaas.core.planning.golden import golden
@@ -26,6 +27,9 @@ _FEW_COUNTS: Final = 64
 
 #: Thresholds are whole tokens.
 _RESOLUTION_TOKENS: Final = 0.5
+
+
+Score = tuple[float, float]
 
 
 class Rates(NamedTuple):
@@ -101,11 +105,11 @@ def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solu
         decode_rps = (pd.num_instances - count) * pd.decode_rps
         return max(min(r.prefill_rps(count), decode_rps) * share for r, share in zip(scanned, kept, strict=True))
 
-    best: tuple[tuple[float, float], int, Rates] | None = None
-    for count in _worth_trying(prefill_counts(scenario, pd), scanned_best):
+    @cache
+    def best_at(count: int) -> tuple[Score, Rates]:
         decode_rps = (pd.num_instances - count) * pd.decode_rps
 
-        def score(rates: Rates, count: int = count, decode_rps: float = decode_rps) -> tuple[float, float]:
+        def score(rates: Rates) -> Score:
             """Among equal throughputs, the most prefill to spare: bursts find room there."""
             prefill_rps = rates.prefill_rps(count)
             share = 1.0 if request_price is None else _share_kept(scenario, pd, rates.long, request_price)
@@ -117,10 +121,12 @@ def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solu
             around = scanned[max(0, middle - 1)], scanned[middle], scanned[min(len(scanned) - 1, middle + 1)]
             found.append(_refine(around, lambda t: rates_at(scenario, pd, t), score))
         rates = max(found, key=score)
-        if best is None or score(rates) > best[0]:
-            best = score(rates), count, rates
-    assert best is not None
-    _, count, rates = best
+        return score(rates), rates
+
+    counts = prefill_counts(scenario, pd)
+    tried = counts if len(counts) <= _FEW_COUNTS else _around_peak(counts, scanned_best, lambda c: best_at(c)[0])
+    count = max(tried, key=lambda count: best_at(count)[0])
+    rates = best_at(count)[1]
     system_rps = min(rates.prefill_rps(count), (pd.num_instances - count) * pd.decode_rps)
     return Solution(
         remote=tuple(TierBand(tuple(c.name for c in tier), rates.long) for tier in scenario.tiers),
@@ -131,22 +137,21 @@ def solve_one_pd(scenario: Scenario, request_price: float | None = None) -> Solu
     )
 
 
-def _worth_trying(counts: range, scanned_best: Callable[[int], float]) -> Sequence[int]:
-    """Of many counts, those around the best of the scan, found by narrowing down: what prefill can do rises with N_p
-    and what decode can do falls, so that there is one peak. The margin is for the scan's coarseness."""
-    if len(counts) <= _FEW_COUNTS:
-        return counts
-    low, high = counts[0], counts[-1]
-    while (step := -(-(high - low) // _FEW_COUNTS)) > 1 or high - low > 2:
-        peak = max(range(low, high + 1, step), key=scanned_best)
+def _around_peak(counts: range, coarse: Callable[[int], float], exact: Callable[[int], Score]) -> range:
+    """Of many counts, those at the best. What prefill can do rises with N_p and what decode can do falls, so that there
+    is one peak: first by the scan alone, which may be a few percent of the counts beside it."""
+    low, high, step = counts[0], counts[-1], len(counts)
+    while step > 1:
+        step = -(-(high - low) // _FEW_COUNTS)
+        peak = max(range(low, high + 1, step), key=coarse)
         low, high = max(low, peak - step), min(high, peak + step)
-        if step == 1:
-            break
-    peak = max(range(low, high + 1), key=scanned_best)
-    margin = max(_FEW_COUNTS // 4, len(counts) // 50)
-    chosen = {*counts[max(0, peak - margin) : peak + margin][:: max(1, margin // 16)]}
-    near = counts[max(0, peak - 4) : peak + 4]
-    return sorted(chosen.union(near))
+    margin = max(_FEW_COUNTS // 4, len(counts) // 25)
+    low, high = max(counts[0], low - margin), min(counts[-1], high + margin)
+    # By thirds, not by neighbours: those differ by less than a threshold of whole tokens does.
+    while high - low > 2:
+        third = max(1, (high - low) // 3)
+        low, high = (low + third, high) if exact(low + third) < exact(high - third) else (low, high - third)
+    return range(low, high + 1)
 
 
 def _crossings(scanned: list[Rates], count: int) -> list[int]:
@@ -165,9 +170,6 @@ def _share_kept(scenario: Scenario, pd: PdCluster, long: Band, request_price: fl
     total = sum(capacity.values()) or math.inf
     paid = sum(rps / total * price_per_byte[name] for name, rps in capacity.items())
     return 1 - long.fraction * scenario.service(scenario.kv_bytes, long) * paid / request_price
-
-
-Score = tuple[float, float]
 
 
 def _refine(
