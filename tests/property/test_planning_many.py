@@ -28,8 +28,8 @@ WORKLOAD = TruncatedLogNormal(9.9, 1.0, 128, 131072)
 #: The best of a search over whole instances and a grid that is coarser than its thresholds may be this much better.
 TOLERANCE = 0.001
 
-#: Seeds of random cases.
-HARD = range(30)
+#: Seeds of random cases. Those over 10, and 10, were missed by up to 70% before the search had a grid and whole starts.
+HARD = [*range(12), 30, 34, 36, 49, 70, 78, 81]
 
 
 def small(seed: int, num_prfaas: int, num_pd: int, *, mixed: bool) -> Scenario:
@@ -265,3 +265,23 @@ def test_every_policy_works_with_several_clusters(policy: PolicyKind) -> None:
     if policy is PolicyKind.NAIVE:
         assert answer["num_pd_prefill"] is None
         assert answer["offload_fraction"] == pytest.approx(1.0)
+
+
+def test_ten_by_ten_keeps_within_its_links() -> None:
+    """Rates between ten clusters of each role, with two kinds of hardware, add up and fit."""
+    rng = random.Random(1)
+    prfaas = tuple(PrfaasCluster(f"west-{i}", rng.randint(1, 3), 8, H200 if i % 2 else FASTER) for i in range(10))
+    pd = tuple(PdCluster(f"east-{j}", rng.randint(2, 8), 8, H20, rng.choice([0.78, 0.86])) for j in range(10))
+    links = tuple(WanLink(a.name, b.name, rng.choice([1, 2, 5, 25]) * 125e6) for a in prfaas for b in pd)
+    scenario = Scenario(WORKLOAD, 1024.0, KV_BYTES, prfaas, pd, links)
+    solution = solve_many(scenario)
+    assert solution.system_rps >= 0.98 * relaxed_rps(scenario)
+    assert all(usage.utilization <= 1 + 1e-6 for usage in usages(scenario, solution))
+    assert sum(route.rps for route in solution.routes) == pytest.approx(solution.system_rps, rel=1e-6)
+
+
+def test_decode_without_any_limit() -> None:
+    """A stage a billion times as fast as the others does not unsettle the solver."""
+    base = small(1, 2, 2, mixed=True)
+    pd = tuple(replace(c, num_instances=4, decode_rps=1e9) for c in base.pd)
+    assert make_plan(replace(base, pd=pd)).solution.system_rps > 0

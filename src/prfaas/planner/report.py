@@ -9,11 +9,13 @@ from rich.table import Table
 
 from prfaas.core.planning.plan import Plan
 from prfaas.core.planning.scenario import ServiceTime
+from prfaas.core.planning.solve import is_simple
 from prfaas.core.planning.usage import Stage
 from prfaas.planner import words
 
 #: Rows of the table of resources; more are cut with a word, because nobody reads a hundred links.
 MAX_ROWS = 40
+MAX_GAINS = 12
 _ORDER = (Stage.PRFAAS, Stage.PD_PREFILL, Stage.PD_DECODE, Stage.LINK)
 
 
@@ -27,6 +29,8 @@ def print_plan(console: Console, name: str, plan: Plan) -> None:
     console.print()
     console.print(_resources(plan))
     console.print()
+    console.print(_one_more(plan))
+    console.print()
     console.print(_figures(plan))
     console.print()
     for note in plan.scenario.notes:
@@ -37,28 +41,37 @@ def _resources(plan: Plan) -> Table:
     table = Table(title="Resources at that rate", title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "where"):
         table.add_column(column)
-    for column in ("has", "uses", "full", "one more brings"):
+    for column in ("has", "uses", "full"):
         table.add_column(column, justify="right")
-    gained = {(gain.stage, gain.name): gain.extra_rps for gain in plan.gains}
     several = sum(usage.stage is Stage.LINK for usage in plan.usages) > 1
     shown = [usage for usage in plan.usages if usage.used or not several or usage.stage is not Stage.LINK]
     shown.sort(key=lambda usage: (_ORDER.index(usage.stage), several and -usage.utilization))
     for usage in shown[:MAX_ROWS]:
         is_link = usage.stage is Stage.LINK
-        extra = gained.get((usage.stage, usage.name))
-        unit = "Gbps" if is_link else "instance"
         table.add_row(
             words.STAGE_NAMES[usage.stage],
             usage.name.replace(">", " → "),
             words.gbps(usage.capacity) if is_link else f"{usage.capacity:g} instances",
             words.gbps(usage.used) if is_link else f"{usage.used:.2f}",
             words.share(usage.utilization) if usage.capacity else "–",
-            "" if extra is None else "nothing" if extra == 0 else f"+{extra:.3f} requests/s per {unit}",
         )
     hidden = len(plan.usages) - len(shown[:MAX_ROWS])
     if hidden:
         table.caption = f"and {hidden} more, idle or less busy; --json has them all"
         table.caption_justify = "left"
+    return table
+
+
+def _one_more(plan: Plan) -> Table:
+    rough = "" if is_simple(plan.scenario) else ", roughly: as if instances were divisible"
+    table = Table(title=f"One more brings{rough}", title_justify="left", box=None, pad_edge=False, show_header=False)
+    listed = sorted(plan.gains, key=lambda gain: -gain.extra_rps)
+    for gain in listed[:MAX_GAINS]:
+        what = "Gbps on" if gain.stage is Stage.LINK else "instance of"
+        extra = f"+{gain.extra_rps:.3f} requests/s" if gain.extra_rps else "nothing"
+        table.add_row(f"{what} {gain.name.replace('>', ' → ')}", extra)
+    if len(listed) > MAX_GAINS:
+        table.add_row(f"and {len(listed) - MAX_GAINS} more", "--json has them all")
     return table
 
 

@@ -122,7 +122,7 @@ class _Builder:
             self._wrong((*path, "profile" if cluster.profile is not None else "accelerator"), str(error))
             return None
         self._notes.append(f"{found.model} on {found.accelerator}: {found.source}")
-        if found.model != model.name:
+        if self._deployment.model.profile is not None and found.model != model.name:
             self._notes.append(f"{name}: its profile was measured with {found.model}, not {model.name}")
         if found.max_tokens is not None and workload.max_tokens > found.max_tokens * _FAR:
             text = f"prompts up to {workload.max_tokens:.0f} tokens, measured up to {found.max_tokens:.0f}: prolonged"
@@ -161,7 +161,7 @@ class _Builder:
         points = own or hardware.decode
         field: FieldPath = ("clusters", name, "decode")
         if not points:
-            text = f"the profile of {hardware.accelerator} does not know; add for example {{max_batch: 20, step: 25ms}}"
+            text = f"the profile of {hardware.accelerator} has no decode times; add {{max_batch: 20, step: 25ms}}"
             self._wrong(field, text)
             return None
         try:

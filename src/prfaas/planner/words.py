@@ -29,11 +29,24 @@ def verdict(plan: Plan) -> str:
         return f"Every prompt is prefilled remotely: {rate}."
     if not plan.offloads:
         chosen = "Best is to offload nothing" if policy is PolicyKind.PRFAAS else "The threshold offloads nothing"
-        return f"{chosen}: {rate}. The PrfaaS clusters and links stay idle."
+        return f"{chosen}: {rate}. The PrfaaS clusters and links stay idle.{_thin_links(plan)}"
     if share > 1 - 1e-9:
         chosen = "Best is to offload everything" if policy is PolicyKind.PRFAAS else "The threshold offloads everything"
         return f"{chosen}: {rate}."
     return f"Offload prompts of more than {threshold} uncached tokens, {share:.1%} of the requests: {rate}."
+
+
+def _thin_links(plan: Plan) -> str:
+    """Why nothing is offloaded, if it is the network: Eq. 2 at the mean length against the links."""
+    scenario = plan.scenario
+    tokens_at = scenario.workload.mean_tokens
+    for name, cluster in scenario.prfaas_by_name.items():
+        busy = cluster.num_instances * scenario.kv_bytes.at(tokens_at) / cluster.prefill_s.at(tokens_at)
+        carried = sum(link.bytes_per_s for link in scenario.links if link.source == name)
+        if busy > carried:
+            sends = f"a busy {name} would send {gbps(busy)} at the mean length, its links carry {gbps(carried)}"
+            return f" The network is why: {sends}."
+    return ""
 
 
 def limit(plan: Plan) -> str:

@@ -82,7 +82,7 @@ def test_a_config_of_a_model_will_do(tmp_path: Path) -> None:
         ("accelerator: h20,", "accelerator: h2O,", "d.yaml:3: clusters.east.accelerator: "),
         ("accelerator: h20,", "accelerator: a100,", "d.yaml:3: clusters.east.accelerator: there is no hardware profile of internal-1t-hybrid on 'a100'"),
         ("accelerator: h20, ", "", "d.yaml:3: clusters.east: planning needs the hardware"),
-        ("accelerator: h20,", "accelerator: h200,", "d.yaml:3: clusters.east.decode: the profile of h200 does not know"),
+        ("accelerator: h20,", "accelerator: h200,", "d.yaml:3: clusters.east.decode: the profile of h200 has no decode times"),
         ("accelerator: h20,", "profile: none.yaml,", "d.yaml:3: clusters.east.profile: "),
         ("instances: 8", "instances: 0", "d.yaml:3: clusters.east.instances: Input should be greater than or equal to 1 (got 0)"),
         (", instances: 8", "", "d.yaml:3: clusters.east: give endpoints (to serve it) or instances (to plan it)"),

@@ -58,7 +58,7 @@ def test_a_table_meets_its_points(points: list[tuple[int, float]]) -> None:
         assert through(points).at(tokens) == pytest.approx(value, rel=1e-9, abs=1e-10 * steepest * (1 + tokens))
 
 
-@given(CURVES, CURVES, TOKENS, st.floats(0, 100))
+@given(CURVES, CURVES, TOKENS, st.floats(1e-6, 100))
 def test_sums_and_multiples(a: Curve, b: Curve, tokens: float, factor: float) -> None:
     """The curve of a sum is the sum of the curves, at every length; so for products with a number."""
     scale = 1 + sum(abs(c) for curve in (a, b) for p in curve.pieces for c in (p.c0, p.c1 * 3e5))

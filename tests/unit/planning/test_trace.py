@@ -37,7 +37,7 @@ GOOD = line(1200, [1, 2, 3])
         (GOOD.replace("1200", "NaN"), "must be a whole number"), (GOOD.replace("1200", "1e30"), "input_length must be 1 to"),
         (GOOD.replace("1500", "-1"), "timestamp must be 0 to"), (GOOD.replace("7", "null"), "output_length is missing"),
         (GOOD.replace("[1, 2, 3]", '"x"'), "hash_ids must be a list"), (GOOD.replace("[1, 2, 3]", "[1.5]"), "hash_ids must be a list"),
-        (line(512, [1, 2]), "2 hash_ids are too many for 512 tokens"), ("[" * 100_000, "line 2: not JSON"),
+        (line(512, [1, 2]), "2 hash_ids do not fit 512 tokens"), ("[" * 100_000, "line 2: not JSON"),
         (GOOD.replace('"timestamp": 1500, ', ""), "line 2: timestamp is missing"),
         (GOOD.replace('"output_length": 7, ', ""), "line 2: output_length is missing"),
         (GOOD.replace("1500", "false"), "timestamp must be a whole number"), (GOOD.replace("7", "-7"), "output_length must be 0 to"),

@@ -14,6 +14,9 @@ from prfaas.core.planning.usage import GBPS, Stage, Usage
 #: Gains under this share of the throughput are rounding of the search.
 _NOISE: Final = 2e-4
 
+#: With many clusters the search is rougher, and a link that brings less is none to buy.
+_ROUGH: Final = 2e-3
+
 #: Below this nobody would buy more of it.
 _NEARLY_FULL: Final = 0.97
 
@@ -37,7 +40,7 @@ def gains(scenario: Scenario, solution: Solution, found: list[Usage]) -> list[Ga
     for (usage, _), extra in zip(tried, _extra_rps(scenario, solution, [larger for _, larger in tried]), strict=True):
         key = usage.stage, usage.name
         best[key] = max(best.get(key, 0.0), extra)
-    noise = _NOISE * solution.system_rps
+    noise = (_NOISE if is_simple(scenario) else _ROUGH) * solution.system_rps
     extras = (best.get((usage.stage, usage.name), 0.0) for usage in listed)
     return [Gain(u.stage, u.name, extra if extra > noise else 0.0) for u, extra in zip(listed, extras, strict=True)]
 

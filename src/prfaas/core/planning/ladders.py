@@ -120,7 +120,7 @@ def _by_one(num_tiers: int, choices: Choices) -> Iterable[tuple[float, ...]]:
 def _grid(scenario: Scenario, num_tiers: int, choices: Choices) -> Iterable[tuple[float, ...]]:
     """Combinations of thresholds that cut the workload in equal shares."""
     num_levels = 2
-    most = min(_MAX_GRID, _MAX_GRID_LINKS // len(scenario.links))
+    most = min(_MAX_GRID, _MAX_GRID_LINKS // max(1, len(scenario.links)))
     while math.comb(num_levels + num_tiers, num_tiers) <= most:
         num_levels += 1
     levels: list[float] = []

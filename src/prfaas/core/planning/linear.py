@@ -14,6 +14,9 @@ from prfaas.core.planning.scenario import PlanningError
 #: Whole-number programmes are solved to this relative gap, below what a plan is read at.
 MIP_GAP: Final = 1e-4
 
+#: Rows of less than this are not enlarged any further.
+_LEAST: Final = 1e-3
+
 
 class LinearProgramme:
     """Columns (variables) and sparse rows (constraints); `terms` are (column, factor)."""
@@ -35,8 +38,11 @@ class LinearProgramme:
         return len(self._costs) - 1
 
     def at_most(self, limit: float, terms: Iterable[tuple[int, float]]) -> None:
-        """The sum of terms is at most `limit`."""
-        self._row(-math.inf, limit, terms)
+        """The sum of terms is at most `limit`. The row is measured in units of its greatest number, so that large and
+        small stages are held to the same relative tolerance."""
+        listed = list(terms)
+        scale = max(_LEAST, limit, *(abs(value) for _, value in listed[1:]))
+        self._row(-math.inf, limit / scale, ((index, value / scale) for index, value in listed))
 
     def equal(self, value: float, terms: Iterable[tuple[int, float]]) -> None:
         """The sum of terms is `value`."""
@@ -75,6 +81,12 @@ class LinearProgramme:
         solver.setOptionValue("primal_feasibility_tolerance", 1e-9)
         solver.passModel(model)
         solver.run()
+        if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            # Once more from nothing, as HiGHS would do it.
+            solver.clearSolver()
+            solver.setOptionValue("presolve", "choose")
+            solver.setOptionValue("primal_feasibility_tolerance", 1e-7)
+            solver.run()
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             # Nothing at all is always feasible, and every rate is bounded by some instance.
             raise PlanningError(f"the solver gave up: {solver.modelStatusToString(solver.getModelStatus())}")

@@ -33,8 +33,9 @@ from prfaas.core.planning.solution import Solution
 #: Turns of whole numbers after thresholds; they settle sooner.
 _ROUNDS: Final = 3
 
-#: So many of the best splits, each with its own thresholds, are walked from.
+#: So many of the best splits, each with its own thresholds, are walked from; fewer where there are many links.
 _STARTS: Final = 8
+_STARTS_LINKS: Final = 100
 
 
 def solve_many(scenario: Scenario, near: Solution | None = None, request_price: float | None = None) -> Solution:
@@ -123,12 +124,13 @@ def _in_whole_instances(
                 of_split[_split_key(found)] = found, start
             if found.score > best.score:
                 best, ladder = found, start
+    num_starts = max(1, min(_STARTS, _STARTS_LINKS // max(1, len(scenario.links))))
     for neighbours in () if quick else (False, True):
         if neighbours:
             splits = _beside_split(scenario, _split_of(best))
             found_there = [(FlowProgramme(scenario, split, request_price).solve(ladder), ladder) for split in splits]
             of_split = {_split_key(found): (found, start) for found, start in found_there}
-        for found, start in sorted(of_split.values(), key=lambda pair: pair[0].score, reverse=True)[:_STARTS]:
+        for found, start in sorted(of_split.values(), key=lambda pair: pair[0].score, reverse=True)[:num_starts]:
             fixed = FlowProgramme(scenario, _split_of(found), request_price)
             moved = walk(start, choices, partial(fixed.score, start.tiers))
             again = fixed.solve(moved)

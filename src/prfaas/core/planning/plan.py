@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Final
 
 from prfaas.core.planning.cost import Cost, cost_of
 from prfaas.core.planning.gains import Gain, gains
@@ -11,6 +12,9 @@ from prfaas.core.planning.solution import Solution
 from prfaas.core.planning.solve import solve
 from prfaas.core.planning.ttft import mean_s, quantile_s, timed_routes
 from prfaas.core.planning.usage import Stage, Usage, bottlenecks, egress_of, usages
+
+#: What one more of is bought: a PD instance may prefill or decode.
+_OF: Final = {Stage.PRFAAS: "prfaas", Stage.LINK: "link", Stage.PD_DECODE: "pd"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Plan:
                 {"stage": str(u.stage), "name": u.name, "used": u.used, "capacity": u.capacity} for u in self.usages
             ],
             "one_more_brings_rps": [
-                {"stage": str(gain.stage), "name": gain.name, "extra_rps": gain.extra_rps} for gain in self.gains
+                {"of": _OF[gain.stage], "name": gain.name, "extra_rps": gain.extra_rps} for gain in self.gains
             ],
             "notes": list(scenario.notes),
         }

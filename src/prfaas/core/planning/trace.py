@@ -62,9 +62,9 @@ def _request(number: int, line: bytes | str, block_tokens: int, seen: set[int]) 
         raise TraceError(number, f"expected an object with timestamp and input_length, got {type(raw).__name__}")
     input_tokens = _count(number, raw, "input_length", 1)
     hash_ids = _hash_ids(number, raw)
-    if len(hash_ids) > -(-input_tokens // block_tokens):
-        text = f"{len(hash_ids)} hash_ids are too many for {input_tokens} tokens in blocks of {block_tokens}"
-        raise TraceError(number, text)
+    if hash_ids and len(hash_ids) not in (input_tokens // block_tokens, -(-input_tokens // block_tokens)):
+        text = f"{len(hash_ids)} hash_ids do not fit {input_tokens} tokens in blocks of {block_tokens}"
+        raise TraceError(number, f"{text}; is block_tokens right?")
     hit = next((index for index, hash_id in enumerate(hash_ids) if hash_id not in seen), len(hash_ids))
     uncached = max(1, input_tokens - hit * block_tokens)
     arrival_s = _count(number, raw, "timestamp", 0, 1 << 53) / 1e3

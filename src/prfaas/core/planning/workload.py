@@ -18,8 +18,9 @@ from typing import Final
 from prfaas.core.errors import PrfaasError
 from prfaas.core.model.curve import Curve
 
-#: ln L of a prompt is under 20; far beyond, second moments overflow.
-MAX_PARAMETER: Final = 12
+#: ln L of a prompt is under 20; with parameters far beyond, second moments overflow.
+MAX_MU: Final = 20
+MAX_SIGMA: Final = 12
 
 
 class WorkloadError(PrfaasError):
@@ -70,10 +71,8 @@ class TruncatedLogNormal(Workload):
     def __init__(self, mu: float, sigma: float, min_tokens: float, max_tokens: float) -> None:
         if not (math.isfinite(mu) and math.isfinite(sigma) and sigma > 0):
             raise WorkloadError(f"sigma must be positive and mu finite, got mu {mu}, sigma {sigma}")
-        if abs(mu) > MAX_PARAMETER or sigma > MAX_PARAMETER:
-            raise WorkloadError(
-                f"mu and sigma beyond {MAX_PARAMETER} are no prompt lengths, got mu {mu}, sigma {sigma}"
-            )
+        if abs(mu) > MAX_MU or sigma > MAX_SIGMA:
+            raise WorkloadError(f"|mu| is at most {MAX_MU} and sigma at most {MAX_SIGMA}, got mu {mu}, sigma {sigma}")
         if not 1 <= min_tokens < max_tokens < math.inf:
             raise WorkloadError(f"min must be at least 1 and under max, got min {min_tokens}, max {max_tokens}")
         self.mu, self.sigma = mu, sigma
