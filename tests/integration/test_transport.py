@@ -1,4 +1,4 @@
-"""Two nodes with real threads and sockets; each case runs over TCP and over in-process pairs."""
+"""Two nodes with real threads: one suite over TCP and over in-process pairs, plain and encrypted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import random
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_unti
 from prfaas.transport.outbound import Dial
 from prfaas.transport.sockets import bytes_moved, shut
 
-KINDS = ("tcp", "inproc")
+KINDS = ("tcp", "inproc", "tcp+tls", "inproc+tls")
 
 
 def send(pair: NodePair, name: str, num_prompt_tokens: int, pieces: int = 5) -> bytes:
@@ -86,12 +86,13 @@ def test_lost_lanes_are_resent(tmp_path: Path, kind: str) -> None:
         assert pair.sink.landing("a").state is LandingState.LANDED
 
 
-def flipping_proxy(dial: Dial, every_bytes: int) -> Dial:
-    """A dialer whose outgoing bytes have one bit flipped now and then, behind the first 4 KiB."""
+def flipping_proxy(dial: Dial, every_bytes: int, numbers: Iterator[int]) -> Dial:
+    """A dialer whose first six connections have one bit of what they send flipped."""
 
     def connect() -> socket.socket:
         import threading
 
+        flips = next(numbers) < 6
         upstream = dial()
         ours, theirs = socket.socketpair()
 
@@ -108,7 +109,7 @@ def flipping_proxy(dial: Dial, every_bytes: int) -> Dial:
             shut(source)
             shut(target)
 
-        threading.Thread(target=pump, args=(theirs, upstream, True), daemon=True).start()
+        threading.Thread(target=pump, args=(theirs, upstream, flips), daemon=True).start()
         threading.Thread(target=pump, args=(upstream, theirs, False), daemon=True).start()
         return ours
 
@@ -126,9 +127,13 @@ def test_idle_lanes_stay_up(tmp_path: Path) -> None:
         assert len(pair.sockets) == limits.num_lanes
 
 
-def test_flipped_bit_is_caught_and_resent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_flipped_bit_is_caught_and_resent(tmp_path: Path, kind: str) -> None:
     """One flipped bit per lane is noticed by the checksum, the chunk is sent again, and the landing is exact."""
-    with node_pair(tmp_path, wrap_dial=lambda dial: flipping_proxy(dial, 200_000), arena_bytes=32 << 20) as pair:
+    numbers = itertools.count()
+    with node_pair(
+        tmp_path, kind=kind, wrap_dial=lambda dial: flipping_proxy(dial, 200_000, numbers), arena_bytes=32 << 20
+    ) as pair:
         image = send(pair, "a", 20_000)
         pair.wait_state("a", "landed", "aborted")
         assert pair.landed_bytes("a") == image
@@ -138,7 +143,8 @@ def test_flipped_bit_is_caught_and_resent(tmp_path: Path) -> None:
         assert noticed + rejected >= 1
 
 
-def test_stalled_link_aborts_both_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_stalled_link_aborts_both_ends(tmp_path: Path, kind: str) -> None:
     """A link that swallows everything half way ends the transfer within its limits and frees both sides."""
     swallow = False
 
@@ -163,7 +169,7 @@ def test_stalled_link_aborts_both_ends(tmp_path: Path) -> None:
 
         return connect
 
-    with node_pair(tmp_path, wrap_dial=stalling, arena_bytes=32 << 20) as pair:
+    with node_pair(tmp_path, kind=kind, wrap_dial=stalling, arena_bytes=32 << 20) as pair:
         wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
         swallow = True
         memory = pair.stage_open("a", pair.reserve("a", 30_000))
@@ -173,9 +179,10 @@ def test_stalled_link_aborts_both_ends(tmp_path: Path) -> None:
         wait_until(lambda: idle(pair))
 
 
-def test_lease_runs_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_lease_runs_out(tmp_path: Path, kind: str) -> None:
     """A landing nobody renews expires, its sender is told, and both sides are empty."""
-    with node_pair(tmp_path) as pair:
+    with node_pair(tmp_path, kind=kind) as pair:
         memory = pair.stage_open("a", pair.reserve("a", 1000, lease_s=0.3))
         pair.source.staged("a", [(0, 1000)])
         assert pair.wait_state("a", "expired") == "expired"
@@ -184,9 +191,10 @@ def test_lease_runs_out(tmp_path: Path) -> None:
         wait_until(lambda: idle(pair))
 
 
-def test_staging_of_a_dead_engine_is_freed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_staging_of_a_dead_engine_is_freed(tmp_path: Path, kind: str) -> None:
     """An engine that dies in mid-prefill strands nothing."""
-    with node_pair(tmp_path) as pair:
+    with node_pair(tmp_path, kind=kind) as pair:
         pair.stage_open("a", pair.reserve("a", 1000))
         pair.source.staged("a", [(0, 4096)])
         pair.source.detach("engine", is_worker=True)
@@ -194,9 +202,10 @@ def test_staging_of_a_dead_engine_is_freed(tmp_path: Path) -> None:
         wait_until(lambda: idle(pair))
 
 
-def test_wrong_token_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_token_is_refused(tmp_path: Path, kind: str) -> None:
     """Knowing a transfer's id is not enough to write into its landing."""
-    with node_pair(tmp_path) as pair:
+    with node_pair(tmp_path, kind=kind) as pair:
         reservation = pair.reserve("a", 1000)
         memory = pair.stage_open("a", {**reservation, "token": "guess"})
         pair.source.staged("a", [(0, len(memory))])
@@ -206,9 +215,10 @@ def test_wrong_token_is_refused(tmp_path: Path) -> None:
         assert "unknown_landing" in str(pair.source.sent.get("a"))
 
 
-def test_full_arena_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_arena_is_refused(tmp_path: Path, kind: str) -> None:
     """No room is an answer, not an accident."""
-    with node_pair(tmp_path, arena_bytes=64 << 10) as pair, pytest.raises(Refused, match="no room"):
+    with node_pair(tmp_path, kind=kind, arena_bytes=64 << 10) as pair, pytest.raises(Refused, match="no room"):
         pair.reserve("a", 10_000)
 
 
@@ -255,9 +265,10 @@ def test_ten_thousand_garbage_frames(tmp_path: Path, record_property: Callable[[
 
 
 @pytest.mark.parametrize("field", ["layout", "hash_seed", "name"])
-def test_a_peer_that_does_not_agree_is_refused_with_the_reason(tmp_path: Path, field: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_peer_that_does_not_agree_is_refused_with_the_reason(tmp_path: Path, kind: str, field: str) -> None:
     """Another KV layout, another hash seed, or simply the wrong node: no lane comes up, and both sides can say why."""
-    with node_pair(tmp_path) as pair:
+    with node_pair(tmp_path, kind=kind) as pair:
         wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
         sink = pair.sink.exchange
         if field == "layout":
@@ -288,7 +299,7 @@ def test_another_protocol_version_is_refused(tmp_path: Path) -> None:
     """By the first header, before anything is read on its say."""
     with node_pair(tmp_path) as pair:
         hello = bytearray(LaneProtocol(dialer=True).send_message(Hello("n", "b", "sink", 0, "sha256", "prfaas", "")))
-        hello[4] = 2
+        hello[4] = 99
         with socket.create_connection(pair.sink.inbound.address) as sock:
             sock.sendall(hello)
             with contextlib.suppress(ConnectionResetError):

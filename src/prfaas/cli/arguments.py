@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 from prfaas.core.errors import PrfaasError
+from prfaas.deployment.identity import checked_identity
 from prfaas.deployment.units import parse_bytes
+from prfaas.kvnode.config import TlsFiles
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 #: sizeof(sockaddr_un.sun_path) less the final zero.
@@ -61,6 +63,44 @@ def peers(texts: list[str]) -> dict[str, tuple[str, int]]:
         if parsed.setdefault(node_name("--peer", name), host_port("--peer", address)) != host_port("--peer", address):
             raise BadArgument(f"--peer: {name} is given twice with different addresses")
     return parsed
+
+
+def identities(texts: list[str], *, plain: bool) -> dict[str, str]:
+    """`--identity NAME=IDENTITY`, repeated."""
+    if plain and texts:
+        raise BadArgument("--identity: nothing is checked with --plain; remove one of the two")
+    parsed: dict[str, str] = {}
+    for text in texts:
+        name, equals, identity = text.partition("=")
+        if not equals:
+            raise BadArgument(f"--identity: {text!r} is not NAME=IDENTITY; write for example pd-east-0=pd-east")
+        try:
+            checked_identity(identity)
+        except ValueError as error:
+            raise BadArgument(f"--identity: {error}") from None
+        if parsed.setdefault(node_name("--identity", name), identity) != identity:
+            raise BadArgument(f"--identity: {name} is given twice with different identities")
+    return parsed
+
+
+def tls_files(ca: str | None, cert: str | None, key: str | None, *, plain: bool) -> TlsFiles | None:
+    """How lanes are secured: with three files, or not at all if somebody says so. Nobody gets plaintext by leaving
+    something out."""
+    given = {"--tls-ca": ca, "--tls-cert": cert, "--tls-key": key}
+    present = [option for option, path in given.items() if path is not None]
+    if plain:
+        if present:
+            raise BadArgument(f"--plain: contradicts {present[0]}; remove one of the two")
+        return None
+    if not present:
+        raise BadArgument(
+            "lanes are encrypted: give --tls-ca, --tls-cert and --tls-key ('prfaas certs' makes the files), or --plain"
+            " if the network between the nodes is private"
+        )
+    if not (ca and cert and key):
+        missing = next(option for option, path in given.items() if not path)
+        raise BadArgument(f"{missing}: missing; --tls-ca, --tls-cert and --tls-key belong together")
+    return TlsFiles(ca, cert, key)
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -17,7 +17,8 @@ from rich.console import Console
 from prfaas.cli.demo_requests import Client, DemoFailed, prove, requests_table, send_all
 from prfaas.core.errors import PrfaasError
 from prfaas.deploy.addresses import make_socket_directory
-from prfaas.deploy.plan import plan_processes
+from prfaas.deploy.certificates import make_throwaway
+from prfaas.deploy.plan import plan_processes, throwaway_directory
 from prfaas.deploy.supervisor import Supervisor, describe_end
 from prfaas.deploy.up import start_all, stop_on_sigterm
 from prfaas.deployment.load import load_deployment, resolve_model_dir
@@ -88,6 +89,7 @@ def _demo(directory: Path, console: Console) -> None:
         with Supervisor(directory / "logs") as supervisor:
             console.print("[bold]2/4[/] two datacenters, a vLLM and a KV node in each, and a gateway (half a minute)")
             specs = plan_processes(deployment, file.resolve(), resolve_model_dir(deployment, file), sockets)
+            make_throwaway(deployment, throwaway_directory(sockets))
             start_all(supervisor, specs, console)
             try:
                 _show(deployment.gateway.port, deployment.clusters["pd-east"].endpoints[0].engine, console)

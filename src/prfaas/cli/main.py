@@ -21,8 +21,11 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Work with deployment files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+certs_app = typer.Typer(help="Make and look at certificates of KV nodes.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(certs_app, name="certs")
 
 File = Annotated[Path, typer.Argument(help="Deployment file (YAML).", show_default=False)]
+CertsFolder = Annotated[Path, typer.Option("--dir", help="Folder of the authority and of what it issues.")]
 
 
 def main() -> None:
@@ -76,17 +79,34 @@ def kvnode(
     chunk: Annotated[str, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = "1MiB",
     hash_algorithm: Annotated[str, typer.Option(help="Block hash; both sides must agree.")] = "sha256",
     hash_seed: Annotated[str, typer.Option(help="Seed of the block hash; both sides must agree.")] = "prfaas",
+    tls_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Authorities that peers' certificates come from (PEM).")
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="This node's certificate (PEM).")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not encrypt lanes; for private networks.")] = False,
+    identity: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=IDENTITY", help="What a node's certificate must carry; repeat. Default: NAME less -INDEX."
+        ),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
     """Run one KV node: the arena and the lanes of one engine host."""
-    from prfaas.cli.arguments import BadArgument, host_port, node_name, peers, size, socket_path
+    from prfaas.cli.arguments import BadArgument, host_port, identities, node_name, peers, size, socket_path, tls_files
+    from prfaas.deployment.identity import default_identity
     from prfaas.kvnode.config import KVNodeConfig
 
     try:
+        files = tls_files(tls_ca, tls_cert, tls_key, plain=plain)
+        known_peers, given = peers(peer or []), identities(identity or [], plain=plain)
+        known = {node: default_identity(node) for node in (name, *known_peers)} | given
+        own = known.pop(name)
         config = KVNodeConfig(
             node_name("--name", name), *host_port("--http", http), *host_port("--lanes", lanes),
             socket_path("--socket", socket), size("--arena", arena, 1 << 16),
-            peers(peer or []), num_lanes, size("--chunk", chunk, 4096, 1 << 26), hash_algorithm, hash_seed,
+            known_peers, num_lanes, size("--chunk", chunk, 4096, 1 << 26), hash_algorithm, hash_seed, files, own, known,
         )  # fmt: skip
         _log(log_level)
     except (BadArgument, ValueError) as error:
@@ -192,6 +212,7 @@ def doctor() -> None:
 @config_app.command()
 def check(file: File) -> None:
     """Check a deployment file; every problem is told with its line."""
+    from prfaas.deployment.encryption import encryption_notes
     from prfaas.deployment.load import DeploymentError, read_deployment, serving_problems
 
     try:
@@ -205,6 +226,47 @@ def check(file: File) -> None:
     typer.echo(f"{file}: fine; clusters {clusters}")
     if missing:
         typer.echo("for planning only; to serve it:\n" + "\n".join(missing))
+    for note in encryption_notes(deployment):
+        typer.echo(f"{file}: {note}", err=True)
+
+
+@certs_app.command("init")
+def certs_init(
+    directory: CertsFolder = Path("certs"),
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="How long it is valid.")] = 3650,
+) -> None:
+    """Make a certificate authority: ca.pem, and its private key ca.key."""
+    from prfaas.certs.command import run_init
+
+    raise typer.Exit(run_init(directory, days))
+
+
+@certs_app.command("issue")
+def certs_issue(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="DNS names, usually clusters.", show_default=False)
+    ] = None,
+    deployment: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of names: every cluster of this deployment file.")
+    ] = None,
+    directory: CertsFolder = Path("certs"),
+    uri: Annotated[str | None, typer.Option(help="Certify this URI, not the name; for one name.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="How long they are valid.")] = 365,
+) -> None:
+    """Issue certificates, NAME.pem and NAME.key each; what is there is replaced."""
+    from prfaas.certs.command import run_issue
+
+    raise typer.Exit(run_issue(names or [], deployment, uri, directory, days))
+
+
+@certs_app.command("show")
+def certs_show(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="PEM files.", show_default=False)],
+) -> None:
+    """Show whose certificates files hold, who issued them, and how long they are valid."""
+    from prfaas.certs.command import run_show
+
+    raise typer.Exit(run_show(files))
 
 
 def _refuse(message: str) -> NoReturn:

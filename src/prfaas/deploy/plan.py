@@ -10,7 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prfaas.core.errors import PrfaasError
+from prfaas.deploy.lanes import is_throwaway, peers_of, security_options, tls_files
 from prfaas.deployment.model import Cluster, Deployment, Endpoint, node_name
+from prfaas.kvnode.config import TlsFiles
 
 #: Environment of every vLLM that we start: no hub, no usage reports, loopback for its own sockets.
 ENGINE_ENV = {
@@ -32,7 +34,8 @@ class PlanError(PrfaasError):
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """One process to start. `health_url` answers 200 when it is ready; with `needs_engine` (a KV node beside an engine
-    that we start) only once an engine has registered there. `listens` has every host:port that it will bind."""
+    that we start) only once an engine has registered there. `listens` has every host:port that it will bind, `reads`
+    every file that must be there when it starts."""
 
     name: str
     argv: tuple[str, ...]
@@ -40,6 +43,7 @@ class ProcessSpec:
     health_url: str
     needs_engine: bool = False
     listens: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 def everywhere(host: str) -> bool:
@@ -53,11 +57,15 @@ def plan_processes(
     model_dir: Path,
     sockets: Path,
     *,
+    certs: Path | None = None,
     is_here: Callable[[str], bool] = everywhere,
     with_gateway: bool = True,
 ) -> list[ProcessSpec]:
-    """KV nodes first, then engines, then the gateway; only those whose host `is_here`. `sockets` is a short directory:
-    Unix paths end at 107 bytes. Raises PlanError if nothing is left to start."""
+    """KV nodes first, then engines, then the gateway; only those whose host `is_here`. `file` is absolute. `sockets` is
+    a short directory: Unix paths end at 107 bytes. If the deployment names no certificates, nodes read throw-away ones
+    in `certs`, by default `throwaway_directory(sockets)`; the caller makes them (`certificates.make_throwaway`). Raises
+    PlanError if nothing is left to start, or if nodes elsewhere would need such certificates too."""
+    throwaway = throwaway_directory(sockets) if certs is None else certs
     nodes: list[ProcessSpec] = []
     engines: list[ProcessSpec] = []
     for cluster_name, cluster in deployment.clusters.items():
@@ -67,28 +75,21 @@ def plan_processes(
             name = node_name(cluster_name, index)
             socket_path = str(sockets / f"{name}.sock")
             has_engine = cluster.engine is not None
-            nodes.append(_node(deployment, cluster_name, name, endpoint, socket_path, has_engine))
+            files = tls_files(deployment, file, cluster_name, name, throwaway)
+            nodes.append(_node(deployment, cluster_name, name, endpoint, socket_path, files, has_engine))
             if has_engine:
                 engines.append(_engine(deployment, cluster, name, endpoint, socket_path, model_dir))
     gateways = [_gateway(deployment, file)] if with_gateway and is_here(deployment.gateway.host) else []
     if not nodes and not gateways:
         raise PlanError(f"{file}: none of its addresses is on this machine; see clusters.*.endpoints and gateway.host")
+    if nodes:
+        _refuse_throwaway_elsewhere(deployment, file, is_here)
     return [*nodes, *engines, *gateways]
 
 
-def peers_of(deployment: Deployment, cluster_name: str) -> dict[str, str]:
-    """Nodes that a cluster's nodes send to: every node of every cluster that a link leads to; without links, all PD."""
-    if deployment.clusters[cluster_name].role != "prfaas":
-        return {}
-    targets = {link.to for link in deployment.links if link.from_ == cluster_name}
-    if not deployment.links:
-        targets = set(deployment.clusters_of_role("pd"))
-    return {
-        node_name(target, index): endpoint.lanes
-        for target in deployment.clusters
-        if target in targets
-        for index, endpoint in enumerate(deployment.clusters[target].endpoints)
-    }
+def throwaway_directory(sockets: Path) -> Path:
+    """Where throw-away certificates are, beside the nodes' sockets."""
+    return sockets / "tls"
 
 
 def connector_config(socket_path: str) -> str:
@@ -102,8 +103,29 @@ def connector_config(socket_path: str) -> str:
     return json.dumps(config)
 
 
+def _refuse_throwaway_elsewhere(deployment: Deployment, file: Path, is_here: Callable[[str], bool]) -> None:
+    if not is_throwaway(deployment.transfer):
+        return
+    endpoints = [endpoint for cluster in deployment.clusters.values() for endpoint in cluster.endpoints]
+    far = [endpoint.kvnode for endpoint in endpoints if not is_here(str(urlsplit(endpoint.kvnode).hostname))]
+    if not far:
+        return
+    raise PlanError(
+        f"{file}: transfer.tls: missing, and the node at {far[0]} is on another machine: both ends of a lane need"
+        " certificates of one authority. Make them with 'prfaas certs init' and 'prfaas certs issue --deployment"
+        f" {file}', and name the files in transfer.tls; or write transfer.encryption: none if the network between the"
+        " machines is private"
+    )
+
+
 def _node(
-    deployment: Deployment, cluster: str, name: str, endpoint: Endpoint, socket_path: str, has_engine: bool
+    deployment: Deployment,
+    cluster: str,
+    name: str,
+    endpoint: Endpoint,
+    socket_path: str,
+    files: TlsFiles | None,
+    has_engine: bool,
 ) -> ProcessSpec:
     transfer = deployment.transfer
     control = urlsplit(endpoint.kvnode).netloc
@@ -113,8 +135,10 @@ def _node(
     argv += ["--hash-algorithm", transfer.hash.algorithm, "--hash-seed", transfer.hash.seed]
     for peer, address in peers_of(deployment, cluster).items():
         argv += ["--peer", f"{peer}={address}"]
+    argv += security_options(deployment, cluster, name, files)
     health = f"{endpoint.kvnode}/health"
-    return ProcessSpec(f"kvnode-{name}", tuple(argv), {}, health, has_engine, (control, endpoint.lanes))
+    reads = () if files is None else (files.ca, files.cert, files.key)
+    return ProcessSpec(f"kvnode-{name}", tuple(argv), {}, health, has_engine, (control, endpoint.lanes), reads)
 
 
 def _engine(

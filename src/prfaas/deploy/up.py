@@ -16,9 +16,11 @@ from rich.live import Live
 
 from prfaas.core.errors import PrfaasError
 from prfaas.deploy.addresses import is_here, make_socket_directory, refuse_taken
-from prfaas.deploy.plan import PlanError, ProcessSpec, plan_processes
+from prfaas.deploy.certificates import make_throwaway, refuse_missing
+from prfaas.deploy.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
 from prfaas.deploy.status import Changes, health_table
 from prfaas.deploy.supervisor import Supervisor, describe_end
+from prfaas.deployment.encryption import encryption_notes
 from prfaas.deployment.load import DeploymentError, load_deployment, resolve_model_dir
 
 #: vLLM compiles and loads for minutes on a small machine; real models take longer still.
@@ -41,6 +43,7 @@ def stop_on_sigterm() -> None:
 
 def start_all(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> Changes:
     """Start everything and wait for health; returns what was told. Raises PlanError, ProcessDied or NotHealthy."""
+    refuse_missing(specs)
     refuse_taken(specs)
     console.print(f"starting {len(specs)} processes; logs are in {supervisor.logs}", highlight=False)
     supervisor.start(specs)
@@ -60,11 +63,17 @@ def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bo
         deployment = load_deployment(file)
         model_dir = resolve_model_dir(deployment, file)
         directory = temporary if sockets is None else sockets.resolve()
+        # Never in a folder that stays: these keys end with the nodes.
+        certs = throwaway_directory(temporary)
         specs = plan_processes(
-            deployment, file.resolve(), model_dir, directory, is_here=is_here, with_gateway=with_gateway
+            deployment, file.resolve(), model_dir, directory, certs=certs, is_here=is_here, with_gateway=with_gateway
         )
         _refuse_without_vllm(specs)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(spec.reads for spec in specs):
+            _tell(console, make_throwaway(deployment, certs))
+        elif any(spec.name.startswith("kvnode-") for spec in specs):
+            _tell(console, *encryption_notes(deployment))
         with Supervisor(logs) as supervisor:
             return _serve(supervisor, specs, console)
     except Stopped:
@@ -81,6 +90,11 @@ def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bo
 def _stopped(console: Console, status: int) -> int:
     console.print("every process is stopped")
     return status
+
+
+def _tell(console: Console, *sentences: str | None) -> None:
+    for sentence in filter(None, sentences):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_without_vllm(specs: list[ProcessSpec]) -> None:

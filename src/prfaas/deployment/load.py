@@ -83,6 +83,7 @@ def _contradictions(deployment: Deployment) -> list[tuple[FieldPath, str]]:
         *_bad_naive(deployment),
         *_bad_links(deployment),
         *_bad_addresses(deployment),
+        *_bad_encryption(deployment),
     ]
 
 
@@ -187,3 +188,9 @@ def _bad_address(given: str, *, needs_port: bool) -> str | None:
     if parts.path or parts.query or parts.fragment or parts.username:
         return f"{given!r}: give host and port only, without a path such as /v1"
     return None
+
+
+def _bad_encryption(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    if deployment.transfer.encryption == "none" and deployment.transfer.tls is not None:
+        text = "transfer.tls: encryption is none, so these files would not be used; remove one of the two"
+        yield ("transfer", "tls"), text

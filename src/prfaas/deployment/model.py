@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from prfaas.deployment.identity import checked_identity
+from prfaas.deployment.tls_paths import checked_template
 from prfaas.deployment.units import Bandwidth, ByteSize, Seconds
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -18,6 +20,8 @@ HttpUrl = Annotated[
     str, Field(pattern=r"^https?://[^\s]+[^/\s]$", description="http(s)://host:port, no trailing slash")
 ]
 
+Identity = Annotated[str, Field(max_length=2048), AfterValidator(checked_identity)]
+PathTemplate = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(checked_template)]
 
 Money = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
@@ -89,6 +93,11 @@ class Cluster(Strict):
     role: Literal["prfaas", "pd"]
     endpoints: tuple[Endpoint, ...] = Field(default=(), description="One per instance. Needed to serve.")
     engine: EngineSection | None = None
+    identity: Identity | None = Field(
+        default=None,
+        description="DNS name or URI that the certificates of its nodes must carry as a subject alternative name;"
+        " default: the cluster's name.",
+    )
     accelerator: Name | None = Field(
         default=None, description="For planning: names a hardware profile that is shipped for the model, such as h200."
     )
@@ -204,6 +213,15 @@ class BlockHash(Strict):
     seed: str = Field(default="prfaas", max_length=128)
 
 
+class TlsSection(Strict):
+    """Certificate files of the nodes, in PEM. Relative paths start at the deployment file; `{cluster}` and `{node}`
+    stand for a node's cluster and name."""
+
+    ca: PathTemplate = Field(description="Authorities whose certificates are accepted; one or several.")
+    cert: PathTemplate = Field(description="A node's certificate, followed by intermediate ones if there are any.")
+    key: PathTemplate = Field(description="Its private key, without a password.")
+
+
 class Transfer(Strict):
     """Settings of the data plane."""
 
@@ -215,6 +233,16 @@ class Transfer(Strict):
     )
     lease: Seconds = Field(default=30.0, gt=0, le=3600, description="How long a landing lives without being renewed.")
     hash: BlockHash = BlockHash()
+    encryption: Literal["tls", "none"] = Field(
+        default="tls",
+        description="`tls`: nodes prove who they are, and lanes are encrypted. `none`: plaintext, for a private"
+        " network.",
+    )
+    tls: TlsSection | None = Field(
+        default=None,
+        description="Needed for `encryption: tls`, unless `prfaas up` starts every node on one machine: it then makes"
+        " throw-away certificates.",
+    )
 
 
 class Gateway(Strict):
@@ -256,6 +284,10 @@ class Deployment(Strict):
     def clusters_of_role(self, role: Literal["prfaas", "pd"]) -> dict[str, Cluster]:
         """Clusters with `role`, in file order."""
         return {name: cluster for name, cluster in self.clusters.items() if cluster.role == role}
+
+    def identity_of(self, cluster: str) -> str:
+        """What the certificates of a cluster's nodes must carry."""
+        return self.clusters[cluster].identity or cluster
 
 
 def node_name(cluster: str, index: int) -> str:

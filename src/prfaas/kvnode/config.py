@@ -6,8 +6,22 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: the authorities that peers' certificates must come from, this node's certificate, its private key."""
+
+    ca: str
+    cert: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class KVNodeConfig:
-    """What `prfaas kvnode` was told. `peers` maps a node's name to the (host, port) of its lanes."""
+    """What `prfaas kvnode` was told. `peers` maps a node's name to the (host, port) of its lanes.
+
+    `tls` None means plain lanes. `identity` is what this node's own certificate must carry; `identities` maps the other
+    nodes' names to what theirs must carry. From a deployment file it holds every node that this one sends to or
+    receives from; by hand at least those that it sends to.
+    """
 
     name: str
     http_host: str
@@ -21,3 +35,6 @@ class KVNodeConfig:
     chunk_bytes: int = 1 << 20
     hash_algorithm: str = "sha256"
     hash_seed: str = "prfaas"
+    tls: TlsFiles | None = None
+    identity: str = ""
+    identities: dict[str, str] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -79,6 +80,22 @@ class NodeMetrics(Collector):
             figures = {peer: read(state) for peer, state in states.items()}
             known = {peer: float(figure) for peer, figure in figures.items() if figure is not None}
             yield _gauge(metric, spec(metric).help, "peer", known)
+        yield from self._lanes()
+
+    def _lanes(self) -> Iterator[Metric]:
+        node = self._node
+        paced = {peer: rate or 0.0 for peer, rate in node.link_sense.paced_bytes_per_s().items()}
+        name = "prfaas_link_paced_bytes_per_second"
+        yield _gauge(name, spec(name).help, "peer", paced)
+        name = "prfaas_lane_congestion_control"
+        lanes = GaugeMetricFamily(name, spec(name).help, labels=["peer", "algorithm"])
+        for peer, link in node.links.items():
+            for algorithm, count in Counter(lane.congestion for lane in link.lanes if lane.is_up).items():
+                lanes.add_metric([peer, algorithm or "unknown"], count)
+        yield lanes
+        if node.security is not None:
+            name = "prfaas_certificate_expiry_seconds"
+            yield GaugeMetricFamily(name, spec(name).help, value=node.security.credentials.not_after_s)
 
 
 def _family(name: str, text: str, label: str, values: dict[str, float]) -> CounterMetricFamily:

@@ -28,6 +28,7 @@ from prfaas.transport.inbound import InboundServer
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.link_sense import LinkSense
 from prfaas.transport.outbound import Dial, PeerLink, tcp_dialer
+from prfaas.transport.secure import LaneSecurity
 
 logger = logging.getLogger("prfaas.kvnode")
 
@@ -68,11 +69,12 @@ class KVNode:
     limits: LaneLimits
     boot_id: str = field(default_factory=lambda: secrets.token_hex(8))
     dials: dict[str, Dial] = field(default_factory=dict)
+    security: LaneSecurity | None = None
 
     def __post_init__(self) -> None:
         config = self.config
         identity = NodeIdentity(config.name, self.boot_id, config.hash_algorithm, config.hash_seed)
-        self.exchange = Exchange(identity, self.arena, self.limits)
+        self.exchange = Exchange(identity, self.arena, self.limits, self.security)
         self.inbound = InboundServer(self.exchange, self.listener)
         self.engines: dict[str, Engine] = {}
         self.sent = RecentRecords()
@@ -114,6 +116,8 @@ class KVNode:
 
     def _tick(self) -> None:
         now_s = self.exchange.now_s()
+        if self.security is not None:
+            self.security.credentials.reload()
         for link in self.links.values():
             link.check(now_s)
         changed = self.inbound.check(now_s)

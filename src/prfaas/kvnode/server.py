@@ -20,7 +20,9 @@ from prfaas.kvnode.http import Changes, Control
 from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.kvnode.node import KVNode
 from prfaas.transport.arena import Arena
+from prfaas.transport.credentials import BadCredentials, CredentialFiles, Credentials
 from prfaas.transport.limits import LaneLimits
+from prfaas.transport.secure import LaneSecurity
 
 logger = logging.getLogger("prfaas.kvnode")
 
@@ -29,7 +31,7 @@ def run(config: KVNodeConfig) -> int:
     """Serve until SIGINT or SIGTERM. Returns 0, or 1 with one clear line on standard error."""
     try:
         uvloop.run(serve(config))
-    except OSError as error:
+    except (OSError, BadCredentials) as error:
         logger.error("KV node %s cannot start: %s", config.name, error)
         return 1
     return 0
@@ -45,9 +47,10 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
             loop.add_signal_handler(number, stop.set)
     limits = LaneLimits(num_lanes=config.num_lanes, chunk_bytes=config.chunk_bytes)
     sweep_arenas(config.name)
+    security = lane_security(config)
     with Arena(arena_path(config.name), config.arena_bytes, create=True) as arena:
         listener = listen(config.lanes_host, config.lanes_port)
-        node = KVNode(config, arena, listener, limits)
+        node = KVNode(config, arena, listener, limits, security=security)
         changes = Changes(loop)
         node.exchange.on_change = changes.notify
         runner = web.AppRunner(Control(node, changes, NodeMetrics(node)).application(), access_log=None)
@@ -68,6 +71,23 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
             node.stop()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(config.socket_path)
+
+
+def lane_security(config: KVNodeConfig) -> LaneSecurity | None:
+    """From the certificate files; None for plain lanes. Raises BadCredentials, also if they are another node's."""
+    if config.tls is None:
+        logger.warning(
+            "node %s: lanes are plain: whoever sees the network sees and can change the KVCache", config.name
+        )
+        return None
+    credentials = Credentials(CredentialFiles(config.tls.ca, config.tls.cert, config.tls.key))
+    if config.identity and config.identity not in credentials.identities:
+        shown = ", ".join(sorted(credentials.identities)) or "nothing"
+        raise BadCredentials(
+            f"{config.tls.cert}: carries {shown}, but the certificate of {config.name} must carry {config.identity!r};"
+            " see clusters.*.identity"
+        )
+    return LaneSecurity(credentials, config.identities)
 
 
 def listen(host: str, port: int) -> socket.socket:

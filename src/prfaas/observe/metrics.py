@@ -137,6 +137,18 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         ("peer",),
     ),
     MetricSpec(
+        "prfaas_link_paced_bytes_per_second", "gauge", "kvnode", "bytes/s",
+        "What all lanes to a peer may send together; 0 is no limit.", ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_lane_congestion_control", "gauge", "kvnode", "lanes",
+        "Lanes up, by the congestion control that their connections use.", ("peer", "algorithm"),
+    ),
+    MetricSpec(
+        "prfaas_certificate_expiry_seconds", "gauge", "kvnode", "seconds",
+        "Unix time at which this node's certificate ends; missing where lanes are plain.",
+    ),
+    MetricSpec(
         "prfaas_link_verdict", "gauge", "kvnode", "0, 1, 2", "0 clear, 1 pressed, 2 congested.", ("peer",)
     ),
 )  # fmt: skip

@@ -9,20 +9,27 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography import x509
+
+from prfaas.certs.authority import issue, make_authority, new_key
+from prfaas.certs.files import certificate_path, key_path, write_authority, write_pair
 from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.node import KVNode
 from prfaas.transport.arena import Arena
+from prfaas.transport.credentials import CredentialFiles, Credentials
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.outbound import Dial
+from prfaas.transport.secure import LaneSecurity
 
 T = TypeVar("T")
 
@@ -126,14 +133,36 @@ def wait_until(probe: Callable[[], T | None], timeout_s: float = 30.0) -> T:
     raise TimeoutError(f"nothing within {timeout_s} s")
 
 
+def issue_credentials(directory: Path, names: Iterable[str] = ("source", "sink")) -> dict[str, CredentialFiles]:
+    """An authority in `directory`, and files for each of `names`, which they carry as their identity."""
+    now, serial = datetime.now(UTC), x509.random_serial_number
+    authority = make_authority("test", now=now, days=1, key=new_key(), serial=serial())
+    directory.mkdir(exist_ok=True)
+    write_authority(directory, authority)
+    found = {}
+    for name in names:
+        write_pair(directory, name, issue(authority, name, name, now=now, days=1, key=new_key(), serial=serial()))
+        cert, key = certificate_path(directory, name), key_path(directory, name)
+        found[name] = CredentialFiles(str(certificate_path(directory, "ca")), str(cert), str(key))
+    return found
+
+
 def _node(
-    name: str, directory: Path, arena_bytes: int, listener: object, limits: LaneLimits, dial: Dial | None
+    name: str,
+    directory: Path,
+    arena_bytes: int,
+    listener: object,
+    limits: LaneLimits,
+    dial: Dial | None,
+    files: CredentialFiles | None,
 ) -> KVNode:
     arena = Arena(str(directory / f"{name}-{secrets.token_hex(4)}.arena"), arena_bytes, create=True)
     peers = {"sink": ("127.0.0.1", 1)} if dial else {}
     config = KVNodeConfig(name, "127.0.0.1", 0, "127.0.0.1", 0, "", arena_bytes, peers)
     dials = {"sink": dial} if dial else {}
-    return KVNode(config, arena, listener, limits, dials=dials)  # type: ignore[arg-type]
+    other = "source" if name == "sink" else "sink"
+    security = LaneSecurity(Credentials(files), {other: other}) if files else None
+    return KVNode(config, arena, listener, limits, dials=dials, security=security)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -145,11 +174,16 @@ def node_pair(
     limits: LaneLimits = FAST_LIMITS,
     arena_bytes: int = 8 << 20,
     wrap_dial: Callable[[Dial], Dial] = lambda dial: dial,
+    credentials: Mapping[str, CredentialFiles] | None = None,
 ) -> Iterator[NodePair]:
-    """Two started nodes with an attached engine each. `kind` is `tcp` or `inproc`; `wrap_dial` may add faults."""
+    """Two started nodes with an attached engine each. `kind` is `tcp`, `inproc`, or either with `+tls`, for which
+    `credentials` may replace those of `issue_credentials`; `wrap_dial` may add faults."""
+    if kind.endswith("+tls") and credentials is None:
+        credentials = issue_credentials(directory / "certs")
+    files = credentials or {}
     listener: socket.socket | PairListener
     dial: Dial
-    if kind == "tcp":
+    if kind.startswith("tcp"):
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         dial = partial(socket.create_connection, listener.getsockname())
     else:
@@ -163,8 +197,8 @@ def node_pair(
         return sock
 
     own = socket.create_server(("127.0.0.1", 0))
-    sink = _node("sink", directory, arena_bytes, listener, limits, None)
-    source = _node("source", directory, arena_bytes, own, limits, recording)
+    sink = _node("sink", directory, arena_bytes, listener, limits, None, files.get("sink"))
+    source = _node("source", directory, arena_bytes, own, limits, recording, files.get("source"))
     pair = NodePair(source, sink, layout, sockets)
     for node in (sink, source):
         node.attach("engine", "engine", layout)

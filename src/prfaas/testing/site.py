@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from prfaas.deploy.plan import ProcessSpec, plan_processes
+from prfaas.deploy.certificates import make_throwaway
+from prfaas.deploy.plan import ProcessSpec, plan_processes, throwaway_directory
 from prfaas.deploy.supervisor import Supervisor
 from prfaas.deployment.load import load_deployment
 from prfaas.testing.lane_proxy import LaneProxy
@@ -111,6 +112,7 @@ class Site:
     def _specs(self, lanes: tuple[str, int]) -> dict[str, ProcessSpec]:
         deployment = load_deployment(self.file)
         planned = plan_processes(deployment, self.file, Path(str(self.document["model"]["path"])), self.directory)  # type: ignore[index]
+        make_throwaway(deployment, throwaway_directory(self.directory))
         self.proxy = LaneProxy(lanes)
         direct = f"east-0={lanes[0]}:{lanes[1]}"
         through = f"east-0={self.proxy.address}"

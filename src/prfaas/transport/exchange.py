@@ -15,6 +15,7 @@ from prfaas.core.cache.extents import Extent, ExtentAllocator
 from prfaas.core.cache.landings import Landings
 from prfaas.transport.arena import Arena
 from prfaas.transport.limits import LaneLimits
+from prfaas.transport.secure import LaneSecurity
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,12 @@ class Exchange:
     `counters` keys are (metric, label); they only grow.
     """
 
-    def __init__(self, identity: NodeIdentity, arena: Arena, limits: LaneLimits) -> None:
+    def __init__(
+        self, identity: NodeIdentity, arena: Arena, limits: LaneLimits, security: LaneSecurity | None = None
+    ) -> None:
         self.identity = identity
+        #: None: lanes are plain, by the operator's explicit wish.
+        self.security = security
         self.arena = arena
         self.limits = limits
         self.lock = threading.Lock()

@@ -6,15 +6,17 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 
 from prfaas.core.cache.landings import ChunkVerdict
 from prfaas.core.errors import Refused, RemoteProtocolError
-from prfaas.core.wire.frames import FrameType, Header, checksum
+from prfaas.core.wire.frames import TRAILER_BYTES, FrameType, Header, checksum, segments
 from prfaas.core.wire.lane import LaneProtocol, LaneState, Received
 from prfaas.core.wire.messages import Abort, Hello, Open, Opened, Refuse, Welcome
 from prfaas.transport.exchange import Exchange
 from prfaas.transport.liveness import Liveness
-from prfaas.transport.sockets import LaneClosed, receive_into, send_all, shut, tune
+from prfaas.transport.secure import SecurePeer, shake_hands
+from prfaas.transport.sockets import LaneClosed, Scratch, receive_into, send_all, shut, tune
 
 logger = logging.getLogger("prfaas.lanes")
 
@@ -44,13 +46,15 @@ class InboundLane:
         now_s = exchange.now_s()
         self.liveness = Liveness(sock, now_s, now_s + exchange.limits.handshake_s)
         self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=exchange.limits.chunk_bytes)
+        self._peer: SecurePeer | None = None
         self._control = memoryview(bytearray(64 * 1024))
-        self._scratch = memoryview(b"")
+        self._sealed, self._unwanted = Scratch(), Scratch()
 
     def run(self) -> None:
         """Serve the lane until it ends; never raises."""
         try:
             tune(self.sock, self.exchange.limits.lane_dead_after_s)
+            self._secure()
             while self._protocol.state is not LaneState.CLOSED:
                 self._serve_frame()
         except RemoteProtocolError as error:
@@ -66,6 +70,21 @@ class InboundLane:
             self.sock.close()
             with self.exchange.lock:
                 self.exchange.landings.lane_lost(self.number)
+
+    def check(self, now_s: float) -> str | None:
+        """Monitor's tick: shut the lane down if it is dead or its peer's certificate has ended; returns why."""
+        if self._peer is not None and time.time() > self._peer.not_after_s:
+            shut(self.sock)
+            return "the certificate of the peer has expired"
+        return self.liveness.check(now_s, self.exchange.limits.lane_dead_after_s)
+
+    def _secure(self) -> None:
+        security = self.exchange.security
+        if security is None:
+            return
+        self._peer = shake_hands(self.sock, security.credentials, dialer=False)
+        limit = self.exchange.limits.chunk_bytes
+        self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=limit, seals=self._peer.seals)
 
     def _serve_frame(self) -> None:
         buffer = self._control[: self._protocol.wanted_bytes()]
@@ -97,7 +116,7 @@ class InboundLane:
     def _greet(self, hello: Hello) -> None:
         exchange = self.exchange
         self.node = hello.node
-        refusal = check_hello(exchange, hello)
+        refusal = self._check_identity(hello) or check_hello(exchange, hello)
         if refusal is not None:
             exchange.count("frames_rejected", refusal.code)
             logger.warning("refused a lane from %s: %s", hello.node, refusal.message)
@@ -107,6 +126,13 @@ class InboundLane:
         self.liveness.greeted = True
         limits, me = exchange.limits, exchange.identity
         self._send(self._protocol.send_message(Welcome(me.name, me.boot_id, limits.chunk_bytes, limits.credit_bytes)))
+
+    def _check_identity(self, hello: Hello) -> Refuse | None:
+        security = self.exchange.security
+        if security is None or self._peer is None:
+            return None
+        problem = security.problem_with(hello.node, self._peer)
+        return None if problem is None else Refuse("wrong_identity", problem)
 
     def _open(self, message: Open) -> None:
         assert self.sender is not None
@@ -126,9 +152,8 @@ class InboundLane:
         assert sender is not None
         with exchange.lock:
             extent = exchange.landings.begin_chunk(sender, self.number, header.handle, header.offset, header.length)
-        target = self._scratch_of(header.length) if extent is None else exchange.memory(extent)
-        receive_into(self.sock, target)
-        good = self._protocol.data_received(checksum(target))
+        target = None if extent is None else exchange.memory(extent)
+        good = self._receive_payload(header.length, target)
         with exchange.lock:
             landings = exchange.landings
             verdict = landings.end_chunk(
@@ -152,11 +177,26 @@ class InboundLane:
         if verdict is ChunkVerdict.LANDED:
             self.exchange.landed(header.handle)
 
-    def _scratch_of(self, length: int) -> memoryview:
-        # Allocated once per lane, and only when first needed; the length is within what we announced.
-        if len(self._scratch) < length:
-            self._scratch = memoryview(bytearray(self.exchange.limits.chunk_bytes))
-        return self._scratch[:length]
+    def _receive_payload(self, length: int, target: memoryview | None) -> bool:
+        """Read a DATA payload into `target`, or to nowhere; True if it is good. Summed or opened segment by segment,
+        while it is in the cache."""
+        protocol = self._protocol
+        crc = 0 if protocol.is_sealed else protocol.data_sum()
+        for start, end in segments(length):
+            piece = self._unwanted.of(end - start) if target is None else target[start:end]
+            if protocol.is_sealed:
+                # Not in place: the tag behind the segment would lie on the next one's bytes.
+                sealed = self._sealed.of(end - start + protocol.tag_bytes)
+                receive_into(self.sock, sealed)
+                protocol.open_segment(sealed, piece)
+            else:
+                receive_into(self.sock, piece)
+                crc = checksum(piece, crc)
+        if protocol.is_sealed:
+            return True
+        trailer = self._control[:TRAILER_BYTES]
+        receive_into(self.sock, trailer)
+        return protocol.data_received(crc, trailer)
 
     def _send(self, data: bytes) -> None:
         send_all(self.sock, data)
@@ -211,7 +251,7 @@ class InboundServer:
         """Monitor's tick: close dead lanes; returns transfer ids of senders that have been gone for too long."""
         limits = self._exchange.limits
         for lane in self._snapshot():
-            reason = lane.liveness.check(now_s, limits.lane_dead_after_s)
+            reason = lane.check(now_s)
             if reason is not None:
                 logger.warning("lane from %s is dead: %s", lane.node, reason)
             elif lane.sender is not None:

@@ -13,6 +13,13 @@ class LaneLimits:
     chunk_bytes: int = 1 << 20
     #: Unacknowledged bytes per peer. 64 MiB covers 10 Gbit/s at 50 ms; more only hides a stalled receiver.
     credit_bytes: int = 64 << 20
+    #: Congestion control of outgoing lanes; empty: BBR where the kernel has it, else what the kernel does by default.
+    congestion: str = ""
+    #: Bytes that one lane hands to the kernel ahead of sending; 0 leaves it to the kernel. What waits in a socket can
+    #: neither be overtaken by a shorter transfer nor move to a lane that is free.
+    unsent_bytes: int = 512 << 10
+    #: Hold all lanes of a link together to the rate that it carries (`core.control.pacing`).
+    pacing: bool = True
     #: A ping leaves a lane that has been silent this long.
     heartbeat_s: float = 1.0
     #: No byte moved for this long: the lane is dead. Three heartbeats, so that one lost ping is not a death.

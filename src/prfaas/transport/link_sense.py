@@ -1,21 +1,45 @@
-"""Looks at every outbound lane ten times a second and keeps one `LinkState` per peer."""
+"""Looks at every outbound lane ten times a second, keeps one `LinkState` per peer, and paces the lanes by it."""
 
 from __future__ import annotations
 
 import logging
+import math
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from prfaas.core.control.link_estimate import LinkEstimator, LinkState
 from prfaas.core.control.link_verdict import LinkVerdict
+from prfaas.core.control.pacing import Pacer
 from prfaas.transport.outbound import PeerLink
+from prfaas.transport.sockets import pace
 from prfaas.transport.tcp_info import lane_sample
 
 logger = logging.getLogger("prfaas.lanes")
 
 #: Ten samples in the second within which congestion must be known; docs/wire.md says what they cost.
 SAMPLE_EVERY_S: Final = 0.1
+
+
+class LinkPacing:
+    """The rate of one link, and which connection has been told what."""
+
+    def __init__(self) -> None:
+        self.pacer = Pacer()
+        self._told: dict[int, float] = {}
+
+    def apply(self, state: LinkState, sockets: Mapping[int, socket.socket]) -> None:
+        """Ask the pacer and tell every lane its equal share; one that was never limited is not told that it is not."""
+        rate = self.pacer.update(state, state.at_s)
+        told = {}
+        for connection, sock in sockets.items():
+            before = self._told.get(connection, math.inf)
+            share = math.inf if rate is None else rate / len(sockets)
+            told[connection] = share
+            if share != before:
+                pace(sock, None if rate is None else share)
+        self._told = told
 
 
 class LinkSense:
@@ -25,6 +49,7 @@ class LinkSense:
         self._links = links
         self._now_s = now_s
         self._estimators = {peer: LinkEstimator() for peer in links}
+        self._pacing = {peer: LinkPacing() for peer, link in links.items() if link.exchange.limits.pacing}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prfaas-link-sense", daemon=True)
 
@@ -43,6 +68,10 @@ class LinkSense:
         """The latest state of every link, by peer."""
         return {peer: estimator.state for peer, estimator in self._estimators.items()}
 
+    def paced_bytes_per_s(self) -> dict[str, float | None]:
+        """What all lanes to a peer may send together, by peer; None is no limit."""
+        return {peer: pacing.pacer.bytes_per_s for peer, pacing in self._pacing.items()}
+
     def sample(self) -> None:
         """One look at every lane."""
         for peer, link in self._links.items():
@@ -52,7 +81,9 @@ class LinkSense:
                 continue
             taken = {connection: lane_sample(sock) for connection, sock in sockets.items()}
             known = {connection: sample for connection, sample in taken.items() if sample is not None}
-            estimator.observe(known, self._now_s())
+            state = estimator.observe(known, self._now_s())
+            if peer in self._pacing:
+                self._pacing[peer].apply(state, sockets)
 
     def _run(self) -> None:
         while not self._stopping.wait(SAMPLE_EVERY_S):

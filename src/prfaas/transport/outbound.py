@@ -6,23 +6,17 @@ these threads only sum, send and report.
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from prfaas.core.cache.extents import Extent
-from prfaas.core.errors import Refused, RemoteProtocolError
-from prfaas.core.wire.frames import FrameType, checksum
-from prfaas.core.wire.lane import LaneProtocol, LaneState, Received
-from prfaas.core.wire.messages import Abort, Hello, Message, Open, Opened, Refuse, Welcome
+from prfaas.core.errors import Refused
+from prfaas.core.wire.messages import Abort, Message, Open
 from prfaas.core.wire.outbound import Chunk, Outbound, OutboundTransfer
 from prfaas.transport.exchange import Exchange
-from prfaas.transport.liveness import Liveness
-from prfaas.transport.sockets import LaneClosed, receive_into, send_all, shut, tune
-
-logger = logging.getLogger("prfaas.lanes")
+from prfaas.transport.outbound_lane import OutboundLane
 
 Dial = Callable[[], socket.socket]
 
@@ -129,6 +123,7 @@ class PeerLink:
         limits = self.exchange.limits
         for lane in self.lanes:
             lane.check(now_s)
+        self._renew_a_lane()
         with self.wake:
             if self.lanes_up:
                 self._last_up_s = now_s
@@ -136,6 +131,16 @@ class PeerLink:
             if now_s - self._last_up_s > limits.peer_lost_after_s:
                 done += self.ledger.abort_all(f"link to {self.peer} is lost", now_s)
         self._abandon(done)
+
+    def _renew_a_lane(self) -> None:
+        """One lane that was dialled with an older certificate makes way for a new one; all others carry on."""
+        security = self.exchange.security
+        if security is None or self.lanes_up < len(self.lanes):
+            return
+        version = security.credentials.version
+        old = next((lane for lane in self.lanes if lane.credentials_version < version), None)
+        if old is not None:
+            old.retire()
 
     # -- used by the lanes; those that start with "locked" hold the lock
 
@@ -212,166 +217,3 @@ class PeerLink:
                 self._tokens.pop(transfer.transfer_id, None)
                 self._sent_opens.pop(transfer.transfer_id, None)
             self.on_done(transfer)
-
-
-class OutboundLane:
-    """One connection to the peer, redialled when it is lost. `run` is its writer thread and never raises."""
-
-    def __init__(self, link: PeerLink) -> None:
-        self.link = link
-        self.number = link.exchange.new_lane_number()
-        self.is_up = False
-        #: Unique within the node's life, new for every connection.
-        self.connection = self.number
-        self._sock: socket.socket | None = None
-        self._liveness: Liveness | None = None
-        self._pongs = 0
-
-    def run(self) -> None:
-        """Dial, serve, redial, until the link stops."""
-        limits = self.link.exchange.limits
-        pause_s = limits.redial_first_s
-        while not self.link.stopping.is_set():
-            try:
-                sock = self.link.dial()
-            except OSError as error:
-                self.link.refusal = f"connecting failed: {error.strerror or error}"
-            else:
-                if self._serve(sock):
-                    pause_s = limits.redial_first_s
-            self.link.stopping.wait(pause_s)
-            pause_s = min(pause_s * 2, limits.redial_max_s)
-
-    def check(self, now_s: float) -> None:
-        """Shut the connection down if it is dead."""
-        liveness = self._liveness
-        if liveness is not None:
-            reason = liveness.check(now_s, self.link.exchange.limits.lane_dead_after_s)
-            if reason is not None:
-                logger.warning("lane to %s is dead: %s", self.link.peer, reason)
-
-    def shut(self) -> None:
-        """End the connection from another thread."""
-        sock = self._sock
-        if sock is not None:
-            shut(sock)
-
-    def _serve(self, sock: socket.socket) -> bool:
-        exchange = self.link.exchange
-        limits = exchange.limits
-        now_s = exchange.now_s()
-        self._sock, self._liveness = sock, Liveness(sock, now_s, now_s + limits.handshake_s)
-        protocol = LaneProtocol(dialer=True, max_chunk_bytes=limits.chunk_bytes)
-        reader = threading.Thread(target=self._read, args=(sock, protocol), name="prfaas-acks", daemon=True)
-        greeted = False
-        try:
-            tune(sock, limits.lane_dead_after_s)
-            self._greet(sock, protocol)
-            self.connection = exchange.new_lane_number()
-            greeted = self.is_up = True
-            self.link.refusal = None
-            reader.start()
-            self._write(sock, protocol)
-        except (LaneClosed, RemoteProtocolError) as error:
-            self.link.refusal = self.link.refusal or str(error)
-            logger.debug("lane to %s ended: %s", self.link.peer, error)
-        except Exception:
-            logger.exception("lane to %s failed", self.link.peer)
-        finally:
-            self.is_up = False
-            shut(sock)
-            if reader.ident is not None:
-                reader.join()
-            self._sock = self._liveness = None
-            sock.close()
-            self.link.lane_lost(self.number)
-        return greeted
-
-    def _greet(self, sock: socket.socket, protocol: LaneProtocol) -> None:
-        exchange, me = self.link.exchange, self.link.exchange.identity
-        hello = Hello(
-            me.name,
-            me.boot_id,
-            self.link.peer,
-            self.number % 1024,
-            me.hash_algorithm,
-            me.hash_seed,
-            exchange.fingerprint,
-        )
-        send_all(sock, protocol.send_message(hello))
-        received = _read_frame(sock, protocol)
-        if isinstance(received.message, Refuse):
-            self.link.refusal = f"{received.message.code}: {received.message.message}"
-            logger.error("node %s refuses us: %s", self.link.peer, received.message.message)
-            raise LaneClosed(self.link.refusal)
-        welcome = received.message
-        assert isinstance(welcome, Welcome) and self._liveness is not None
-        self._liveness.greeted = True
-        with self.link.wake:
-            ledger = self.link.ledger
-            ledger.chunk_bytes = min(exchange.limits.chunk_bytes, welcome.max_chunk_bytes)
-            ledger.credit_bytes = min(exchange.limits.credit_bytes, welcome.credit_bytes)
-
-    def _write(self, sock: socket.socket, protocol: LaneProtocol) -> None:
-        link = self.link
-        while not link.stopping.is_set() and self.is_up:
-            with link.wake:
-                message = link.locked_control()
-                chunk = None if message else link.ledger.next_chunk(self.number, link.exchange.now_s())
-                memory = link.memory(chunk) if chunk else None
-                idle = message is None and chunk is None and not self._pongs
-                notified = link.wake.wait(link.exchange.limits.heartbeat_s) if idle and self.is_up else True
-            if message is not None:
-                send_all(sock, protocol.send_message(message))
-            elif chunk is not None and memory is not None:
-                header = protocol.send_data_header(chunk.handle, chunk.offset, chunk.length, checksum(memory))
-                send_all(sock, header, memory)
-                link.exchange.count("bytes_sent", link.peer, chunk.length)
-            elif self._pongs:
-                self._pongs -= 1
-                send_all(sock, protocol.send_signal(FrameType.PONG))
-            elif not notified:
-                send_all(sock, protocol.send_signal(FrameType.PING))
-
-    def _read(self, sock: socket.socket, protocol: LaneProtocol) -> None:
-        try:
-            while protocol.state is LaneState.SENDER:
-                self._handle(_read_frame(sock, protocol))
-        except LaneClosed:
-            pass
-        except RemoteProtocolError as error:
-            self.link.exchange.count("frames_rejected", error.code)
-            logger.warning("lane to %s closed: %s", self.link.peer, error)
-        except Exception:
-            logger.exception("reading acknowledgements of %s failed", self.link.peer)
-        finally:
-            self.is_up = False
-            shut(sock)
-            with self.link.wake:
-                self.link.wake.notify_all()
-
-    def _handle(self, received: Received) -> None:
-        header, message, link = received.header, received.message, self.link
-        if self._liveness is not None:
-            self._liveness.touch(link.exchange.now_s())
-        if header.type is FrameType.ACK:
-            link.acked(header.handle, header.offset)
-        elif header.type is FrameType.NACK:
-            link.nacked(header.handle, header.offset)
-        elif isinstance(message, Opened):
-            link.opened(message.transfer_id, header.handle)
-        elif isinstance(message, Abort):
-            link.aborted_by_peer(header.handle, message)
-        elif header.type is FrameType.PING:
-            with link.wake:
-                self._pongs += 1
-                link.wake.notify_all()
-
-
-def _read_frame(sock: socket.socket, protocol: LaneProtocol) -> Received:
-    while True:
-        buffer = memoryview(bytearray(protocol.wanted_bytes()))
-        receive_into(sock, buffer)
-        received = protocol.receive(buffer)
-        if received is not None:
-            return received

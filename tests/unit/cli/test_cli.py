@@ -11,14 +11,18 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from prfaas import __version__
-from prfaas.cli.arguments import BadArgument, host_port, node_name, peers, size, socket_path
+from prfaas.cli.arguments import BadArgument, host_port, identities, node_name, peers, size, socket_path
 from prfaas.cli.demo_requests import Served, prompt_of
+from prfaas.cli.main import app
+from prfaas.kvnode.config import KVNodeConfig, TlsFiles
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
 #: The promise is 150 ms; a busy test machine gets room.
 MAX_HELP_S = 1.0
+TLS = {"--tls-ca": "ca.pem", "--tls-cert": "x.pem", "--tls-key": "x.key"}
 
 
 def prfaas(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,7 +46,7 @@ def test_help_and_version_are_quick() -> None:
         done = prfaas("--help")
         best_s = min(best_s, time.monotonic() - started_s)
     assert best_s < MAX_HELP_S
-    for command in ("gateway", "kvnode", "up", "demo", "doctor", "config"):
+    for command in ("gateway", "kvnode", "up", "demo", "doctor", "config", "certs"):
         assert command in done.stdout
     assert prfaas("--version").stdout == f"prfaas {__version__}\n"
 
@@ -59,6 +63,25 @@ def test_config_check() -> None:
     done = prfaas("config", "check", str(EXAMPLE))
     assert done.returncode == 0
     assert "clusters prfaas-west (prfaas), pd-east (pd)" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("encryption", "expected"),
+    [
+        ("none", "warning: KV crosses the network in plaintext, to 10.0.0.1:8300;"),
+        ("tls", "note: transfer.tls is missing; 'prfaas up' needs it unless every node is on one machine"),
+    ],
+)
+def test_config_check_says_what_is_not_protected(tmp_path: Path, encryption: str, expected: str) -> None:
+    """In one line on standard error; the file is fine all the same."""
+    file = tmp_path / "d.yaml"
+    text = EXAMPLE.read_text(encoding="utf-8").replace("127.0.0.1:8300", "10.0.0.1:8300")
+    file.write_text(text.replace("transfer: {", f"transfer: {{encryption: {encryption}, "), encoding="utf-8")
+    done = prfaas("config", "check", str(file))
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"{file}: {expected}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_bad_files_are_refused_by_every_command(tmp_path: Path) -> None:
@@ -85,12 +108,52 @@ def test_bad_files_are_refused_by_every_command(tmp_path: Path) -> None:
         ({"--socket": "/" + "x" * 107}, "--socket: a Unix socket's path has 1 to 107 bytes"),
         ({"--log-level": "LOUD"}, "LOUD"),
         ({"--num-lanes": "0"}, "--num-lanes"),
+        ({"--tls-ca": "a"}, "--tls-cert: missing; --tls-ca, --tls-cert and --tls-key belong together"),
+        ({"--tls-ca": "a", "--tls-cert": "b"}, "--tls-key: missing"),
+        ({**TLS, "--identity": "pd-0"}, "--identity: 'pd-0' is not NAME=IDENTITY; write for example pd-east-0=pd-east"),
+        ({**TLS, "--identity": "pd-0=p d"}, "--identity: 'p d' is neither a DNS name nor a URI"),
+        ({**TLS, "--identity": "/=pd"}, "--identity: '/' is not a node's name"),
     ],
 )
 def test_kvnode_refuses_bad_options(change: dict[str, str], expected: str) -> None:
     """Naming the option and how to write it."""
     options = {"--name": "a", "--http": "127.0.0.1:0", "--lanes": "127.0.0.1:0", "--socket": "/nowhere/s", **change}
-    assert expected in refused("kvnode", *(part for pair in options.items() for part in pair))
+    plain = [] if "--tls-ca" in change else ["--plain"]
+    assert expected in refused("kvnode", *plain, *(part for pair in options.items() for part in pair))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ([], "lanes are encrypted: give --tls-ca, --tls-cert and --tls-key ('prfaas certs' makes the files), or --plain"),
+        (["--plain", *(part for pair in TLS.items() for part in pair)], "--plain: contradicts --tls-ca"),
+        (["--tls-ca", "", "--tls-cert", "", "--tls-key", ""], "--tls-ca: missing;"),
+        (["--plain", "--identity", "a-0=a"], "--identity: nothing is checked with --plain"),
+    ],
+)  # fmt: skip
+def test_plaintext_must_be_asked_for(more: list[str], expected: str) -> None:
+    """Neither by leaving something out nor by saying both."""
+    options = ["--name", "a", "--http", "127.0.0.1:0", "--lanes", "127.0.0.1:0", "--socket", "/nowhere/s"]
+    assert expected in refused("kvnode", *options, *more)
+
+
+def test_a_node_is_told_who_it_and_the_others_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers without an --identity must carry their cluster's name."""
+    told: list[KVNodeConfig] = []
+
+    def run(config: KVNodeConfig) -> int:
+        told.append(config)
+        return 0
+
+    monkeypatch.setattr("prfaas.kvnode.server.run", run)
+    argv = ["kvnode", "--name", "west-0", "--http", "127.0.0.1:1", "--lanes", "127.0.0.1:2", "--socket", "/s"]
+    argv += ["--peer", "east-0=h:1", "--peer", "south-10=h:2", *(part for pair in TLS.items() for part in pair)]
+    argv += ["--identity", "west-0=spiffe://x/west", "--identity", "south-10=s.example.com", "--identity", "far-0=f"]
+    assert CliRunner().invoke(app, argv).exit_code == 0
+    (config,) = told
+    assert config.tls == TlsFiles("ca.pem", "x.pem", "x.key")
+    assert config.identity == "spiffe://x/west"
+    assert config.identities == {"east-0": "east", "south-10": "s.example.com", "far-0": "f"}
 
 
 def test_arguments() -> None:
@@ -102,6 +165,9 @@ def test_arguments() -> None:
     assert peers(["a=h:1", "b=h:2", "a=h:1"]) == {"a": ("h", 1), "b": ("h", 2)}
     with pytest.raises(BadArgument, match="given twice"):
         peers(["a=h:1", "a=h:2"])
+    assert identities(["a-0=spiffe://x/y=z", "a-0=spiffe://x/y=z"], plain=False) == {"a-0": "spiffe://x/y=z"}
+    with pytest.raises(BadArgument, match="given twice"):
+        identities(["a-0=b", "a-0=c"], plain=False)
 
 
 def test_a_node_starts_answers_and_ends_on_ctrl_c(tmp_path: Path) -> None:
@@ -109,7 +175,7 @@ def test_a_node_starts_answers_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         http, lanes = one.getsockname()[1], two.getsockname()[1]
     argv = [sys.executable, "-m", "prfaas", "kvnode", "--name", "cli-test", "--http", f"127.0.0.1:{http}"]
-    argv += ["--lanes", f"127.0.0.1:{lanes}", "--socket", str(tmp_path / "s"), "--arena", "1MiB"]
+    argv += ["--lanes", f"127.0.0.1:{lanes}", "--socket", str(tmp_path / "s"), "--arena", "1MiB", "--plain"]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 20
         while True:

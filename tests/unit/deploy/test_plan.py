@@ -8,9 +8,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from prfaas.deploy.addresses import is_here, make_socket_directory, refuse_taken
-from prfaas.deploy.plan import PlanError, ProcessSpec, plan_processes
+from prfaas.deploy.certificates import make_throwaway, refuse_missing
+from prfaas.deploy.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
 from prfaas.deployment.load import load_deployment
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
@@ -103,12 +105,88 @@ def test_engines_without_an_engine_section_are_left_to_their_owner(tmp_path: Pat
 
 def test_only_what_is_on_this_machine_is_started(tmp_path: Path) -> None:
     """One file for all machines of a deployment."""
-    text = SPREAD.replace("LINKS", "")
+    text = SPREAD.replace("LINKS", "transfer: {encryption: none}")
     loopback = "127.0.0.1".__eq__
     assert list(planned(text, tmp_path, is_here=loopback)) == ["kvnode-east-0", "kvnode-east-1", "gateway"]
     assert list(planned(text, tmp_path, is_here=loopback, with_gateway=False)) == ["kvnode-east-0", "kvnode-east-1"]
     with pytest.raises(PlanError, match="none of its addresses"):
         planned(text, tmp_path, is_here=lambda host: False)
+
+
+TLS = "transfer: {tls: {ca: ca.pem, cert: 'c/{cluster}.pem', key: '/keys/{node}.key'}}"
+
+
+def test_a_node_is_told_its_certificate_and_whom_to_expect(tmp_path: Path) -> None:
+    """Paths start at the deployment file; the others are those at either end of its lanes."""
+    text = SPREAD.replace("LINKS", f"links: [{{from: west, to: south}}, {{from: far, to: east}}]\n{TLS}")
+    text = text.replace("far: {role", "far: {identity: 'spiffe://x/far', role")
+    specs = planned(text, tmp_path, is_here="127.0.0.1".__eq__)
+    node = specs["kvnode-east-1"]
+    assert [*after(node, "--tls-ca"), *after(node, "--tls-cert"), *after(node, "--tls-key")] == [
+        "/etc/ca.pem", "/etc/c/east.pem", "/keys/east-1.key",
+    ]  # fmt: skip
+    assert node.reads == ("/etc/ca.pem", "/etc/c/east.pem", "/keys/east-1.key")
+    assert after(node, "--identity") == ["east-1=east", "far-0=spiffe://x/far"]
+    far = planned(text, tmp_path)["kvnode-far-0"]
+    assert after(far, "--identity") == ["far-0=spiffe://x/far", "east-0=east", "east-1=east"]
+    assert "--plain" not in [*node.argv, *far.argv]
+
+
+def test_plaintext_is_planned_only_if_the_file_says_so(tmp_path: Path) -> None:
+    """And then without any certificate."""
+    node = planned(SPREAD.replace("LINKS", "transfer: {encryption: none}"), tmp_path)["kvnode-east-0"]
+    assert "--plain" in node.argv
+    assert not [part for part in node.argv if part.startswith(("--tls", "--identity"))]
+    assert node.reads == ()
+
+
+def test_certificates_made_here_are_no_use_elsewhere(tmp_path: Path) -> None:
+    """Who has two machines is told what to do; a machine that starts no node needs none."""
+    text = SPREAD.replace("LINKS", "")
+    with pytest.raises(
+        PlanError, match=r"transfer\.tls: missing, and the node at http://192\.0\.2\.1:8200 is on another"
+    ) as error:
+        planned(text, tmp_path, is_here="127.0.0.1".__eq__)
+    for remedy in (
+        "'prfaas certs init'",
+        "'prfaas certs issue --deployment /etc/prfaas.yaml'",
+        "transfer.encryption: none",
+    ):
+        assert remedy in str(error.value)
+    gateway_only = text.replace("127.0.0.1", "192.0.2.4")
+    assert list(planned(gateway_only, tmp_path, is_here="127.0.0.1".__eq__)) == ["gateway"]
+
+
+def test_throwaway_certificates_are_private_and_are_what_nodes_read(tmp_path: Path) -> None:
+    """Each carries its cluster's identity; the authority's key is nowhere, so nobody can add to them."""
+    file = tmp_path / "deployment.yaml"
+    file.write_text(
+        SPREAD.replace("LINKS", "").replace("far: {", "far: {identity: 'spiffe://x/far', "), encoding="utf-8"
+    )
+    deployment = load_deployment(file)
+    specs = plan_processes(deployment, FILE, MODEL, tmp_path)
+    with pytest.raises(PlanError, match=r"kvnode-west-0: there is no file .*/tls/ca\.crt"):
+        refuse_missing(specs)
+    directory = throwaway_directory(tmp_path)
+    told = make_throwaway(deployment, directory)
+    assert told == f"lanes are encrypted, with throw-away certificates in {directory}"
+    refuse_missing(specs)
+    assert directory.stat().st_mode & 0o077 == 0
+    names = {"ca.crt", *(f"{name}.{kind}" for name in ("west", "far", "east", "south") for kind in ("pem", "key"))}
+    assert {path.name for path in directory.iterdir()} == names
+    assert all(path.stat().st_mode & 0o077 == 0 for path in directory.glob("*.key"))
+    (certificate,) = x509.load_pem_x509_certificates((directory / "far.pem").read_bytes())
+    alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [name.value for name in alternative] == ["spiffe://x/far"]
+
+
+@pytest.mark.parametrize("transfer", [TLS, "transfer: {encryption: none}"])
+def test_no_throwaway_certificates_where_nobody_needs_them(tmp_path: Path, transfer: str) -> None:
+    """Nothing is made, nothing said."""
+    file = tmp_path / "deployment.yaml"
+    file.write_text(SPREAD.replace("LINKS", transfer), encoding="utf-8")
+    assert make_throwaway(load_deployment(file), tmp_path / "tls") is None
+    assert not (tmp_path / "tls").exists()
 
 
 def test_this_machine_knows_its_addresses() -> None:

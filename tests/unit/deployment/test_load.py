@@ -91,6 +91,12 @@ def test_examples_are_valid(path: Path) -> None:
         ("model: {", "model: 1\nmodel: {", "d.yaml:2: 'model' is given twice; remove one"),
         ("clusters:", "clusters: !!python/object:os.system\nx:", "not valid YAML"),
         ("name: m", "name: !!bool m", "d.yaml:1: 'm' does not fit its tag bool"),
+        ("chunk: 1MiB", "encryption: ssl", "d.yaml:18: transfer.encryption: Input should be 'tls' or 'none' (got 'ssl')"),
+        ("chunk: 1MiB", "tls: {ca: a, cert: b}", "d.yaml:18: transfer.tls.key: missing; add it"),
+        ("chunk: 1MiB", "tls: {ca: a, cert: 'b/{host}', key: c}", "d.yaml:18: transfer.tls.cert: '{host}' is not a placeholder; known are {cluster} and {node}"),
+        ("chunk: 1MiB", "tls: {ca: a, cert: b, key: 'c{'}", "d.yaml:18: transfer.tls.key: '{' is not a placeholder"),
+        ("chunk: 1MiB", "encryption: none, tls: {ca: a, cert: b, key: c}", "d.yaml:18: transfer.tls: encryption is none, so these files would not be used"),
+        ("role: pd", "role: pd\n    identity: 'p d'", "d.yaml:11: clusters.east.identity: 'p d' is neither a DNS name nor a URI"),
         ("name: m", "? [a]\n: m", "d.yaml:"),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ Laws of this file:
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from prfaas.core.control.link_verdict import LinkVerdict, Signs, VerdictKeeper
 MAX_GAP_S: Final = 1.0
 #: As long as the kernel's own minimum (net.ipv4.tcp_min_rtt_wlen), and beyond the life of a lane.
 MIN_RTT_MEMORY_S: Final = 300.0
+#: The newest rate is the greater of these windows': one look may catch few acknowledgements, two hide a fast rise.
+NEWEST_S: Final = (0.1, 0.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,14 @@ class LaneSample:
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """One link at `at_s`. Rates are of the last half second; None is not known. `rtt_s` is the median of the lanes."""
+    """One link at `at_s`. Rates are of the last half second, the newest of the last look or two; None is not known.
+    `limited_s`: for how long the application has had more to send than went out. `rtt_s` is the median of the lanes."""
 
     at_s: float = 0.0
     capacity_bytes_per_s: float | None = None
     delivered_bytes_per_s: float = 0.0
+    newest_bytes_per_s: float = 0.0
+    limited_s: float = 0.0
     utilization: float | None = None
     rtt_s: float | None = None
     min_rtt_s: float | None = None
@@ -65,6 +71,7 @@ class LinkState:
             "verdict_for_s": max(0.0, now_s - self.verdict_since_s),
             "capacity_bytes_per_s": self.capacity_bytes_per_s,
             "delivered_bytes_per_s": self.delivered_bytes_per_s,
+            "newest_bytes_per_s": self.newest_bytes_per_s,
             "utilization": self.utilization,
             "rtt_s": self.rtt_s,
             "min_rtt_s": self.min_rtt_s,
@@ -177,6 +184,8 @@ class LinkEstimator:
             now_s,
             capacity,
             signs.delivered_bytes_per_s,
+            max(Window(self._newest(), seconds).rate for seconds in NEWEST_S),
+            self._limited_s(),
             signs.utilization,
             rtt_s,
             min_rtt_s,
@@ -186,6 +195,10 @@ class LinkEstimator:
             self._keeper.verdict,
             self._keeper.since_s,
         )
+
+    def _limited_s(self) -> float:
+        limited = itertools.takewhile(lambda part: part.limited, self._newest())
+        return sum(part.seconds for part in limited)
 
     def _round_trips(self, samples: Mapping[int, LaneSample], now_s: float) -> tuple[float | None, float | None]:
         moving = [sample.rtt_s for lane, sample in samples.items() if self._moved_s.get(lane) == now_s]

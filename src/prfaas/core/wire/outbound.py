@@ -208,6 +208,10 @@ class Outbound:
         self._finish(transfer, TransferState.ABORTED, f"chunk at {offset} came damaged {count} times", now_s)
         return transfer
 
+    def is_carrying(self, lane: int) -> bool:
+        """Something that went out on `lane` is not answered yet."""
+        return any(carrier == lane for t in self._live.values() for _, carrier in t.in_flight.values())
+
     def lane_lost(self, lane: int) -> int:
         """The lane is gone; what it carried unacknowledged waits again. Returns how many bytes that is."""
         lost = 0

@@ -1,0 +1,1 @@
+"""`prfaas certs`: a certificate authority for the nodes of a deployment, for those who have none."""

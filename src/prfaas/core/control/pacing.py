@@ -1,0 +1,138 @@
+"""How fast the lanes of one link may send together, found from what the link delivers. Pure.
+
+TCP finds a link's rate by filling its queue. Many lanes do that at once: measured with eight BBR lanes on 2 Gbit/s, a
+tenth of all bytes was sent twice and the round trip doubled. A common rate at the link's own leaves the queue empty,
+and whatever else uses the link in peace.
+
+Laws of this file:
+- *Pushed back* is a tick whose round trip is more than `QUEUE_SHARE` (and `QUEUE_S`) over its base, or that resent more
+  than `LOSS_SHARE` over the usual. The link is full then, and what it delivers is its *knee*. The rate falls below the
+  knee until the queue is gone, and returns to just under it. Until it happens first there is no rate.
+- Without that, and while the rate is what holds the lanes back, it grows: slowly first, since the link is most likely
+  full, and faster the longer nothing pushes back, since then it has become wider.
+- A queue that stays for `PATIENCE_S` and no longer falls although we send less is not ours, nor is a loss: the link got
+  longer, or others fill it. The lowest round trip and loss of that time become the usual ones, and the rate grows
+  again. A base that turns out too high falls at once, to every lower round trip.
+- Links with round trips below `MIN_RTT_S` are not paced: within a building the timers cost more than the queue.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from prfaas.core.control.link_estimate import LinkState
+
+#: A rack's switch is at 0.1 ms, two halls of a site below one.
+MIN_RTT_S: Final = 1e-3
+#: Leaves the median under full load well below 1.2 times the base.
+QUEUE_SHARE: Final = 0.15
+#: The kernel's smoothed round trip moves by this much without a queue (delayed acknowledgements, busy receivers).
+QUEUE_S: Final = 2e-3
+#: Resent bytes over sent ones. Random loss of long links is below 0.1%.
+LOSS_SHARE: Final = 0.01
+#: The queue shall be gone after this long, so the rate is below what goes through by queue / DRAIN_S, within bounds.
+DRAIN_S: Final = 0.3
+DRAIN_BOUNDS: Final = (0.05, 0.25)
+#: Sending this much more than goes through: the link is slower than it was a moment ago.
+SLOWER: Final = 1.1
+#: Of the knee, once it has drained.
+REST: Final = 0.99
+PATIENCE_S: Final = 1.5
+#: The lowest round trip of a time of being pushed back must be this old before it is taken for the usual one.
+FALLING_S: Final = 0.5
+#: Factors of successive ticks of 0.1 s: 4% after half a second, 4.8 times the rate after 1.1 s without pushing back.
+GROWTH: Final = (1.005, 1.005, 1.01, 1.02, 1.04, 1.08, 1.15, 1.3, 1.4)
+#: The rate holds the lanes back if they deliver this share of it; otherwise congestion control or the application does.
+BINDING_SHARE: Final = 0.85
+#: A burst that has just begun shows neither the link's rate nor its queue.
+LOADED_S: Final = 0.25
+#: Of what goes through, when a queue turned out not to be ours.
+ANEW_SHARE: Final = 1.05
+#: No rate below: 8 Mbit/s, at which a lane still moves a chunk in a second.
+MIN_BYTES_PER_S: Final = 1e6
+
+
+@dataclass(slots=True)
+class _PushBack:
+    """A time of being pushed back, and the least that was seen in it."""
+
+    since_s: float
+    rtt_s: float
+    rtt_at_s: float
+    loss: float
+
+
+class Pacer:
+    """`update` is called after every look at the link; `bytes_per_s` is what all its lanes may send, None: no limit."""
+
+    def __init__(self) -> None:
+        self.bytes_per_s: float | None = None
+        self._base_rtt_s: float | None = None
+        self._usual_loss = 0.0
+        self._good_ticks = 0
+        self._knee: float | None = None
+        self._push_back: _PushBack | None = None
+
+    def update(self, state: LinkState, now_s: float) -> float | None:
+        """The rate from now on."""
+        if state.rtt_s is None or state.min_rtt_s is None or state.min_rtt_s < MIN_RTT_S:
+            self.bytes_per_s = None
+        elif state.limited_s >= LOADED_S and state.newest_bytes_per_s > 0:  # else the application is the limit
+            self._base_rtt_s = min(state.rtt_s, self._base_rtt_s or state.min_rtt_s)
+            rate = self._next(state, self.bytes_per_s, now_s)
+            self.bytes_per_s = None if rate is None else max(MIN_BYTES_PER_S, rate)
+        return self.bytes_per_s
+
+    def _next(self, state: LinkState, rate: float | None, now_s: float) -> float | None:
+        if self._is_pushed_back(state):
+            return self._fallen(state, rate or math.inf, now_s)
+        if rate is None:
+            return None  # TCP finds the link's rate first
+        self._usual_loss = min(self._usual_loss, max(state.retransmit_ratio, self._usual_loss / 2))
+        if self._push_back is not None:
+            self._push_back = None
+            return max(rate, REST * (self._knee or rate))
+        return self._grown(state, rate)
+
+    def _fallen(self, state: LinkState, rate: float, now_s: float) -> float:
+        assert state.rtt_s is not None
+        self._good_ticks = 0
+        through = state.newest_bytes_per_s
+        seen = self._push_back
+        if seen is None:
+            self._push_back = _PushBack(now_s, state.rtt_s, now_s, state.retransmit_ratio)
+            self._knee = through
+            return min(rate, self._drain(state) * through)
+        if state.rtt_s < seen.rtt_s:
+            seen.rtt_s, seen.rtt_at_s = state.rtt_s, now_s
+        seen.loss = min(seen.loss, state.retransmit_ratio)
+        if rate < math.inf and now_s - seen.since_s >= PATIENCE_S and now_s - seen.rtt_at_s >= FALLING_S:
+            self._push_back = None
+            self._base_rtt_s, self._usual_loss = seen.rtt_s, seen.loss
+            return ANEW_SHARE * max(rate, through)
+        if rate > SLOWER * through:
+            self._knee = through
+            return self._drain(state) * through
+        return rate
+
+    def _drain(self, state: LinkState) -> float:
+        assert state.rtt_s is not None
+        assert self._base_rtt_s is not None
+        least, most = DRAIN_BOUNDS
+        return 1 - min(most, max(least, (state.rtt_s - self._base_rtt_s) / DRAIN_S))
+
+    def _is_pushed_back(self, state: LinkState) -> bool:
+        assert state.rtt_s is not None
+        assert self._base_rtt_s is not None
+        queue_s = state.rtt_s - self._base_rtt_s
+        too_long = queue_s > max(QUEUE_S, QUEUE_SHARE * self._base_rtt_s)
+        return too_long or state.retransmit_ratio > self._usual_loss + LOSS_SHARE
+
+    def _grown(self, state: LinkState, rate: float) -> float:
+        if state.newest_bytes_per_s < BINDING_SHARE * rate / GROWTH[min(self._good_ticks, len(GROWTH) - 1)]:
+            return rate
+        factor = GROWTH[min(self._good_ticks, len(GROWTH) - 1)]
+        self._good_ticks += 1
+        return rate * factor

@@ -1,0 +1,10 @@
+"""Settings of every test run."""
+
+from __future__ import annotations
+
+import signal
+
+# Whoever starts the suite in the background of a shell script hands down an ignored SIGINT, and every process under test
+# would inherit it: Ctrl-C tests would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

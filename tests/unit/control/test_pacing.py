@@ -1,0 +1,173 @@
+"""The pacer on a fluid model of a link: a rate, a base round trip, a queue, and sometimes someone else."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+
+from prfaas.core.control.link_estimate import LinkState
+from prfaas.core.control.pacing import MIN_RTT_S, Pacer
+
+TICK_S = 0.1
+STEP_S = 0.005
+GBIT = 125e6
+
+
+@dataclass
+class FluidLink:
+    """Bytes as a fluid. The sender offers `pacer.bytes_per_s` while loaded (without a rate: 1.3 of the link); `other` is
+    another's demand: it grows by a tenth of the link a second and, if
+    `other_backs_off`, halves when bytes are lost, as TCP does. `min_rtt_s` is what the handshake saw. Beyond `queue_limit_s` of queue bytes are lost and sent again."""
+
+    rate: float
+    rtt_s: float
+    queue_limit_s: float = 0.1
+    loss: float = 0.0
+    other: float = 0.0
+    other_backs_off: bool = False
+    pacer: Pacer = field(default_factory=Pacer)
+    now_s: float = 0.0
+    queue: float = 0.0
+    window: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=int(0.5 / STEP_S)))
+    rtts: list[float] = field(default_factory=list)
+    goodput: list[float] = field(default_factory=list)
+    resent: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.min_rtt_s = self.rtt_s
+
+    def run(self, seconds: float, *, loaded: bool = True, rng: random.Random | None = None) -> None:
+        """Advance; the pacer is asked every 100 ms."""
+        for step in range(int(seconds / STEP_S)):
+            paced = self.pacer.bytes_per_s
+            mine = (self.rate * 1.3 if paced is None else paced) if loaded else 0.0
+            offered = (mine + self.other) * STEP_S
+            sent_through = min(self.queue + offered, self.rate * STEP_S)
+            self.queue += offered - sent_through
+            dropped = max(0.0, self.queue - self.queue_limit_s * self.rate)
+            self.queue -= dropped
+            if self.other and self.other_backs_off:
+                self.other = self.other / 2 if dropped else self.other + 0.1 * self.rate * STEP_S
+            share = mine / (mine + self.other) if mine else 0.0
+            lost = (dropped + sent_through * self.loss) * share
+            through = sent_through * share * (1 - self.loss)
+            self.window.append((through, mine * STEP_S, lost))
+            self.now_s += STEP_S
+            if (step + 1) % int(TICK_S / STEP_S) == 0:
+                self._tick(loaded, rng)
+
+    def _tick(self, loaded: bool, rng: random.Random | None) -> None:
+        noise = 1.0 + (rng.uniform(0.0, 0.03) if rng else 0.0)
+        rtt_s = (self.rtt_s + self.queue / self.rate) * noise
+        self.min_rtt_s = min(self.min_rtt_s, rtt_s)
+        through, sent, lost = (sum(part[i] for part in self.window) for i in range(3))
+        seconds = len(self.window) * STEP_S
+        delivered = through / seconds
+        self.rtts.append(rtt_s)
+        self.goodput.append(sum(part[0] for part in list(self.window)[-int(TICK_S / STEP_S) :]) / TICK_S)
+        self.resent.append(lost / sent if sent else 0.0)
+        state = LinkState(
+            self.now_s,
+            capacity_bytes_per_s=delivered or None,
+            delivered_bytes_per_s=delivered,
+            newest_bytes_per_s=max(self.goodput[-1], sum(self.goodput[-2:]) / 2),
+            rtt_s=rtt_s,
+            min_rtt_s=self.min_rtt_s,
+            retransmit_ratio=self.resent[-1],
+            limited_s=1.0 if loaded else 0.0,
+        )
+        self.pacer.update(state, self.now_s)
+
+    def last(self, series: list[float], seconds: float) -> list[float]:
+        """The newest values of a series, sorted."""
+        return sorted(series[-int(seconds / TICK_S) :])
+
+    def median(self, series: list[float], seconds: float) -> float:
+        """Of the last seconds."""
+        part = self.last(series, seconds)
+        return part[len(part) // 2]
+
+
+@pytest.mark.parametrize("rtt_s", [0.005, 0.02, 0.08, 0.2])
+@pytest.mark.parametrize("gbps", [0.1, 2, 100])
+def test_full_link_and_empty_queue(rtt_s: float, gbps: float) -> None:
+    """Under full load nearly all of the link is used, the queue is short and nothing is lost."""
+    link = FluidLink(gbps * GBIT, rtt_s)
+    link.run(12, rng=random.Random(1))
+    assert sum(link.last(link.goodput, 8)) / 80 > 0.97 * link.rate
+    assert link.median(link.rtts, 8) < 1.2 * rtt_s + 0.001
+    assert max(link.last(link.resent, 8)) == 0
+
+
+@pytest.mark.parametrize("rtt_s", [0.02, 0.08])
+def test_follows_a_link_down_and_up(rtt_s: float) -> None:
+    """Two seconds after a step the rate is within a tenth of what the link is now."""
+    link = FluidLink(2 * GBIT, rtt_s)
+    link.run(6)
+    link.rate = 0.5 * GBIT
+    link.run(2)
+    assert link.goodput[-1] == pytest.approx(0.5 * GBIT, rel=0.1)
+    link.run(4)
+    assert link.median(link.rtts, 2) < 1.25 * rtt_s
+    link.rate = 2 * GBIT
+    link.run(2)
+    assert link.goodput[-1] == pytest.approx(2 * GBIT, rel=0.1)
+
+
+def test_random_loss_does_not_slow_it() -> None:
+    """A loss that sending less does not change is not congestion, not even five in a hundred."""
+    for loss in (0.0001, 0.001, 0.05):
+        link = FluidLink(2 * GBIT, 0.02, loss=loss)
+        link.run(15)
+        assert sum(link.last(link.goodput, 8)) / 80 > 0.93 * (1 - loss) * link.rate
+
+
+def test_a_longer_path_is_not_a_queue_for_ever() -> None:
+    """A route that became 100 ms longer costs a few seconds of slowness, not the link."""
+    link = FluidLink(2 * GBIT, 0.02)
+    link.run(6)
+    link.rtt_s = 0.12
+    link.run(12)
+    assert sum(link.last(link.goodput, 6)) / 60 > 0.93 * link.rate
+
+
+def test_it_holds_its_own_against_a_greedy_neighbour() -> None:
+    """One who fills the queue until bytes are lost, as TCP does, does not starve us, and is not starved."""
+    link = FluidLink(2 * GBIT, 0.02, queue_limit_s=0.03, other_backs_off=True)
+    link.run(6)
+    link.other = 0.1 * GBIT
+    link.run(30)
+    mine = sum(link.last(link.goodput, 20)) / 200 / link.rate
+    assert 0.3 < mine < 0.8
+    link.other = 0.0
+    link.run(8)
+    assert sum(link.last(link.goodput, 3)) / 30 > 0.95 * link.rate
+    assert link.median(link.rtts, 3) < 1.25 * 0.02
+
+
+def test_it_takes_what_an_unyielding_neighbour_leaves() -> None:
+    """Against a constant stream nothing is won by filling the queue."""
+    link = FluidLink(2 * GBIT, 0.02)
+    link.run(6)
+    link.other = 1.5 * GBIT
+    link.run(20)
+    assert sum(link.last(link.goodput, 8)) / 80 > 0.9 * 0.5 * GBIT
+
+
+def test_an_idle_application_changes_nothing() -> None:
+    """Having little to send says nothing about the link."""
+    link = FluidLink(2 * GBIT, 0.02)
+    link.run(5)
+    before = link.pacer.bytes_per_s
+    link.run(30, loaded=False)
+    assert link.pacer.bytes_per_s == before
+
+
+def test_short_links_are_not_paced() -> None:
+    """Within a building there is no rate at all."""
+    link = FluidLink(10 * GBIT, MIN_RTT_S / 2)
+    link.run(5)
+    assert link.pacer.bytes_per_s is None
