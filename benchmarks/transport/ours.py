@@ -1,0 +1,60 @@
+"""PrfaaS's own transport as a mover: two KV nodes, as `prfaas bench transport` runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.transport.movers import Sample
+from benchmarks.transport.wan import Net
+from prfaas.bench.nodes import NodeBench, Place
+from prfaas.testing.node_pair import issue_credentials
+
+
+class Prfaas:
+    """Lanes stay up between moves and are not paused, as they would be taken for dead; idle they send a ping a second.
+
+    Every move is verified: each chunk by its checksum or seal, and the whole image against the sender's.
+    """
+
+    def __init__(self, name: str, *, encrypted: bool, limits: Mapping[str, Any] | None = None) -> None:
+        self.name = name
+        self._encrypted = encrypted
+        self._limits = dict(limits or {})
+        self._directory: str | None = None
+        self.bench: NodeBench | None = None
+
+    def available(self) -> str | None:
+        """Always."""
+        return None
+
+    def start(self, net: Net, num_bytes: int, num_pieces: int) -> None:
+        """Both nodes, all lanes up."""
+        self._num_pieces = num_pieces
+        tls = None
+        if self._encrypted:
+            self._directory = tempfile.mkdtemp(prefix="prfaas-bench-")
+            files = issue_credentials(Path(self._directory))
+            tls = {name: dataclasses.asdict(entry) for name, entry in files.items()}
+        places = Place(net.a_address, net.a_prefix), Place(net.b_address, net.b_prefix)
+        self.bench = NodeBench(num_bytes, *places, limits=self._limits, tls=tls)
+        self.bench.start()
+
+    def move(self) -> Sample:
+        """One image in layers that are all ready at once."""
+        assert self.bench, "start() comes first"
+        moved = self.bench.move(self._num_pieces)
+        return Sample(moved.num_bytes, moved.seconds, moved.cpu_s)
+
+    def stop(self) -> None:
+        """End both nodes."""
+        if self.bench is not None:
+            self.bench.stop()
+            self.bench = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None

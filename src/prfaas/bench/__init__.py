@@ -1,0 +1,1 @@
+"""`prfaas bench`: measure this machine with the code that serves."""
