@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -11,8 +10,8 @@ from typing import Any
 
 from benchmarks.transport.movers import Sample
 from benchmarks.transport.wan import Net
-from prfaas.bench.nodes import NodeBench, Place
-from prfaas.testing.node_pair import issue_credentials
+from prfaas.bench.nodes import SINK, SOURCE, NodeBench, Place
+from prfaas.certs.throwaway import issue_throwaway
 
 
 class Prfaas:
@@ -38,8 +37,7 @@ class Prfaas:
         tls = None
         if self._encrypted:
             self._directory = tempfile.mkdtemp(prefix="prfaas-bench-")
-            files = issue_credentials(Path(self._directory))
-            tls = {name: dataclasses.asdict(entry) for name, entry in files.items()}
+            tls = issue_throwaway(Path(self._directory), (SOURCE, SINK))
         places = Place(net.a_address, net.a_prefix), Place(net.b_address, net.b_prefix)
         self.bench = NodeBench(num_bytes, *places, limits=self._limits, tls=tls)
         self.bench.start()

@@ -25,7 +25,7 @@ from prfaas.transport.tcp_info import tcp_info
 SO_MAX_PACING_RATE = 47
 #: Of each of four lanes; the link of these tests gives 20 MB/s.
 LANE_BYTES_PER_S = 5_000_000
-LIMITS = LaneLimits(chunk_bytes=256 << 10, credit_bytes=16 << 20)
+LIMITS = LaneLimits(chunk_bytes=256 << 10, credit_bytes=16 << 20, short_link_senders=4)
 
 
 def paced(dial: Dial) -> Dial:

@@ -23,6 +23,8 @@ config_app = typer.Typer(help="Work with deployment files.", no_args_is_help=Tru
 app.add_typer(config_app, name="config")
 certs_app = typer.Typer(help="Make and look at certificates of KV nodes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(certs_app, name="certs")
+bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
 
 File = Annotated[Path, typer.Argument(help="Deployment file (YAML).", show_default=False)]
 CertsFolder = Annotated[Path, typer.Option("--dir", help="Folder of the authority and of what it issues.")]
@@ -75,8 +77,15 @@ def kvnode(
     socket: Annotated[str, typer.Option(metavar="PATH", help="Unix socket for the engine beside this node.")],
     arena: Annotated[str, typer.Option(metavar="SIZE", help="Shared memory for KV, e.g. 4GiB.")] = "256MiB",
     peer: Annotated[list[str] | None, typer.Option(metavar="NAME=HOST:PORT", help="A node to send to; repeat.")] = None,
-    num_lanes: Annotated[int, typer.Option(min=1, max=64, help="TCP connections per peer.")] = 4,
-    chunk: Annotated[str, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = "1MiB",
+    num_lanes: Annotated[int, typer.Option(min=1, max=64, help="TCP connections per peer, at first.")] = 4,
+    max_lanes: Annotated[int, typer.Option(min=1, max=64, help="As many if they leave the link unused.")] = 32,
+    chunk: Annotated[str, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = "4MiB",
+    congestion: Annotated[
+        str, typer.Option(metavar="NAME", help="TCP congestion control of outgoing lanes; auto: BBR or cubic by trial.")
+    ] = "auto",
+    pacing: Annotated[
+        bool, typer.Option("--pacing/--no-pacing", help="Hold the lanes of a link together to what it carries.")
+    ] = True,
     hash_algorithm: Annotated[str, typer.Option(help="Block hash; both sides must agree.")] = "sha256",
     hash_seed: Annotated[str, typer.Option(help="Seed of the block hash; both sides must agree.")] = "prfaas",
     tls_ca: Annotated[
@@ -107,6 +116,7 @@ def kvnode(
             node_name("--name", name), *host_port("--http", http), *host_port("--lanes", lanes),
             socket_path("--socket", socket), size("--arena", arena, 1 << 16),
             known_peers, num_lanes, size("--chunk", chunk, 4096, 1 << 26), hash_algorithm, hash_seed, files, own, known,
+            "" if congestion == "auto" else congestion, pacing, max_lanes,
         )  # fmt: skip
         _log(log_level)
     except (BadArgument, ValueError) as error:
@@ -228,6 +238,31 @@ def check(file: File) -> None:
         typer.echo("for planning only; to serve it:\n" + "\n".join(missing))
     for note in encryption_notes(deployment):
         typer.echo(f"{file}: {note}", err=True)
+
+
+@bench_app.command("transport")
+def bench_transport(
+    size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of one image.")] = "512MiB",
+    layers: Annotated[int, typer.Option(min=1, max=4096, help="Pieces that it is staged in.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Moves of each kind, after one to warm up.")] = 5,
+    lanes: Annotated[int | None, typer.Option(min=1, max=64, help="TCP connections; default as a node's.")] = None,
+    encrypted: Annotated[bool, typer.Option("--encrypted/--no-encrypted", help="Measure encrypted lanes.")] = True,
+    plain: Annotated[bool, typer.Option("--plain/--no-plain", help="Measure plain lanes.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Move images between two KV nodes on this machine, and tell rate and CPU."""
+    from prfaas.bench.command import TransportBench, run
+    from prfaas.cli.arguments import BadArgument
+    from prfaas.cli.arguments import size as parse_size
+
+    modes = (("encrypted",) if encrypted else ()) + (("plain",) if plain else ())
+    if not modes:
+        _refuse("--no-encrypted with --no-plain leaves nothing to measure")
+    try:
+        num_bytes = parse_size("--size", size, 1 << 20, 1 << 40)
+    except BadArgument as error:
+        _refuse(str(error))
+    raise typer.Exit(run(TransportBench(num_bytes, layers, rounds, modes, lanes), as_json=as_json))
 
 
 @certs_app.command("init")

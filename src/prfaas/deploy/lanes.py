@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from prfaas.core.control.lane_plan import num_lanes
 from prfaas.deployment.model import Deployment, Transfer, node_name
 from prfaas.deployment.tls_paths import node_path
 from prfaas.kvnode.config import TlsFiles
@@ -31,6 +32,18 @@ def peers_of(deployment: Deployment, cluster_name: str) -> dict[str, str]:
         if target in targets
         for index, endpoint in enumerate(cluster.endpoints)
     }
+
+
+def lanes_of(deployment: Deployment, cluster_name: str) -> int:
+    """Lanes per peer of a cluster's nodes: as asked for, or what the widest of its links wants."""
+    transfer = deployment.transfer
+    if transfer.lanes != "auto":
+        return transfer.lanes
+    # Without a choice both are tried, and a trial needs no more lanes than BBR.
+    congestion = "bbr" if transfer.congestion == "auto" else transfer.congestion
+    links = [link for link in deployment.links if link.from_ == cluster_name]
+    wanted = (num_lanes(link.bandwidth, link.rtt, congestion=congestion) for link in links)
+    return max(wanted, default=num_lanes(None, None, congestion=congestion))
 
 
 def identities_of(deployment: Deployment, cluster_name: str) -> dict[str, str]:

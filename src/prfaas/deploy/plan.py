@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deploy.lanes import is_throwaway, peers_of, security_options, tls_files
+from prfaas.deploy.lanes import is_throwaway, lanes_of, peers_of, security_options, tls_files
 from prfaas.deployment.model import Cluster, Deployment, Endpoint, node_name
 from prfaas.kvnode.config import TlsFiles
 
@@ -131,7 +131,9 @@ def _node(
     control = urlsplit(endpoint.kvnode).netloc
     argv = [sys.executable, "-m", "prfaas", "kvnode", "--name", name, "--http", control]
     argv += ["--lanes", endpoint.lanes, "--socket", socket_path, "--arena", str(transfer.arena)]
-    argv += ["--num-lanes", str(transfer.lanes), "--chunk", str(transfer.chunk)]
+    argv += ["--num-lanes", str(lanes_of(deployment, cluster)), "--chunk", str(transfer.chunk)]
+    argv += [] if transfer.lanes == "auto" else ["--max-lanes", str(transfer.lanes)]
+    argv += ["--congestion", transfer.congestion, "--pacing" if transfer.pacing else "--no-pacing"]
     argv += ["--hash-algorithm", transfer.hash.algorithm, "--hash-seed", transfer.hash.seed]
     for peer, address in peers_of(deployment, cluster).items():
         argv += ["--peer", f"{peer}={address}"]

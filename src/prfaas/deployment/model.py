@@ -225,8 +225,21 @@ class TlsSection(Strict):
 class Transfer(Strict):
     """Settings of the data plane."""
 
-    lanes: int = Field(default=4, ge=1, le=64, description="TCP connections per pair of nodes.")
-    chunk: ByteSize = Field(default=1 << 20, ge=4096, le=1 << 26)
+    lanes: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        default="auto", description="TCP connections per pair of nodes; auto: from bandwidth and rtt of the links."
+    )
+    chunk: ByteSize = Field(
+        default=4 << 20,
+        ge=4096,
+        le=1 << 26,
+        description="Largest piece sent at once; how large pieces are follows from what the link carries.",
+    )
+    congestion: str = Field(
+        default="auto",
+        pattern=r"^[a-z0-9_]{1,15}$",
+        description="TCP congestion control of the lanes; auto: BBR or cubic, whichever moves more.",
+    )
+    pacing: bool = Field(default=True, description="Hold the lanes of a link together to what it carries.")
     arena: ByteSize = Field(default=1 << 28, ge=1 << 16, description="Shared memory of each KV node.")
     deadline: Seconds = Field(
         default=60.0, gt=0, le=3600, description="From reservation to landed; past it the request runs locally."

@@ -34,6 +34,7 @@ class Admin:
             "/ready": self._health,
             "/version": self._version,
             "/metrics": self._metrics,
+            "/prfaas/links": self._links,
         }
 
     async def answer(self, method: str, path: str, query: bytes, exchange: Exchange) -> None:
@@ -84,6 +85,10 @@ class Admin:
     async def _metrics(self, exchange: Exchange) -> None:
         body = generate_latest(self._service.metrics.registry)
         await exchange.whole(200, body, CONTENT_TYPE_LATEST.encode())
+
+    async def _links(self, exchange: Exchange) -> None:
+        watch = self._service.link_watch
+        await _json(exchange, {"links": {} if watch is None else watch.links})
 
     async def _story(self, exchange: Exchange, request_id: str, query: bytes) -> None:
         story = await self._service.stories.read(request_id, _wait_s(query))

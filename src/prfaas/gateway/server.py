@@ -16,6 +16,7 @@ import uvloop
 
 from prfaas.deployment.model import Deployment
 from prfaas.gateway.app import GatewayApp
+from prfaas.gateway.link_watch import LinkWatch
 from prfaas.gateway.offload import OffloadClients
 from prfaas.gateway.probes import PROBE_INTERVAL_S, Prober
 from prfaas.gateway.service import Service, build_service
@@ -36,10 +37,13 @@ async def running(service: Service, probe_interval_s: float = PROBE_INTERVAL_S) 
         engines, nodes = Engines(session), Nodes(session)
         service.opened = OffloadClients(engines, nodes, service.background)
         prober = Prober(service.fleet, engines, nodes, service.metrics, probe_interval_s)
+        service.link_watch = LinkWatch(service.fleet, nodes, service.metrics)
         await prober.start()
+        service.link_watch.start()
         try:
             yield GatewayApp(service)
         finally:
+            await service.link_watch.stop()
             await prober.stop()
             await service.background.drain(CLEAN_UP_S)
 

@@ -11,6 +11,7 @@ from prfaas.core.control.router import RoutePolicy
 from prfaas.deployment.model import Deployment
 from prfaas.gateway.background import Background
 from prfaas.gateway.fleet import Fleet, build_fleet
+from prfaas.gateway.link_watch import LinkWatch
 from prfaas.gateway.offload import OffloadClients
 from prfaas.gateway.story import StoryBook
 from prfaas.gateway.tokenize import PromptTokenizer, has_recurrent_state, has_sliding_window, load_tokenizer
@@ -31,6 +32,7 @@ class Service:
     background: Background = field(default_factory=Background)
     num_inflight: int = 0
     opened: OffloadClients | None = None
+    link_watch: LinkWatch | None = None
 
     @property
     def clients(self) -> OffloadClients:

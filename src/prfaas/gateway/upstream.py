@@ -115,6 +115,11 @@ class Nodes:
         """GET /health."""
         return await self._call("GET", f"{node_url}/health", timeout_s)
 
+    async def links(self, node_url: str, *, after: int | None, wait_s: float) -> dict[str, Any]:
+        """GET /v1/links; a long poll for a change of a verdict after change number `after`."""
+        url = f"{node_url}/v1/links?after={'' if after is None else after}&wait_s={wait_s:g}"
+        return await self._call("GET", url, wait_s + CONTROL_TIMEOUT_S)
+
     async def reserve(
         self, node_url: str, transfer_id: str, num_prompt_tokens: int, skip_tokens: int, lease_s: float
     ) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class KVNodeConfig:
 
     `tls` None means plain lanes. `identity` is what this node's own certificate must carry; `identities` maps the other
     nodes' names to what theirs must carry. From a deployment file it holds every node that this one sends to or
-    receives from; by hand at least those that it sends to.
+    receives from; by hand at least those that it sends to. `congestion` empty chooses by trial. A link
+    begins with `num_lanes` lanes and gets up to `max_lanes`, if their windows leave it unused.
     """
 
     name: str
@@ -32,9 +33,12 @@ class KVNodeConfig:
     arena_bytes: int = 1 << 28
     peers: dict[str, tuple[str, int]] = field(default_factory=dict)
     num_lanes: int = 4
-    chunk_bytes: int = 1 << 20
+    chunk_bytes: int = 4 << 20
     hash_algorithm: str = "sha256"
     hash_seed: str = "prfaas"
     tls: TlsFiles | None = None
     identity: str = ""
     identities: dict[str, str] = field(default_factory=dict)
+    congestion: str = ""
+    pacing: bool = True
+    max_lanes: int = 32

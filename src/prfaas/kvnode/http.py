@@ -22,6 +22,9 @@ MAX_BODY_BYTES: Final = 64 * 1024
 MAX_WAIT_S: Final = 60.0
 MAX_LEASE_S: Final = 3600.0
 
+#: What long polls for links wait on; no transfer id, which have no slash.
+LINKS: Final = "/links"
+
 _STATUS: Final = {"bad_request": 400, "unknown": 404, "exists": 409}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -171,8 +174,14 @@ class Control:
         return web.json_response(self.node.transfer_record(request.match_info["id"]))
 
     async def links(self, request: web.Request) -> web.Response:
-        """GET /v1/links."""
-        return web.json_response({"node": self.node.config.name, "links": self.node.link_records()})
+        """GET /v1/links; with `after` and `wait_s` a long poll for the next change of a verdict."""
+        sense = self.node.link_sense
+        wait_s = _number(dict(request.query), "wait_s", 0.0, MAX_WAIT_S)
+        after = request.query.get("after")
+        if wait_s > 0:
+            await self.changes.wait(LINKS, wait_s, lambda: str(sense.verdict_changes) != after)
+        answer = {"node": self.node.config.name, "changes": sense.verdict_changes, "links": self.node.link_records()}
+        return web.json_response(answer)
 
 
 def _record(landing: Landing) -> web.Response:

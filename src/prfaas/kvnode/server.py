@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -16,7 +17,7 @@ from aiohttp import web
 
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.engine_socket import serve_engines
-from prfaas.kvnode.http import Changes, Control
+from prfaas.kvnode.http import LINKS, Changes, Control
 from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.kvnode.node import KVNode
 from prfaas.transport.arena import Arena
@@ -45,7 +46,13 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(ValueError, RuntimeError):
             loop.add_signal_handler(number, stop.set)
-    limits = LaneLimits(num_lanes=config.num_lanes, chunk_bytes=config.chunk_bytes)
+    limits = LaneLimits(
+        num_lanes=config.num_lanes,
+        max_lanes=max(config.num_lanes, config.max_lanes),
+        chunk_bytes=config.chunk_bytes,
+        congestion=config.congestion,
+        pacing=config.pacing,
+    )
     sweep_arenas(config.name)
     security = lane_security(config)
     with Arena(arena_path(config.name), config.arena_bytes, create=True) as arena:
@@ -53,6 +60,7 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
         node = KVNode(config, arena, listener, limits, security=security)
         changes = Changes(loop)
         node.exchange.on_change = changes.notify
+        node.link_sense.on_verdict_change = partial(changes.notify, LINKS)
         runner = web.AppRunner(Control(node, changes, NodeMetrics(node)).application(), access_log=None)
         await runner.setup()
         engines = await serve_engines(node)

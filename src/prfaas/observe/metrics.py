@@ -39,6 +39,10 @@ class MetricSpec:
 
 TABLE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec("prfaas_requests_total", "counter", "gateway", "requests", "Requests ended.", ("route", "outcome")),
+    MetricSpec(
+        "prfaas_gateway_link_verdict", "gauge", "gateway", "0, 1, 2",
+        "A link as its sending node judges it: 0 clear, 1 pressed, 2 congested.", ("source", "target"),
+    ),
     MetricSpec("prfaas_inflight_requests", "gauge", "gateway", "requests", "Requests being served now."),
     MetricSpec(
         "prfaas_time_to_first_token_seconds", "histogram", "gateway", "seconds",

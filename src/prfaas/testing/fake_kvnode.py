@@ -67,6 +67,9 @@ class FakeKVNode(FakeServer):
         self.forgetful = False
         self.refuse_reservations: str | None = None
         self.landings: dict[str, FakeLanding] = {}
+        self.links: dict[str, dict[str, Any]] = {}
+        self._link_changes = 0
+        self._links_changed = asyncio.Event()
 
     @property
     def live_landings(self) -> list[FakeLanding]:
@@ -82,6 +85,13 @@ class FakeKVNode(FakeServer):
             landing.bytes_landed = landing.num_bytes if num_bytes is None else num_bytes
             self._change(landing, "landed")
         return landing.bytes_landed
+
+    def judge(self, peer: str, verdict: str) -> None:
+        """The link to `peer` is `clear`, `pressed` or `congested` from now on."""
+        self.links[peer] = {"verdict": verdict, "lanes_up": 4}
+        self._link_changes += 1
+        self._links_changed.set()
+        self._links_changed = asyncio.Event()
 
     def abort(self, transfer_id: str, reason: str) -> None:
         """The transfer is given up."""
@@ -106,6 +116,7 @@ class FakeKVNode(FakeServer):
             web.get("/v1/landings/{id}", self._poll),
             web.post("/v1/landings/{id}/renew", self._renew),
             web.delete("/v1/landings/{id}", self._drop),
+            web.get("/v1/links", self._links),
         ]
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -120,6 +131,15 @@ class FakeKVNode(FakeServer):
         return web.json_response(
             {"status": "ok", "node": self.name, "boot_id": "fake", "engines": engines, "peers": {}}
         )
+
+    async def _links(self, request: web.Request) -> web.Response:
+        if request.query.get("after") == str(self._link_changes):
+            try:
+                async with asyncio.timeout(float(request.query.get("wait_s", 0))):
+                    await self._links_changed.wait()
+            except TimeoutError:
+                pass
+        return web.json_response({"node": self.name, "changes": self._link_changes, "links": self.links})
 
     async def _reserve(self, request: web.Request) -> web.Response:
         body = await request.json()

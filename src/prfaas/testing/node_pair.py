@@ -9,18 +9,14 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from cryptography import x509
-
-from prfaas.certs.authority import issue, make_authority, new_key
-from prfaas.certs.files import certificate_path, key_path, write_authority, write_pair
+from prfaas.certs.throwaway import issue_throwaway
 from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.config import KVNodeConfig
@@ -133,18 +129,9 @@ def wait_until(probe: Callable[[], T | None], timeout_s: float = 30.0) -> T:
     raise TimeoutError(f"nothing within {timeout_s} s")
 
 
-def issue_credentials(directory: Path, names: Iterable[str] = ("source", "sink")) -> dict[str, CredentialFiles]:
-    """An authority in `directory`, and files for each of `names`, which they carry as their identity."""
-    now, serial = datetime.now(UTC), x509.random_serial_number
-    authority = make_authority("test", now=now, days=1, key=new_key(), serial=serial())
-    directory.mkdir(exist_ok=True)
-    write_authority(directory, authority)
-    found = {}
-    for name in names:
-        write_pair(directory, name, issue(authority, name, name, now=now, days=1, key=new_key(), serial=serial()))
-        cert, key = certificate_path(directory, name), key_path(directory, name)
-        found[name] = CredentialFiles(str(certificate_path(directory, "ca")), str(cert), str(key))
-    return found
+def issue_credentials(directory: Path) -> dict[str, CredentialFiles]:
+    """Throw-away files of both nodes."""
+    return {name: CredentialFiles(**files) for name, files in issue_throwaway(directory, ("source", "sink")).items()}
 
 
 def _node(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+
+from prfaas.core.control.lane_plan import senders_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,10 +13,16 @@ class LaneLimits:
     """Shared by both ends of every lane of one node."""
 
     num_lanes: int = 4
-    chunk_bytes: int = 1 << 20
-    #: Unacknowledged bytes per peer. 64 MiB covers 10 Gbit/s at 50 ms; more only hides a stalled receiver.
-    credit_bytes: int = 64 << 20
-    #: Congestion control of outgoing lanes; empty: BBR where the kernel has it, else what the kernel does by default.
+    #: A link whose windows and not whose bandwidth is its limit gets more lanes, up to this.
+    max_lanes: int = 32
+    #: Lanes that send at the same time on a link so short that processors are its limit; half of the cores by default.
+    short_link_senders: int = field(default_factory=lambda: senders_at_once(os.cpu_count() or 1))
+    #: The most; how large they are follows from what the link carries (`core.control.lane_plan`).
+    chunk_bytes: int = 4 << 20
+    #: Unacknowledged bytes per peer. 256 MiB covers 100 Gbit/s at 20 ms; more only hides a stalled receiver.
+    credit_bytes: int = 256 << 20
+    #: Congestion control of outgoing lanes; empty: BBR and cubic share the lanes until it is clear which moves more
+    #: (`core.control.congestion_trial`), where the kernel has both.
     congestion: str = ""
     #: Bytes that one lane hands to the kernel ahead of sending; 0 leaves it to the kernel. What waits in a socket can
     #: neither be overtaken by a shorter transfer nor move to a lane that is free.

@@ -50,6 +50,9 @@ class LinkSense:
         self._now_s = now_s
         self._estimators = {peer: LinkEstimator() for peer in links}
         self._pacing = {peer: LinkPacing() for peer, link in links.items() if link.exchange.limits.pacing}
+        #: Grows with every change of any link's verdict.
+        self.verdict_changes = 0
+        self.on_verdict_change: Callable[[], None] = lambda: None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prfaas-link-sense", daemon=True)
 
@@ -81,9 +84,16 @@ class LinkSense:
                 continue
             taken = {connection: lane_sample(sock) for connection, sock in sockets.items()}
             known = {connection: sample for connection, sample in taken.items() if sample is not None}
+            before = estimator.state
             state = estimator.observe(known, self._now_s())
+            link.learn(state, known, state.at_s - before.at_s)
+            if state.verdict is not before.verdict:
+                self.verdict_changes += 1
+                self.on_verdict_change()
             if peer in self._pacing:
                 self._pacing[peer].apply(state, sockets)
+                if link.widen(self._pacing[peer].pacer.unused_s):
+                    self._pacing[peer].pacer.unused_s = 0.0
 
     def _run(self) -> None:
         while not self._stopping.wait(SAMPLE_EVERY_S):

@@ -6,17 +6,27 @@ these threads only sum, send and report.
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prfaas.core.cache.extents import Extent
+from prfaas.core.control.congestion_trial import CongestionTrial, LaneProgress
+from prfaas.core.control.lane_plan import chunk_bytes, wider
+from prfaas.core.control.lane_turns import LaneTurns
+from prfaas.core.control.link_estimate import LaneSample, LinkState
+from prfaas.core.control.pacing import MIN_RTT_S
 from prfaas.core.errors import Refused
 from prfaas.core.wire.messages import Abort, Message, Open
 from prfaas.core.wire.outbound import Chunk, Outbound, OutboundTransfer
 from prfaas.transport.exchange import Exchange
+from prfaas.transport.limits import LaneLimits
 from prfaas.transport.outbound_lane import OutboundLane
+from prfaas.transport.sockets import available_congestion_controls
+
+logger = logging.getLogger("prfaas.lanes")
 
 Dial = Callable[[], socket.socket]
 
@@ -32,6 +42,12 @@ def tcp_dialer(host: str, port: int, timeout_s: float) -> Dial:
     return dial
 
 
+def _trial(limits: LaneLimits) -> CongestionTrial | None:
+    if limits.congestion or not {"bbr", "cubic"} <= set(available_congestion_controls()):
+        return None
+    return CongestionTrial("bbr", "cubic")
+
+
 class PeerLink:
     """All lanes to one peer, and the ledger of what goes there.
 
@@ -44,7 +60,10 @@ class PeerLink:
         self.dial = dial
         self.on_done = on_done
         limits = exchange.limits
-        self.ledger = Outbound(limits.chunk_bytes, limits.credit_bytes)
+        self.max_chunk_bytes = limits.chunk_bytes
+        self.ledger = Outbound(chunk_bytes(None, 0, limits.chunk_bytes), limits.credit_bytes)
+        self.trial = _trial(limits)
+        self.turns = LaneTurns()
         self.wake = threading.Condition(exchange.lock)
         self.stopping = threading.Event()
         self.refusal: str | None = None
@@ -60,10 +79,27 @@ class PeerLink:
 
     def start(self) -> None:
         """Dial every lane; lanes redial for as long as the link lives."""
-        for _ in range(self.exchange.limits.num_lanes):
-            lane = OutboundLane(self)
+        self._have_lanes(self.exchange.limits.num_lanes)
+
+    def _have_lanes(self, count: int) -> None:
+        for index in range(len(self.lanes), count):
+            lane = OutboundLane(self, index)
             self.lanes.append(lane)
             threading.Thread(target=lane.run, name=f"prfaas-out-{self.peer}", daemon=True).start()
+
+    def widen(self, unused_s: float) -> bool:
+        """More lanes, if those that there are leave the link unused; true if so."""
+        limits = self.exchange.limits
+        if self.stopping.is_set() or self.lanes_up < len(self.lanes):
+            return False
+        count = wider(len(self.lanes), max(limits.max_lanes, limits.num_lanes), unused_s)
+        if count == len(self.lanes):
+            return False
+        logger.info(
+            "%d lanes to %s in place of %d: their windows leave the link unused", count, self.peer, len(self.lanes)
+        )
+        self._have_lanes(count)
+        return True
 
     def stop(self) -> None:
         """Close every lane and abort what is under way."""
@@ -78,6 +114,34 @@ class PeerLink:
     @property
     def lanes_up(self) -> int:
         return sum(lane.is_up for lane in self.lanes)
+
+    def congestion_for(self, lane_index: int, *, is_short: bool) -> str:
+        """What a lane that is dialled now shall use; empty leaves it to the kernel."""
+        if is_short and self.trial is not None:
+            return "cubic"  # BBR's timers cost more than a queue in a building
+        return self.exchange.limits.congestion if self.trial is None else self.trial.algorithm_for(lane_index)
+
+    def learn(self, state: LinkState, samples: Mapping[int, LaneSample], seconds: float) -> None:
+        """After every look at the link: how large chunks shall be, how many lanes may send at once, and which
+        congestion control suits it."""
+        short = state.min_rtt_s is not None and state.min_rtt_s < MIN_RTT_S
+        with self.wake:
+            self.ledger.chunk_bytes = chunk_bytes(state.capacity_bytes_per_s, self.lanes_up, self.max_chunk_bytes)
+            self.turns.limit = self.exchange.limits.short_link_senders if short else None
+            self.wake.notify_all()  # a lane may have become free to begin by the passing of time
+        if self.trial is None or self.trial.choice is not None or short:
+            return
+        uses = {lane.connection: lane for lane in self.lanes if lane.is_up}
+        progress = {
+            connection: LaneProgress(uses[connection].congestion, sample.bytes_acked)
+            for connection, sample in samples.items()
+            if connection in uses
+        }
+        choice = self.trial.observe(progress, seconds, limited=state.limited_s >= seconds)
+        if choice is not None:
+            logger.info("lanes to %s use %s from now on", self.peer, choice)
+            for lane in uses.values():
+                lane.use_congestion_control(choice)
 
     def live_sockets(self) -> dict[int, socket.socket]:
         """Sockets of the lanes that are up, by connection: a lane that was redialled has another number. Their threads
@@ -121,8 +185,13 @@ class PeerLink:
     def check(self, now_s: float) -> None:
         """Monitor's tick: dead lanes, deadlines, a lost peer."""
         limits = self.exchange.limits
+        with self.wake:
+            slow = self.turns.slow(now_s)
         for lane in self.lanes:
             lane.check(now_s)
+            if lane.number in slow:
+                logger.warning("lane to %s is far slower than the others; its chunk goes to them", self.peer)
+                lane.shut()
         self._renew_a_lane()
         with self.wake:
             if self.lanes_up:
@@ -165,6 +234,7 @@ class PeerLink:
         """What the lane carried unanswered goes to the others."""
         with self.wake:
             lost = self.ledger.lane_lost(lane)
+            self.turns.lost(lane)
             self.exchange.counters["bytes_resent", self.peer] += lost
             self._opens.extend(self._sent_opens.values())
             self._sent_opens.clear()
@@ -180,14 +250,20 @@ class PeerLink:
     def acked(self, handle: int, offset: int) -> None:
         """The peer verified a chunk."""
         with self.wake:
-            done = self.ledger.acked(handle, offset, self.exchange.now_s())
-            self.wake.notify_all()
+            now_s = self.exchange.now_s()
+            done = self.ledger.acked(handle, offset, now_s)
+            self.turns.answered((handle, offset), now_s)
+            # A lane that is woken for nothing costs the one that sends its core.
+            if done is not None or (self.turns.may_begin(now_s) and self.ledger.can_send()):
+                self.wake.notify_all()
         self._finish([done] if done else [])
 
     def nacked(self, handle: int, offset: int) -> None:
         """The peer wants a chunk again."""
         with self.wake:
-            aborted = self.ledger.nacked(handle, offset, self.exchange.now_s())
+            now_s = self.exchange.now_s()
+            aborted = self.ledger.nacked(handle, offset, now_s)
+            self.turns.answered((handle, offset), now_s)
             self.exchange.counters["chunks_nacked", self.peer] += 1
             self.wake.notify_all()
         self._abandon([aborted] if aborted else [])
@@ -216,4 +292,6 @@ class PeerLink:
                 self._extents.pop(transfer.transfer_id, None)
                 self._tokens.pop(transfer.transfer_id, None)
                 self._sent_opens.pop(transfer.transfer_id, None)
+                if transfer.handle is not None:
+                    self.turns.over(transfer.handle)
             self.on_done(transfer)

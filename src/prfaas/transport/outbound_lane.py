@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from prfaas.core.control.pacing import MIN_RTT_S
 from prfaas.core.errors import RemoteProtocolError
 from prfaas.core.wire.frames import FrameType, checksum, data_trailer, segments, sum_of_header
 from prfaas.core.wire.lane import LaneProtocol, LaneState, Received
@@ -19,13 +20,13 @@ from prfaas.transport.sockets import (
     LaneClosed,
     Scratch,
     limit_unsent,
-    preferred_congestion_control,
     receive_into,
     send_all,
     shut,
     tune,
     use_congestion_control,
 )
+from prfaas.transport.tcp_info import tcp_info
 
 if TYPE_CHECKING:
     from prfaas.transport.outbound import PeerLink
@@ -36,8 +37,9 @@ logger = logging.getLogger("prfaas.lanes")
 class OutboundLane:
     """One connection to the peer, redialled when it is lost. `run` is its writer thread and never raises."""
 
-    def __init__(self, link: PeerLink) -> None:
+    def __init__(self, link: PeerLink, index: int) -> None:
         self.link = link
+        self.index = index
         self.number = link.exchange.new_lane_number()
         self.is_up = False
         #: Unique within the node's life, new for every connection.
@@ -85,6 +87,12 @@ class OutboundLane:
             self._retiring = True
             self.link.wake.notify_all()
 
+    def use_congestion_control(self, name: str) -> None:
+        """Change it on the connection that is up."""
+        sock = self._sock
+        if sock is not None:
+            self.congestion = use_congestion_control(sock, name)
+
     def shut(self) -> None:
         """End the connection from another thread."""
         sock = self._sock
@@ -100,8 +108,11 @@ class OutboundLane:
         greeted = self._retiring = False
         try:
             tune(sock, limits.lane_dead_after_s)
-            limit_unsent(sock, limits.unsent_bytes)
-            self.congestion = use_congestion_control(sock, limits.congestion or preferred_congestion_control())
+            info = tcp_info(sock)
+            is_short = info is not None and info.rtt < MIN_RTT_S * 1e6
+            # Where processors are the limit, waking up for every half a MiB costs more than overtaking gains.
+            limit_unsent(sock, 0 if is_short else limits.unsent_bytes)
+            self.congestion = use_congestion_control(sock, self.link.congestion_for(self.index, is_short=is_short))
             protocol = self._secure(sock)
             self._greet(sock, protocol)
             reader = threading.Thread(target=self._read, args=(sock, protocol), name="prfaas-acks", daemon=True)
@@ -168,31 +179,54 @@ class OutboundLane:
         self._liveness.greeted = True
         with self.link.wake:
             ledger = self.link.ledger
-            ledger.chunk_bytes = min(exchange.limits.chunk_bytes, welcome.max_chunk_bytes)
+            self.link.max_chunk_bytes = min(exchange.limits.chunk_bytes, welcome.max_chunk_bytes)
+            ledger.chunk_bytes = min(ledger.chunk_bytes, self.link.max_chunk_bytes)
             ledger.credit_bytes = min(exchange.limits.credit_bytes, welcome.credit_bytes)
 
     def _write(self, sock: socket.socket, protocol: LaneProtocol) -> None:
-        link = self.link
+        link, exchange = self.link, self.link.exchange
+        ping_at_s = exchange.now_s() + exchange.limits.heartbeat_s
+        sent: Chunk | None = None
         while not link.stopping.is_set() and self.is_up:
             with link.wake:
+                # In one go with taking the next chunk: a lane whose memory is warm keeps its turn.
+                if sent is not None:
+                    self._locked_chunk_sent(sent)
+                sent = None
                 if self._retiring and not link.ledger.is_carrying(self.number):
                     return
                 message = link.locked_control()
-                take = message is None and not self._retiring
-                chunk = link.ledger.next_chunk(self.number, link.exchange.now_s()) if take else None
+                chunk = None if message or self._retiring else self._locked_next_chunk()
                 memory = link.memory(chunk) if chunk else None
                 idle = message is None and chunk is None and not self._pongs
-                notified = link.wake.wait(link.exchange.limits.heartbeat_s) if idle and self.is_up else True
+                # Waking up is no sign of life: other lanes' acknowledgements wake this one too.
+                if idle and (left_s := ping_at_s - exchange.now_s()) > 0:
+                    link.wake.wait(left_s)
+                    continue
             if message is not None:
                 send_all(sock, protocol.send_message(message))
             elif chunk is not None and memory is not None:
                 self._send_chunk(sock, protocol, chunk, memory)
-                link.exchange.count("bytes_sent", link.peer, chunk.length)
+                sent = chunk
             elif self._pongs:
                 self._pongs -= 1
                 send_all(sock, protocol.send_signal(FrameType.PONG))
-            elif not notified:
+            else:
                 send_all(sock, protocol.send_signal(FrameType.PING))
+            ping_at_s = exchange.now_s() + exchange.limits.heartbeat_s
+
+    def _locked_next_chunk(self) -> Chunk | None:
+        link, now_s = self.link, self.link.exchange.now_s()
+        before = (lane.number for lane in link.lanes[: self.index] if lane.is_up)
+        chunk = link.ledger.next_chunk(self.number, now_s) if link.turns.may_begin(now_s, before) else None
+        if chunk is not None:
+            link.turns.begun(self.number, (chunk.handle, chunk.offset), chunk.length, now_s)
+        return chunk
+
+    def _locked_chunk_sent(self, chunk: Chunk) -> None:
+        link = self.link
+        link.turns.handed_over(self.number)
+        link.exchange.counters["bytes_sent", link.peer] += chunk.length
 
     def _send_chunk(self, sock: socket.socket, protocol: LaneProtocol, chunk: Chunk, memory: memoryview) -> None:
         ahead = protocol.send_data_header(chunk.handle, chunk.offset, chunk.length)

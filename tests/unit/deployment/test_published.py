@@ -48,8 +48,8 @@ def test_documented_defaults_are_the_codes(tmp_path: Path) -> None:
     page = (DOCS / "deployment-file.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `((?:policy|transfer|gateway)\.[a-z_.]+)` \| `([^`]*)` \|", page, re.MULTILINE)
     defaults = Deployment.model_construct()
-    parsers: dict[type, Any] = {int: parse_bytes, float: parse_seconds, str: str}
-    assert len(rows) == 17
+    parsers: dict[type, Any] = {int: parse_bytes, float: parse_seconds, str: str, bool: lambda text: text == "true"}
+    assert len(rows) == 19
     for field, text in rows:
         value: Any = defaults
         for part in field.split("."):

@@ -9,10 +9,12 @@ Laws of this file:
   than `LOSS_SHARE` over the usual. The link is full then, and what it delivers is its *knee*. The rate falls below the
   knee until the queue is gone, and returns to just under it. Until it happens first there is no rate.
 - Without that, and while the rate is what holds the lanes back, it grows: slowly first, since the link is most likely
-  full, and faster the longer nothing pushes back, since then it has become wider.
-- A queue that stays for `PATIENCE_S` and no longer falls although we send less is not ours, nor is a loss: the link got
-  longer, or others fill it. The lowest round trip and loss of that time become the usual ones, and the rate grows
-  again. A base that turns out too high falls at once, to every lower round trip.
+  full, and faster the longer nothing pushes back, since then it has become wider. Where losses hold the lanes back and
+  not the rate, it grows to `ROOM` times what is delivered and stays out of their way.
+- A queue that does not shrink at all in `UNTOUCHED_S`, or that stays for `PATIENCE_S` and no longer falls, although we
+  send less, is not ours, nor is a loss: the link got longer, or others fill it. The lowest round trip and loss of that
+  time become the usual ones, and for `FREE_S` there is no rate: TCP takes its share as the neighbours do. A base that
+  turns out too high falls at once, to every lower round trip.
 - Links with round trips below `MIN_RTT_S` are not paced: within a building the timers cost more than the queue.
 """
 
@@ -22,7 +24,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from prfaas.core.control.link_estimate import LinkState
+from prfaas.core.control.link_estimate import MAX_GAP_S, LinkState
 
 #: A rack's switch is at 0.1 ms, two halls of a site below one.
 MIN_RTT_S: Final = 1e-3
@@ -40,16 +42,27 @@ SLOWER: Final = 1.1
 #: Of the knee, once it has drained.
 REST: Final = 0.99
 PATIENCE_S: Final = 1.5
+#: A link that got slower shows by then how slow it is. To go on falling against a neighbour who takes whatever is free
+#: would be to leave it everything.
+FALL_S: Final = 0.4
+#: A round trip that is still this share of the first one by then has not been shortened by our sending less.
+UNTOUCHED: Final = 0.93
+UNTOUCHED_S: Final = 0.8
 #: The lowest round trip of a time of being pushed back must be this old before it is taken for the usual one.
 FALLING_S: Final = 0.5
 #: Factors of successive ticks of 0.1 s: 4% after half a second, 4.8 times the rate after 1.1 s without pushing back.
 GROWTH: Final = (1.005, 1.005, 1.01, 1.02, 1.04, 1.08, 1.15, 1.3, 1.4)
 #: The rate holds the lanes back if they deliver this share of it; otherwise congestion control or the application does.
 BINDING_SHARE: Final = 0.85
+#: Lanes that losses hold back are not all held back at once: their peaks need room, or equal shares would cut them off.
+ROOM: Final = 2.0
+#: The rate grows in steps, so that it reaches `ROOM` only about.
+UNUSED_SLACK: Final = 1.4
 #: A burst that has just begun shows neither the link's rate nor its queue.
 LOADED_S: Final = 0.25
-#: Of what goes through, when a queue turned out not to be ours.
-ANEW_SHARE: Final = 1.05
+#: For so long TCP competes without a rate when a queue turned out not to be ours. BBR looks at the minimal round trip
+#: every ten seconds, so that a neighbour who has left is noticed in two of these.
+FREE_S: Final = 5.0
 #: No rate below: 8 Mbit/s, at which a lane still moves a chunk in a second.
 MIN_BYTES_PER_S: Final = 1e6
 
@@ -59,6 +72,7 @@ class _PushBack:
     """A time of being pushed back, and the least that was seen in it."""
 
     since_s: float
+    first_rtt_s: float
     rtt_s: float
     rtt_at_s: float
     loss: float
@@ -69,9 +83,13 @@ class Pacer:
 
     def __init__(self) -> None:
         self.bytes_per_s: float | None = None
+        #: For how long the lanes have been loaded and neither the link nor the rate held them back: their windows do.
+        self.unused_s = 0.0
         self._base_rtt_s: float | None = None
         self._usual_loss = 0.0
         self._good_ticks = 0
+        self._noted_s: float | None = None
+        self._free_until_s = 0.0
         self._knee: float | None = None
         self._push_back: _PushBack | None = None
 
@@ -79,13 +97,26 @@ class Pacer:
         """The rate from now on."""
         if state.rtt_s is None or state.min_rtt_s is None or state.min_rtt_s < MIN_RTT_S:
             self.bytes_per_s = None
+            self.unused_s = 0.0
         elif state.limited_s >= LOADED_S and state.newest_bytes_per_s > 0:  # else the application is the limit
             self._base_rtt_s = min(state.rtt_s, self._base_rtt_s or state.min_rtt_s)
+            self._note_room(state, now_s)
             rate = self._next(state, self.bytes_per_s, now_s)
             self.bytes_per_s = None if rate is None else max(MIN_BYTES_PER_S, rate)
         return self.bytes_per_s
 
+    def _note_room(self, state: LinkState, now_s: float) -> None:
+        rate, since_s = self.bytes_per_s, self._noted_s
+        self._noted_s = now_s
+        held_back = rate is not None and state.newest_bytes_per_s > rate / ROOM * UNUSED_SLACK
+        if held_back or self._is_pushed_back(state) or since_s is None or now_s - since_s > MAX_GAP_S:
+            self.unused_s = 0.0
+        else:
+            self.unused_s += now_s - since_s
+
     def _next(self, state: LinkState, rate: float | None, now_s: float) -> float | None:
+        if now_s < self._free_until_s:
+            return None
         if self._is_pushed_back(state):
             return self._fallen(state, rate or math.inf, now_s)
         if rate is None:
@@ -96,26 +127,32 @@ class Pacer:
             return max(rate, REST * (self._knee or rate))
         return self._grown(state, rate)
 
-    def _fallen(self, state: LinkState, rate: float, now_s: float) -> float:
+    def _fallen(self, state: LinkState, rate: float, now_s: float) -> float | None:
         assert state.rtt_s is not None
         self._good_ticks = 0
         through = state.newest_bytes_per_s
         seen = self._push_back
         if seen is None:
-            self._push_back = _PushBack(now_s, state.rtt_s, now_s, state.retransmit_ratio)
+            self._push_back = _PushBack(now_s, state.rtt_s, state.rtt_s, now_s, state.retransmit_ratio)
             self._knee = through
             return min(rate, self._drain(state) * through)
         if state.rtt_s < seen.rtt_s:
             seen.rtt_s, seen.rtt_at_s = state.rtt_s, now_s
         seen.loss = min(seen.loss, state.retransmit_ratio)
-        if rate < math.inf and now_s - seen.since_s >= PATIENCE_S and now_s - seen.rtt_at_s >= FALLING_S:
+        if rate < math.inf and self._is_not_ours(seen, now_s):
             self._push_back = None
             self._base_rtt_s, self._usual_loss = seen.rtt_s, seen.loss
-            return ANEW_SHARE * max(rate, through)
-        if rate > SLOWER * through:
+            self._free_until_s = now_s + FREE_S
+            return None
+        if rate > SLOWER * through and now_s - seen.since_s < FALL_S:
             self._knee = through
             return self._drain(state) * through
         return rate
+
+    def _is_not_ours(self, seen: _PushBack, now_s: float) -> bool:
+        waited_s = now_s - seen.since_s
+        untouched = waited_s >= UNTOUCHED_S and seen.rtt_s > UNTOUCHED * seen.first_rtt_s
+        return untouched or (waited_s >= PATIENCE_S and now_s - seen.rtt_at_s >= FALLING_S)
 
     def _drain(self, state: LinkState) -> float:
         assert state.rtt_s is not None
@@ -131,8 +168,9 @@ class Pacer:
         return too_long or state.retransmit_ratio > self._usual_loss + LOSS_SHARE
 
     def _grown(self, state: LinkState, rate: float) -> float:
-        if state.newest_bytes_per_s < BINDING_SHARE * rate / GROWTH[min(self._good_ticks, len(GROWTH) - 1)]:
-            return rate
         factor = GROWTH[min(self._good_ticks, len(GROWTH) - 1)]
+        is_binding = state.newest_bytes_per_s >= BINDING_SHARE * rate / factor
+        if not is_binding and rate >= ROOM * state.newest_bytes_per_s:
+            return rate
         self._good_ticks += 1
         return rate * factor

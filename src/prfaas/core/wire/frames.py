@@ -25,7 +25,7 @@ MAGIC: Final = b"PRFS"
 PROTOCOL_VERSION: Final = 2
 #: DATA travels in segments of this many bytes, the last one shorter: each is summed or sealed, and sent, while it is in
 #: the processor's cache. On an encrypted lane each segment has a tag of its own.
-SEGMENT_BYTES: Final = 256 * 1024
+SEGMENT_BYTES: Final = 512 * 1024
 #: Behind the last segment on a plain lane: the CRC-32C of the header's first 36 bytes and the whole payload. (Of the
 #: payload alone, another frame's header would be a good payload of 36 bytes with its trailer.)
 TRAILER_BYTES: Final = 4

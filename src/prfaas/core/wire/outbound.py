@@ -75,6 +75,11 @@ class OutboundTransfer:
     def bytes_left(self) -> int:
         return self.num_bytes - self.acked.size
 
+    @property
+    def is_ready(self) -> bool:
+        """Has bytes that may go out now."""
+        return self.handle is not None and bool(self.waiting or self.again)
+
     def take(self, max_bytes: int) -> tuple[int, int, bool]:
         """Next (offset, length, is_repeat). A repeat keeps the borders of its first sending: then whatever part of
         it the receiver has, it has whole, and an acknowledgement means one thing."""
@@ -159,9 +164,10 @@ class Outbound:
 
     def next_chunk(self, lane: int, now_s: float) -> Chunk | None:
         """What lane `lane` shall send now, or None. The chunk counts as in flight from here on."""
-        room = self.credit_bytes - self.bytes_in_flight
-        ready = [t for t in self._live.values() if t.handle is not None and (t.waiting or t.again)]
-        if room < min(self.chunk_bytes, self.credit_bytes) or not ready:
+        if not self.has_room:
+            return None
+        ready = [t for t in self._live.values() if t.is_ready]
+        if not ready:
             return None
         transfer = min(ready, key=lambda t: (now_s - t.last_chunk_s < MAX_WAIT_S, t.bytes_left, t.opened_s))
         assert transfer.handle is not None
@@ -174,6 +180,15 @@ class Outbound:
         if transfer.first_sent_s is None:
             transfer.first_sent_s = now_s
         return Chunk(transfer.transfer_id, transfer.handle, start, length, is_repeat)
+
+    @property
+    def has_room(self) -> bool:
+        """The credit has room for a full chunk."""
+        return self.credit_bytes - self.bytes_in_flight >= min(self.chunk_bytes, self.credit_bytes)
+
+    def can_send(self) -> bool:
+        """Would `next_chunk` give something?"""
+        return self.has_room and any(t.is_ready for t in self._live.values())
 
     def opened(self, transfer_id: str, handle: int) -> None:
         """The peer accepted the transfer under this handle."""
