@@ -44,6 +44,8 @@ bench: setup
 	@$(BIN)/python -m benchmarks.gateway.overhead
 	@$(BIN)/python -m benchmarks.overlap.layerwise
 	@$(BIN)/python -m benchmarks.planner.speed
+	@$(BIN)/python -m benchmarks.transport.compare
+	@$(BIN)/python -m benchmarks.transport.link
 
 clean:
 	rm -rf $(VENV) .demo prfaas-logs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
