@@ -7,14 +7,16 @@ and whatever else uses the link in peace.
 Laws of this file:
 - *Pushed back* is a tick whose round trip is more than `QUEUE_SHARE` (and `QUEUE_S`) over its base, or that resent more
   than `LOSS_SHARE` over the usual. The link is full then, and what it delivers is its *knee*. The rate falls below the
-  knee until the queue is gone, and returns to just under it. Until it happens first there is no rate.
+  knee, by a quarter at most, until the queue is gone, and returns to just under it. Until it happens first there is
+  no rate.
 - Without that, and while the rate is what holds the lanes back, it grows: slowly first, since the link is most likely
   full, and faster the longer nothing pushes back, since then it has become wider. Where losses hold the lanes back and
   not the rate, it grows to `ROOM` times what is delivered and stays out of their way.
 - A queue that does not shrink at all in `UNTOUCHED_S`, or that stays for `PATIENCE_S` and no longer falls, although we
   send less, is not ours, nor is a loss: the link got longer, or others fill it. The lowest round trip and loss of that
-  time become the usual ones, and for `FREE_S` there is no rate: TCP takes its share as the neighbours do. A base that
-  turns out too high falls at once, to every lower round trip.
+  time become the usual ones, and for `FREE_S` there is no rate: TCP takes its share as the neighbours do. Then the rate
+  is low for `PROBE_S`, to see whether the queue was ours. A base that turns out too high falls at once, to every lower
+  round trip.
 - Links with round trips below `MIN_RTT_S` are not paced: within a building the timers cost more than the queue.
 """
 
@@ -42,9 +44,11 @@ SLOWER: Final = 1.1
 #: Of the knee, once it has drained.
 REST: Final = 0.99
 PATIENCE_S: Final = 1.5
-#: A link that got slower shows by then how slow it is. To go on falling against a neighbour who takes whatever is free
-#: would be to leave it everything.
-FALL_S: Final = 0.4
+#: The rate falls no lower than this share of what it was. Against a neighbour who takes whatever is free, falling
+#: further would be to leave it everything; on a link that got slower, TCP slows down until the rate is found anew.
+YIELD: Final = 0.75
+#: After a time without a rate, the queue is given this long to show whether it was ours after all.
+PROBE_S: Final = 0.4
 #: A round trip that is still this share of the first one by then has not been shortened by our sending less.
 UNTOUCHED: Final = 0.93
 UNTOUCHED_S: Final = 0.8
@@ -73,6 +77,7 @@ class _PushBack:
 
     since_s: float
     first_rtt_s: float
+    least_rate: float
     rtt_s: float
     rtt_at_s: float
     loss: float
@@ -89,7 +94,7 @@ class Pacer:
         self._usual_loss = 0.0
         self._good_ticks = 0
         self._noted_s: float | None = None
-        self._free_until_s = 0.0
+        self._free_until_s = -PROBE_S
         self._knee: float | None = None
         self._push_back: _PushBack | None = None
 
@@ -117,6 +122,11 @@ class Pacer:
     def _next(self, state: LinkState, rate: float | None, now_s: float) -> float | None:
         if now_s < self._free_until_s:
             return None
+        if now_s < self._free_until_s + PROBE_S:
+            self._knee = (
+                max(self._knee or 0.0, state.newest_bytes_per_s) if rate is not None else state.newest_bytes_per_s
+            )
+            return YIELD * self._knee
         if self._is_pushed_back(state):
             return self._fallen(state, rate or math.inf, now_s)
         if rate is None:
@@ -133,9 +143,10 @@ class Pacer:
         through = state.newest_bytes_per_s
         seen = self._push_back
         if seen is None:
-            self._push_back = _PushBack(now_s, state.rtt_s, state.rtt_s, now_s, state.retransmit_ratio)
             self._knee = through
-            return min(rate, self._drain(state) * through)
+            least = 0.0 if rate == math.inf else YIELD * rate
+            self._push_back = _PushBack(now_s, state.rtt_s, least, state.rtt_s, now_s, state.retransmit_ratio)
+            return max(least, min(rate, self._drain(state) * through))
         if state.rtt_s < seen.rtt_s:
             seen.rtt_s, seen.rtt_at_s = state.rtt_s, now_s
         seen.loss = min(seen.loss, state.retransmit_ratio)
@@ -144,9 +155,9 @@ class Pacer:
             self._base_rtt_s, self._usual_loss = seen.rtt_s, seen.loss
             self._free_until_s = now_s + FREE_S
             return None
-        if rate > SLOWER * through and now_s - seen.since_s < FALL_S:
+        if rate > SLOWER * through:
             self._knee = through
-            return self._drain(state) * through
+            return max(seen.least_rate, self._drain(state) * through)
         return rate
 
     def _is_not_ours(self, seen: _PushBack, now_s: float) -> bool:
