@@ -20,11 +20,12 @@ from pathlib import Path
 
 from benchmarks.transport.iperf import Iperf
 from benchmarks.transport.mooncake import Mooncake
-from benchmarks.transport.movers import Mover, Sample
+from benchmarks.transport.movers import Mover
 from benchmarks.transport.nixl import Nixl
 from benchmarks.transport.ours import Prfaas
 from benchmarks.transport.peers import print_table, run_in_turn
 from benchmarks.transport.wan import LARGE, STOCK, LoopbackNet, Net, WanSettings, available, wan
+from prfaas.bench.nodes import Moved
 
 PIECES = 64
 LANES_OF_PEERS = 8
@@ -86,7 +87,7 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1))
 
 
-def loopback(options: argparse.Namespace) -> dict[str, tuple[Sample, list[Sample]]]:
+def loopback(options: argparse.Namespace) -> dict[str, tuple[Moved, list[Moved]]]:
     """Everyone with its defaults; ours encrypted and plain."""
     print("loopback")
     movers: list[Mover] = [
@@ -99,7 +100,7 @@ def loopback(options: argparse.Namespace) -> dict[str, tuple[Sample, list[Sample
     return _measure(movers, LoopbackNet(), options)
 
 
-def on_wan(cell: Cell, options: argparse.Namespace) -> dict[str, tuple[Sample, list[Sample]]]:
+def on_wan(cell: Cell, options: argparse.Namespace) -> dict[str, tuple[Moved, list[Moved]]]:
     """Everyone over the same emulated link, with the same congestion control."""
     print(cell.title)
     python = options.peers_python
@@ -119,16 +120,16 @@ def on_wan(cell: Cell, options: argparse.Namespace) -> dict[str, tuple[Sample, l
     )
     with wan(settings) as net:
         samples = _measure(movers, net, options)
-    ours = statistics.median(sample.gbit_per_s for sample in samples["PrfaaS encrypted"][1])
+    ours = statistics.median(sample.gbps for sample in samples["PrfaaS encrypted"][1])
     print(f"PrfaaS: {ours / GOODPUT_LIMIT_GBPS:.3f} of the link's goodput limit of {GOODPUT_LIMIT_GBPS:.3f} Gbit/s\n")
     return samples
 
 
-def _measure(movers: list[Mover], net: Net, options: argparse.Namespace) -> dict[str, tuple[Sample, list[Sample]]]:
+def _measure(movers: list[Mover], net: Net, options: argparse.Namespace) -> dict[str, tuple[Moved, list[Moved]]]:
     started_s = time.monotonic()
     samples = run_in_turn(movers, net, options.mib << 20, PIECES, options.rounds)
     print_table(samples)
-    medians = {name: statistics.median(s.gbit_per_s for s in warm) for name, (_, warm) in samples.items()}
+    medians = {name: statistics.median(s.gbps for s in warm) for name, (_, warm) in samples.items()}
     for name in (name for name in medians if name.startswith("PrfaaS")):
         others = (f"{medians[name] / value:.2f} x {other}" for other, value in medians.items() if "PrfaaS" not in other)
         print(f"{name}: {', '.join(others)}")

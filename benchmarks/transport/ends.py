@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.transport.movers import Sample, process_cpu_s
+from benchmarks.transport.movers import process_cpu_s
 from benchmarks.transport.wan import Net
+from prfaas.bench.nodes import Moved
 
 ROOT = Path(__file__).parents[2]
 STDERR_TAIL = 2000
@@ -126,7 +127,7 @@ class EndsMover:
         self._a.pause()
         self._b.pause()
 
-    def move(self) -> Sample:
+    def move(self) -> Moved:
         """Stamps A's pieces, moves them (this is what is timed, in A), and sees that B has the stamps.
 
         Both ends are paused between moves, connections kept, so that other movers can be measured meanwhile.
@@ -144,7 +145,7 @@ class EndsMover:
             raise RuntimeError(f"{self.name}: a move was reported done before its bytes were at B")
         self._a.pause()
         self._b.pause()
-        return Sample(answer["num_bytes"], answer["seconds"], cpu_s)
+        return Moved(answer["num_bytes"], answer["seconds"], cpu_s)
 
     def stop(self) -> None:
         """Compare both ends' checksums, then end them."""

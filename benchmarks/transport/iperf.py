@@ -10,8 +10,9 @@ import subprocess
 import tempfile
 from typing import Any
 
-from benchmarks.transport.movers import Sample, process_cpu_s
+from benchmarks.transport.movers import process_cpu_s
 from benchmarks.transport.wan import Net
+from prfaas.bench.nodes import Moved
 
 #: An iperf3 must not outlive a benchmark that is killed; util-linux has the program.
 DIE_TOO = ("setpriv", "--pdeathsig", "KILL")
@@ -50,7 +51,7 @@ class Iperf:
         )
         self._until_listening()
 
-    def move(self) -> Sample:
+    def move(self) -> Moved:
         """One run of the client. Of its CPU time, the part for the bytes that were counted."""
         assert self._server, "start() comes first"
         before_s = process_cpu_s(self._server.pid)
@@ -74,7 +75,7 @@ class Iperf:
         counted_bytes = sum(interval["bytes"] for interval in sent) - omitted_bytes
         received = report["end"]["sum_received"]
         share = counted_bytes / (counted_bytes + omitted_bytes)
-        return Sample(received["bytes"], received["seconds"], cpu_s * share)
+        return Moved(received["bytes"], received["seconds"], cpu_s * share)
 
     def stop(self) -> None:
         """End the server."""

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.transport.movers import Sample
 from benchmarks.transport.wan import Net
-from prfaas.bench.nodes import SINK, SOURCE, NodeBench, Place
+from prfaas.bench.nodes import SINK, SOURCE, Moved, NodeBench, Place
 from prfaas.certs.throwaway import issue_throwaway
 
 
@@ -42,11 +41,10 @@ class Prfaas:
         self.bench = NodeBench(num_bytes, *places, limits=self._limits, tls=tls)
         self.bench.start()
 
-    def move(self) -> Sample:
+    def move(self) -> Moved:
         """One image in layers that are all ready at once."""
         assert self.bench, "start() comes first"
-        moved = self.bench.move(self._num_pieces)
-        return Sample(moved.num_bytes, moved.seconds, moved.cpu_s)
+        return self.bench.move(self._num_pieces)
 
     def stop(self) -> None:
         """End both nodes."""

@@ -20,9 +20,10 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.transport.iperf import Iperf
 from benchmarks.transport.mooncake import Mooncake
-from benchmarks.transport.movers import Mover, Sample
+from benchmarks.transport.movers import Mover
 from benchmarks.transport.nixl import Nixl
 from benchmarks.transport.wan import LARGE, STOCK, LoopbackNet, Net, WanSettings, available, wan
+from prfaas.bench.nodes import Moved
 
 MANY_LANES = 8
 
@@ -84,13 +85,13 @@ def chosen_net(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 
 def run_in_turn(
     movers: Sequence[Mover], net: Net, num_bytes: int, num_pieces: int, num_rounds: int
-) -> dict[str, tuple[Sample, list[Sample]]]:
+) -> dict[str, tuple[Moved, list[Moved]]]:
     """By name, the first move (cold) and those of the rounds (warm); the movers take turns within a round.
 
     One that is not available, or fails, is named with the reason and left out.
     """
     running: dict[str, Mover] = {}
-    samples: dict[str, tuple[Sample, list[Sample]]] = {}
+    samples: dict[str, tuple[Moved, list[Moved]]] = {}
     try:
         for mover in movers:
             if reason := mover.available():
@@ -112,7 +113,7 @@ def run_in_turn(
     return samples
 
 
-def print_table(samples: dict[str, tuple[Sample, list[Sample]]]) -> None:
+def print_table(samples: dict[str, tuple[Moved, list[Moved]]]) -> None:
     """Medians of the warm moves, with the range of the rates."""
     if not samples:
         print("nothing to measure: neither iperf3 nor a Python with the other transports was found")
@@ -120,9 +121,9 @@ def print_table(samples: dict[str, tuple[Sample, list[Sample]]]) -> None:
     width = max(map(len, samples))
     print(f"{'':{width}}  {'Gbit/s':>8}  {'from':>8}  {'to':>8}  {'cold':>8}  {'CPU s/GB':>8}")
     for name, (cold, warm) in samples.items():
-        rates = [sample.gbit_per_s for sample in warm]
+        rates = [sample.gbps for sample in warm]
         cpu = statistics.median(sample.cpu_s_per_gb for sample in warm)
-        figures = (statistics.median(rates), min(rates), max(rates), cold.gbit_per_s, cpu)
+        figures = (statistics.median(rates), min(rates), max(rates), cold.gbps, cpu)
         print(f"{name:{width}}  " + "  ".join(f"{figure:8.2f}" for figure in figures))
 
 

@@ -7,7 +7,7 @@ import re
 from prfaas.core.errors import PrfaasError
 from prfaas.deployment.identity import checked_identity
 from prfaas.deployment.units import parse_bytes
-from prfaas.kvnode.config import TlsFiles
+from prfaas.transport.credentials import CredentialFiles
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 #: sizeof(sockaddr_un.sun_path) less the final zero.
@@ -83,7 +83,7 @@ def identities(texts: list[str], *, plain: bool) -> dict[str, str]:
     return parsed
 
 
-def tls_files(ca: str | None, cert: str | None, key: str | None, *, plain: bool) -> TlsFiles | None:
+def tls_files(ca: str | None, cert: str | None, key: str | None, *, plain: bool) -> CredentialFiles | None:
     """How lanes are secured: with three files, or not at all if somebody says so. Nobody gets plaintext by leaving
     something out."""
     given = {"--tls-ca": ca, "--tls-cert": cert, "--tls-key": key}
@@ -100,7 +100,7 @@ def tls_files(ca: str | None, cert: str | None, key: str | None, *, plain: bool)
     if not (ca and cert and key):
         missing = next(option for option, path in given.items() if not path)
         raise BadArgument(f"{missing}: missing; --tls-ca, --tls-cert and --tls-key belong together")
-    return TlsFiles(ca, cert, key)
+    return CredentialFiles(ca, cert, key)
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

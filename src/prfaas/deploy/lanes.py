@@ -8,7 +8,7 @@ from typing import Final
 from prfaas.core.control.lane_plan import num_lanes
 from prfaas.deployment.model import Deployment, Transfer, node_name
 from prfaas.deployment.tls_paths import node_path
-from prfaas.kvnode.config import TlsFiles
+from prfaas.transport.credentials import CredentialFiles
 
 #: Not ca.pem: a cluster may be called ca.
 THROWAWAY_CA: Final = "ca.crt"
@@ -62,21 +62,21 @@ def is_throwaway(transfer: Transfer) -> bool:
     return transfer.encryption == "tls" and transfer.tls is None
 
 
-def tls_files(deployment: Deployment, file: Path, cluster: str, node: str, throwaway: Path) -> TlsFiles | None:
+def tls_files(deployment: Deployment, file: Path, cluster: str, node: str, throwaway: Path) -> CredentialFiles | None:
     """A node's files, in the folder `throwaway` if the deployment names none; None for plain lanes. `file` is the
     deployment file, absolute."""
     tls = deployment.transfer.tls
     if tls is not None:
         ca, cert, key = (str(node_path(text, file, cluster, node)) for text in (tls.ca, tls.cert, tls.key))
-        return TlsFiles(ca, cert, key)
+        return CredentialFiles(ca, cert, key)
     if is_throwaway(deployment.transfer):
-        return TlsFiles(
+        return CredentialFiles(
             str(throwaway / THROWAWAY_CA), str(throwaway / f"{cluster}.pem"), str(throwaway / f"{cluster}.key")
         )
     return None
 
 
-def security_options(deployment: Deployment, cluster: str, node: str, files: TlsFiles | None) -> list[str]:
+def security_options(deployment: Deployment, cluster: str, node: str, files: CredentialFiles | None) -> list[str]:
     """Options of `prfaas kvnode` that say how its lanes are secured."""
     if files is None:
         return ["--plain"]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from prfaas.core.errors import PrfaasError
 from prfaas.deploy.lanes import is_throwaway, lanes_of, peers_of, security_options, tls_files
 from prfaas.deployment.model import Cluster, Deployment, Endpoint, node_name
-from prfaas.kvnode.config import TlsFiles
+from prfaas.transport.credentials import CredentialFiles
 
 #: Environment of every vLLM that we start: no hub, no usage reports, loopback for its own sockets.
 ENGINE_ENV = {
@@ -124,7 +124,7 @@ def _node(
     name: str,
     endpoint: Endpoint,
     socket_path: str,
-    files: TlsFiles | None,
+    files: CredentialFiles | None,
     has_engine: bool,
 ) -> ProcessSpec:
     transfer = deployment.transfer

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files: the authorities that peers' certificates must come from, this node's certificate, its private key."""
-
-    ca: str
-    cert: str
-    key: str
+from prfaas.transport.credentials import CredentialFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +29,7 @@ class KVNodeConfig:
     chunk_bytes: int = 4 << 20
     hash_algorithm: str = "sha256"
     hash_seed: str = "prfaas"
-    tls: TlsFiles | None = None
+    tls: CredentialFiles | None = None
     identity: str = ""
     identities: dict[str, str] = field(default_factory=dict)
     congestion: str = ""

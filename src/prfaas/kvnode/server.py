@@ -21,7 +21,7 @@ from prfaas.kvnode.http import LINKS, Changes, Control
 from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.kvnode.node import KVNode
 from prfaas.transport.arena import Arena
-from prfaas.transport.credentials import BadCredentials, CredentialFiles, Credentials
+from prfaas.transport.credentials import BadCredentials, Credentials
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.secure import LaneSecurity
 
@@ -88,7 +88,7 @@ def lane_security(config: KVNodeConfig) -> LaneSecurity | None:
             "node %s: lanes are plain: whoever sees the network sees and can change the KVCache", config.name
         )
         return None
-    credentials = Credentials(CredentialFiles(config.tls.ca, config.tls.cert, config.tls.key))
+    credentials = Credentials(config.tls)
     if config.identity and config.identity not in credentials.identities:
         shown = ", ".join(sorted(credentials.identities)) or "nothing"
         raise BadCredentials(

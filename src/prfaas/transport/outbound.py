@@ -277,7 +277,7 @@ class PeerLink:
 
     def _abandon(self, done: list[OutboundTransfer]) -> None:
         if not done:
-            return  # waking writers for nothing would keep them from ever being idle for a heartbeat
+            return
         with self.wake:
             self._aborts.extend(
                 Abort(t.transfer_id, self._tokens.get(t.transfer_id, ""), "sender_aborted", (t.reason or "")[:500])

@@ -17,7 +17,8 @@ from prfaas import __version__
 from prfaas.cli.arguments import BadArgument, host_port, identities, node_name, peers, size, socket_path
 from prfaas.cli.demo_requests import Served, prompt_of
 from prfaas.cli.main import app
-from prfaas.kvnode.config import KVNodeConfig, TlsFiles
+from prfaas.kvnode.config import KVNodeConfig
+from prfaas.transport.credentials import CredentialFiles
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
 #: The promise is 150 ms; a busy test machine gets room.
@@ -151,7 +152,7 @@ def test_a_node_is_told_who_it_and_the_others_must_be(monkeypatch: pytest.Monkey
     argv += ["--identity", "west-0=spiffe://x/west", "--identity", "south-10=s.example.com", "--identity", "far-0=f"]
     assert CliRunner().invoke(app, argv).exit_code == 0
     (config,) = told
-    assert config.tls == TlsFiles("ca.pem", "x.pem", "x.key")
+    assert config.tls == CredentialFiles("ca.pem", "x.pem", "x.key")
     assert config.identity == "spiffe://x/west"
     assert config.identities == {"east-0": "east", "south-10": "s.example.com", "far-0": "f"}
 

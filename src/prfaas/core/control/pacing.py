@@ -123,9 +123,7 @@ class Pacer:
         if now_s < self._free_until_s:
             return None
         if now_s < self._free_until_s + PROBE_S:
-            self._knee = (
-                max(self._knee or 0.0, state.newest_bytes_per_s) if rate is not None else state.newest_bytes_per_s
-            )
+            self._knee = max(self._knee or 0.0, state.newest_bytes_per_s)
             return YIELD * self._knee
         if self._is_pushed_back(state):
             return self._fallen(state, rate or math.inf, now_s)
@@ -151,7 +149,7 @@ class Pacer:
             seen.rtt_s, seen.rtt_at_s = state.rtt_s, now_s
         seen.loss = min(seen.loss, state.retransmit_ratio)
         if rate < math.inf and self._is_not_ours(seen, now_s):
-            self._push_back = None
+            self._push_back = self._knee = None
             self._base_rtt_s, self._usual_loss = seen.rtt_s, seen.loss
             self._free_until_s = now_s + FREE_S
             return None
