@@ -79,7 +79,7 @@ def kvnode(
     peer: Annotated[list[str] | None, typer.Option(metavar="NAME=HOST:PORT", help="A node to send to; repeat.")] = None,
     num_lanes: Annotated[int, typer.Option(min=1, max=64, help="TCP connections per peer, at first.")] = 4,
     max_lanes: Annotated[int, typer.Option(min=1, max=64, help="As many if they leave the link unused.")] = 32,
-    chunk: Annotated[str, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = "4MiB",
+    chunk: Annotated[str, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = "16MiB",
     congestion: Annotated[
         str, typer.Option(metavar="NAME", help="TCP congestion control of outgoing lanes; auto: BBR or cubic by trial.")
     ] = "auto",

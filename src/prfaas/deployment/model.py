@@ -229,7 +229,7 @@ class Transfer(Strict):
         default="auto", description="TCP connections per pair of nodes; auto: from bandwidth and rtt of the links."
     )
     chunk: ByteSize = Field(
-        default=4 << 20,
+        default=16 << 20,
         ge=4096,
         le=1 << 26,
         description="Largest piece sent at once; how large pieces are follows from what the link carries.",

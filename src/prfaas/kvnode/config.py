@@ -26,7 +26,7 @@ class KVNodeConfig:
     arena_bytes: int = 1 << 28
     peers: dict[str, tuple[str, int]] = field(default_factory=dict)
     num_lanes: int = 4
-    chunk_bytes: int = 4 << 20
+    chunk_bytes: int = 16 << 20
     hash_algorithm: str = "sha256"
     hash_seed: str = "prfaas"
     tls: CredentialFiles | None = None

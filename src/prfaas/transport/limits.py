@@ -18,7 +18,7 @@ class LaneLimits:
     #: Lanes that send at the same time on a link so short that processors are its limit; half of the cores by default.
     short_link_senders: int = field(default_factory=lambda: senders_at_once(os.cpu_count() or 1))
     #: The most; how large they are follows from what the link carries (`core.control.lane_plan`).
-    chunk_bytes: int = 4 << 20
+    chunk_bytes: int = 16 << 20
     #: Unacknowledged bytes per peer. 256 MiB covers 100 Gbit/s at 20 ms; more only hides a stalled receiver.
     credit_bytes: int = 256 << 20
     #: Congestion control of outgoing lanes; empty: BBR and cubic share the lanes until it is clear which moves more

@@ -85,15 +85,16 @@ class LinkSense:
             taken = {connection: lane_sample(sock) for connection, sock in sockets.items()}
             known = {connection: sample for connection, sample in taken.items() if sample is not None}
             before = estimator.state
-            state = estimator.observe(known, self._now_s())
+            pacing = self._pacing.get(peer)
+            state = estimator.observe(known, self._now_s(), None if pacing is None else pacing.pacer.bytes_per_s)
             link.learn(state, known, state.at_s - before.at_s)
             if state.verdict is not before.verdict:
                 self.verdict_changes += 1
                 self.on_verdict_change()
-            if peer in self._pacing:
-                self._pacing[peer].apply(state, sockets)
-                if link.widen(self._pacing[peer].pacer.unused_s):
-                    self._pacing[peer].pacer.unused_s = 0.0
+            if pacing is not None:
+                pacing.apply(state, sockets)
+                if link.widen(pacing.pacer.unused_s):
+                    pacing.pacer.unused_s = 0.0
 
     def _run(self) -> None:
         while not self._stopping.wait(SAMPLE_EVERY_S):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.core.control.congestion_trial import TRIAL_S, CongestionTrial, LaneProgress
-from prfaas.core.control.lane_plan import MAX_LANES, MIN_CHUNK_BYTES, chunk_bytes, num_lanes
+from prfaas.core.control.lane_plan import MAX_LANES, MIN_CHUNK_BYTES, chunk_bytes, next_chunk_bytes, num_lanes
 
 GBPS = 125e6
 
@@ -36,9 +36,21 @@ def test_chunks_stay_within_what_was_agreed(capacity: float | None, lanes: int, 
 
 
 def test_chunks_grow_with_the_link() -> None:
-    """A quarter of a MiB at 100 Mbit/s, one at 2 Gbit/s, as much as agreed at 40."""
-    sizes = [chunk_bytes(gbps * GBPS, 4, 4 << 20) >> 10 for gbps in (0.1, 2, 10, 40)]
-    assert sizes == [256, 1024, 4096, 4096]
+    """A quarter of a MiB at 100 Mbit/s, four at 2 Gbit/s, as much as agreed from 10 on."""
+    sizes = [chunk_bytes(gbps * GBPS, 4, 16 << 20) >> 10 for gbps in (0.1, 2, 10, 40)]
+    assert sizes == [256, 4096, 16384, 16384]
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 32])
+def test_the_last_chunks_of_a_transfer_are_small(lanes: int) -> None:
+    """Lanes that take chunks in turn, all equally fast, end within a small chunk of each other."""
+    left, ends = 512 << 20, [0] * lanes
+    while left:
+        first = min(range(lanes), key=ends.__getitem__)
+        size = min(left, next_chunk_bytes(4 << 20, left, lanes))
+        ends[first] += size
+        left -= size
+    assert max(ends) - min(ends) <= MIN_CHUNK_BYTES
 
 
 def play(trial: CongestionTrial, bbr: int, cubic: int, *, seconds: float = 10.0, limited: bool = True) -> str | None:

@@ -38,7 +38,8 @@ class Lane:
 
 
 class FluidLink:
-    """`noise` is the relative error of delivery rates and of how much of a step's bytes is acknowledged late."""
+    """`noise` is the relative error of delivery rates and of how much of a step's bytes is acknowledged late. The lanes
+    together send no faster than `paced`."""
 
     def __init__(self, rate: float, lanes: int = 4, *, noise: float = 0.0, seed: int = 1) -> None:
         self.rate, self.noise, self.loss = rate, noise, 0.0
@@ -47,13 +48,15 @@ class FluidLink:
         self.rng = random.Random(seed)
         self.now_s = 100.0
         self.receiver_limited = False
+        self.paced: float | None = None
 
     def step(self, demand: float) -> None:
         """`demand` is what the application offers, in bytes per second."""
         count = len(self.lanes)
+        allowed = math.inf if self.paced is None else self.paced * STEP_S / count
         for lane in self.lanes:
             lane.backlog = 4e6 if demand == ALWAYS else lane.backlog + demand * STEP_S / count
-            sending = max(0.0, min(lane.backlog, self.window / count - lane.inflight))
+            sending = max(0.0, min(lane.backlog, allowed, self.window / count - lane.inflight))
             lane.backlog -= sending
             lane.queued += sending
             lane.inflight += sending
@@ -110,7 +113,7 @@ class Watched:
         for index in range(round(seconds / STEP_S)):
             self.link.step(demand(index * STEP_S) if callable(demand) else demand)
             if index % 10 == 9:
-                self.states.append(self.estimator.observe(self.link.samples(), self.link.now_s))
+                self.states.append(self.estimator.observe(self.link.samples(), self.link.now_s, self.link.paced))
         return self.states[first:]
 
     @property
@@ -143,6 +146,29 @@ def test_capacity_follows_steps_under_load(lanes: int, noise: float, seed: int) 
         watched.link.rate = rate
         watched.run(2)
         assert near(watched.run(5), rate)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_our_own_rate_is_not_the_link(noise: float) -> None:
+    """Three seconds at three quarters of the link, because we gave way or felt for it, say nothing about it."""
+    watched = Watched(FluidLink(2 * GBPS, noise=noise))
+    watched.run(3)
+    watched.link.paced = 1.5 * GBPS
+    assert near(watched.run(3), 2 * GBPS)
+
+
+def test_a_link_that_got_slower_is_noticed_while_paced() -> None:
+    """At once if it is clearly below our rate, and after five seconds if it is just below."""
+    watched = Watched(FluidLink(2 * GBPS))
+    watched.link.paced = 1.98 * GBPS
+    watched.run(6)
+    watched.link.rate = 1.85 * GBPS
+    watched.run(5)
+    assert near(watched.run(2), 1.85 * GBPS, 0.02)
+    watched.link.rate = 0.5 * GBPS
+    watched.run(2)
+    watched.link.paced = 0.5 * GBPS
+    assert near(watched.run(6), 0.5 * GBPS)
 
 
 @pytest.mark.parametrize("lanes", [1, 8])

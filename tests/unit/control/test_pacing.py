@@ -172,3 +172,16 @@ def test_short_links_are_not_paced() -> None:
     link = FluidLink(10 * GBIT, MIN_RTT_S / 2)
     link.run(5)
     assert link.pacer.bytes_per_s is None
+
+
+def test_a_rate_that_was_never_used_is_nothing_to_yield_from() -> None:
+    """A rate far over the link falls below the link at once: the queue is ours, and nobody is suspected of it."""
+    link = FluidLink(1.88 * GBIT, 0.02)
+    link.run(6)
+    link.pacer.bytes_per_s = 3.4 * GBIT
+    rates = []
+    for _ in range(30):
+        link.run(TICK_S)
+        rates.append(link.pacer.bytes_per_s)
+    assert None not in rates
+    assert link.median(link.rtts, 1.5) < 1.25 * 0.02

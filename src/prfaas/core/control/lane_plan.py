@@ -20,8 +20,9 @@ LOSS_FACTOR: Final = 2
 #: Slow start on a long link is over by then.
 WIDEN_AFTER_S: Final = 1.5
 
-#: A chunk keeps its lane busy for this long. Below it, Python's part of every chunk shows; above it, the urgent waits.
-CHUNK_S: Final = 0.02
+#: A chunk keeps its lane busy for this long. Below it, Python's part of every chunk shows (a tenth of a millisecond at
+#: either end); above it, the urgent waits. Lanes are not in step, so that it waits for a fraction of it.
+CHUNK_S: Final = 0.08
 MIN_CHUNK_BYTES: Final = 256 * 1024
 #: While nothing is known of the link.
 FIRST_CHUNK_BYTES: Final = 1 << 20
@@ -48,9 +49,15 @@ def senders_at_once(num_cores: int) -> int:
 
 
 def chunk_bytes(capacity_bytes_per_s: float | None, lanes: int, limit_bytes: int) -> int:
-    """Of a link whose capacity has been measured, or not yet (None). At most `limit_bytes`, which both ends agreed on;
-    a power of two, so that it does not change with every look."""
+    """Of a link whose capacity has been measured, or not yet (None), when `lanes` send at once. At most `limit_bytes`,
+    which both ends agreed on; a power of two, so that it does not change with every look."""
     if capacity_bytes_per_s is None or lanes < 1:
         return min(limit_bytes, FIRST_CHUNK_BYTES)
     wanted = max(MIN_CHUNK_BYTES, capacity_bytes_per_s / lanes * CHUNK_S)
     return min(limit_bytes, 1 << int(math.log2(wanted)))
+
+
+def next_chunk_bytes(chunk_bytes: int, unsent_bytes: int, lanes: int) -> int:
+    """Of a transfer of which so many bytes have not been sent: half of a lane's share of them, so that the lanes end at
+    about the same time, each with a small chunk."""
+    return min(chunk_bytes, max(MIN_CHUNK_BYTES, unsent_bytes // (2 * max(1, lanes))))

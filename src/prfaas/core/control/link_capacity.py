@@ -13,6 +13,9 @@ Laws of this file:
   next to nothing for 0.2 s now and then, to see the minimal round trip), unless goodput still grows (slow start says
   nothing about the link), nothing at all was delivered (a stall is not a capacity), or the receiver's window was the
   brake (then it only rises).
+- **Paced.** While the rate that the lanes are held to is what they deliver, that rate is the brake, not the link: the
+  estimate only rises, until `PACED_MEMORY_S` of it. The pacer has felt for the link's limit by then, and the best half
+  second of that time is the estimate.
 - **Kept.** Nothing else lowers it: it does not decay while the link idles or the application is the limit.
 
 Bytes are counted by `bytes_acked`, which is exact over half a second; a filled hole may credit one round trip too much.
@@ -20,6 +23,7 @@ Bytes are counted by `bytes_acked`, which is exact over half a second; a filled 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,6 +42,10 @@ STILL_GROWING: Final = 1.25
 BUSY_SHARE: Final = 0.9
 #: Of the busy time. Beyond half of it, the receiver is the narrower place.
 RECEIVER_SHARE: Final = 0.5
+#: The rate holds the lanes back if they deliver this share of it; headers and late acknowledgements are the rest.
+PACED_SHARE: Final = 0.9
+#: The pacer touches the link's limit about every second, every two after it has given way to a neighbour.
+PACED_MEMORY_S: Final = 4.0
 #: Bursts remembered, and for how long: a median of five forgives two wrong ones. Minutes later they prove nothing.
 NUM_BURSTS: Final = 5
 BURST_MEMORY_S: Final = 10.0
@@ -47,7 +55,8 @@ MIN_BURSTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Between two samples, all lanes together. `busy_s` and `receiver_limited_s` are the busiest lane's."""
+    """Between two samples, all lanes together. `busy_s` and `receiver_limited_s` are the busiest lane's; `allowed` are
+    the bytes that the pacer's rate would have let through."""
 
     seconds: float
     acked: int = 0
@@ -57,6 +66,7 @@ class Interval:
     waiting: bool = False
     busy_s: float = 0.0
     receiver_limited_s: float = 0.0
+    allowed: float = math.inf
 
 
 class Window:
@@ -87,6 +97,11 @@ class Window:
         return waited_s > RECEIVER_SHARE * sum(part.busy_s for part in self.parts)
 
     @property
+    def paced(self) -> bool:
+        """The pacer's rate was the brake."""
+        return self.acked >= PACED_SHARE * sum(part.allowed for part in self.parts)
+
+    @property
     def stalled(self) -> bool:
         return self.whole and not self.acked and all(part.waiting for part in self.parts)
 
@@ -107,14 +122,17 @@ class Capacity:
     def __init__(self) -> None:
         self.value: float | None = None
         self._bursts: deque[tuple[float, float]] = deque(maxlen=NUM_BURSTS)
+        #: When, and the half second's rate, since the lanes have been limited and paced without a break.
+        self._limited: deque[tuple[float, float]] = deque()
 
     def learn(self, recent: Window, steady: Window, burst_rate: float, now_s: float) -> None:
         """`recent` is the newest half of `steady`; `burst_rate` is 0 if no lane was caught sending."""
         before_s = steady.seconds - recent.seconds
         before_rate = (steady.acked - recent.acked) / before_s if before_s > 0 else 0.0
         grows = recent.rate > STILL_GROWING * before_rate and before_s > 0
+        self._remember(recent, now_s)
         if steady.saturated and steady.acked and not grows and not steady.receiver_limited:
-            self.value = max(recent.rate, before_rate)
+            self._settle(max(recent.rate, before_rate), paced=recent.paced, now_s=now_s)
         elif recent.whole and (recent.limited or self.value is not None):
             self._raise_to(recent.rate)
         if recent.limited:
@@ -124,6 +142,23 @@ class Capacity:
             rates = sorted(rate for at_s, rate in self._bursts if now_s - at_s <= BURST_MEMORY_S)
             if self.value is None or len(rates) >= MIN_BURSTS:
                 self._raise_to(rates[(len(rates) - 1) // 2])
+
+    def _remember(self, recent: Window, now_s: float) -> None:
+        if not recent.limited:
+            self._limited.clear()
+            return
+        self._limited.append((now_s, recent.rate))
+        while len(self._limited) > 1 and now_s - self._limited[1][0] >= PACED_MEMORY_S:
+            self._limited.popleft()
+
+    def _settle(self, rate: float, *, paced: bool, now_s: float) -> None:
+        if not paced:
+            self.value = rate
+            self._limited.clear()  # this is known now, whatever was before
+        elif self._limited and now_s - self._limited[0][0] >= PACED_MEMORY_S:
+            self.value = max(rate for _, rate in self._limited)
+        else:
+            self._raise_to(rate)
 
     def _raise_to(self, rate: float) -> None:
         if rate > (self.value or 0.0):

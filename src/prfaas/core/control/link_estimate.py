@@ -11,9 +11,10 @@ Laws of this file:
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from prfaas.core.control.link_capacity import RATE_WINDOW_S, STEADY_WINDOW_S, Capacity, Interval, Window
@@ -96,8 +97,11 @@ class LinkEstimator:
         self._min_rtt_s: float | None = None
         self._min_rtt_at_s = 0.0
 
-    def observe(self, samples: Mapping[int, LaneSample], now_s: float) -> LinkState:
-        """Take a sample of every lane that is up; a `now_s` that is not later than the last changes nothing."""
+    def observe(
+        self, samples: Mapping[int, LaneSample], now_s: float, paced_bytes_per_s: float | None = None
+    ) -> LinkState:
+        """Take a sample of every lane that is up; a `now_s` that is not later than the last changes nothing.
+        `paced_bytes_per_s` is what all lanes together were held to since the last; None: to nothing."""
         seconds = None if self._at_s is None else now_s - self._at_s
         if seconds is not None and seconds <= 0:
             return self.state
@@ -105,7 +109,8 @@ class LinkEstimator:
             self._intervals.clear()
             self._keeper.forget_causes()
         else:
-            self._add(self._interval(samples, seconds, now_s))
+            allowed = math.inf if paced_bytes_per_s is None else paced_bytes_per_s * seconds
+            self._add(replace(self._interval(samples, seconds, now_s), allowed=allowed))
         burst_rate = self._burst_rate(samples) if seconds is not None else 0.0
         self._lanes, self._at_s = dict(samples), now_s
         recent, steady = Window(self._newest(), RATE_WINDOW_S), Window(self._newest(), STEADY_WINDOW_S)

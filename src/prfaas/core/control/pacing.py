@@ -44,8 +44,9 @@ SLOWER: Final = 1.1
 #: Of the knee, once it has drained.
 REST: Final = 0.99
 PATIENCE_S: Final = 1.5
-#: The rate falls no lower than this share of what it was. Against a neighbour who takes whatever is free, falling
-#: further would be to leave it everything; on a link that got slower, TCP slows down until the rate is found anew.
+#: The rate falls no lower than this share of what was used of it. Against a neighbour who takes whatever is free,
+#: falling further would be to leave it everything; on a link that got slower, TCP slows down until the rate is found
+#: anew.
 YIELD: Final = 0.75
 #: After a time without a rate, the queue is given this long to show whether it was ours after all.
 PROBE_S: Final = 0.4
@@ -142,7 +143,8 @@ class Pacer:
         seen = self._push_back
         if seen is None:
             self._knee = through
-            least = 0.0 if rate == math.inf else YIELD * rate
+            used = min(rate, max(through, state.delivered_bytes_per_s))
+            least = 0.0 if rate == math.inf else YIELD * used
             self._push_back = _PushBack(now_s, state.rtt_s, least, state.rtt_s, now_s, state.retransmit_ratio)
             return max(least, min(rate, self._drain(state) * through))
         if state.rtt_s < seen.rtt_s:

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from prfaas.core.cache.intervals import IntervalSet
+from prfaas.core.control.lane_plan import next_chunk_bytes
 from prfaas.core.errors import Refused
 
 #: A chunk that fails its checksum this often is not bad luck: TCP's own sum catches nearly all of it.
@@ -119,6 +120,8 @@ class Outbound:
 
     def __init__(self, chunk_bytes: int, credit_bytes: int) -> None:
         self.chunk_bytes = chunk_bytes
+        #: Lanes that send at once; a transfer's last chunks are small, so that these end together.
+        self.num_senders = 1
         self.credit_bytes = credit_bytes
         self.bytes_in_flight = 0
         self._live: dict[str, OutboundTransfer] = {}
@@ -171,7 +174,8 @@ class Outbound:
             return None
         transfer = min(ready, key=lambda t: (now_s - t.last_chunk_s < MAX_WAIT_S, t.bytes_left, t.opened_s))
         assert transfer.handle is not None
-        start, length, is_repeat = transfer.take(min(self.chunk_bytes, self.credit_bytes))
+        unsent = transfer.num_bytes - transfer.bytes_sent + transfer.bytes_resent
+        start, length, is_repeat = transfer.take(next_chunk_bytes(self._full_chunk_bytes, unsent, self.num_senders))
         transfer.in_flight[start] = (length, lane)
         self.bytes_in_flight += length
         transfer.bytes_sent += length
@@ -184,7 +188,11 @@ class Outbound:
     @property
     def has_room(self) -> bool:
         """The credit has room for a full chunk."""
-        return self.credit_bytes - self.bytes_in_flight >= min(self.chunk_bytes, self.credit_bytes)
+        return self.credit_bytes - self.bytes_in_flight >= self._full_chunk_bytes
+
+    @property
+    def _full_chunk_bytes(self) -> int:
+        return min(self.chunk_bytes, self.credit_bytes)
 
     def can_send(self) -> bool:
         """Would `next_chunk` give something?"""
