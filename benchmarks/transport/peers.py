@@ -84,9 +84,10 @@ def chosen_net(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 
 
 def run_in_turn(
-    movers: Sequence[Mover], net: Net, num_bytes: int, num_pieces: int, num_rounds: int
+    movers: Sequence[Mover], net: Net, num_bytes: int, num_pieces: int, num_rounds: int, *, warm_up: bool = False
 ) -> dict[str, tuple[Moved, list[Moved]]]:
-    """By name, the first move (cold) and those of the rounds (warm); the movers take turns within a round.
+    """By name, the first move (cold) and those of the rounds (warm); the movers take turns within a round, another one
+    first each time. With `warm_up` each makes a move that does not count right before every one that does.
 
     One that is not available, or fails, is named with the reason and left out.
     """
@@ -100,8 +101,11 @@ def run_in_turn(
             running[mover.name] = mover
             mover.start(net, num_bytes, num_pieces)
             samples[mover.name] = mover.move(), []
-        for _ in range(num_rounds):
-            for name, mover in running.items():
+        for number in range(num_rounds):
+            for name in _from(number, list(running)):
+                mover = running[name]
+                if warm_up:
+                    mover.move()
                 samples[name][1].append(mover.move())
     except BaseException:
         for mover in running.values():
@@ -111,6 +115,12 @@ def run_in_turn(
     for mover in running.values():
         mover.stop()
     return samples
+
+
+def _from(number: int, names: list[str]) -> list[str]:
+    """Another one begins every round: what ran before leaves caches and free pages as they are."""
+    first = number % max(1, len(names))
+    return names[first:] + names[:first]
 
 
 def print_table(samples: dict[str, tuple[Moved, list[Moved]]]) -> None:

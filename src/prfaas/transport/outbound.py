@@ -129,7 +129,7 @@ class PeerLink:
             self.turns.limit = self.exchange.limits.short_link_senders if short else None
             self.ledger.num_senders = min(self.lanes_up, self.turns.limit or self.lanes_up)
             self.ledger.chunk_bytes = chunk_bytes(
-                state.capacity_bytes_per_s, self.ledger.num_senders, self.max_chunk_bytes
+                state.capacity_bytes_per_s, self.ledger.num_senders, self.max_chunk_bytes, is_short=short
             )
             self.wake.notify_all()  # a lane may have become free to begin by the passing of time
         if self.trial is None or self.trial.choice is not None or short:

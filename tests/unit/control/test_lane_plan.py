@@ -39,6 +39,8 @@ def test_chunks_grow_with_the_link() -> None:
     """A quarter of a MiB at 100 Mbit/s, four at 2 Gbit/s, as much as agreed from 10 on."""
     sizes = [chunk_bytes(gbps * GBPS, 4, 16 << 20) >> 10 for gbps in (0.1, 2, 10, 40)]
     assert sizes == [256, 4096, 16384, 16384]
+    assert chunk_bytes(None, 4, 16 << 20) == 1 << 20
+    assert chunk_bytes(None, 4, 16 << 20, is_short=True) == 16 << 20
 
 
 @pytest.mark.parametrize("lanes", [1, 4, 32])

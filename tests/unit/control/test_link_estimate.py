@@ -337,6 +337,18 @@ def test_lanes_that_come_and_go_count_from_their_first_sample() -> None:
     assert estimator.state.min_rtt_s == 0.02
 
 
+@pytest.mark.parametrize(("rtt_s", "highest"), [(0.01, 2.0), (0.08, 1.4)])
+def test_the_newest_rate_is_of_several_round_trips(rtt_s: float, highest: float) -> None:
+    """Acknowledgements that come in every other look are no higher rate where the round trip is long."""
+    estimator = LinkEstimator()
+    rates = []
+    for tick in range(20):
+        acked = (tick // 2) * 2 * 10**6
+        sample = LaneSample(rtt_s, rtt_s, acked, 0, acked, 0, False, 10**6)
+        rates.append(estimator.observe({1: sample}, tick * 0.1).newest_bytes_per_s / 1e7)
+    assert max(rates[10:]) == pytest.approx(highest, rel=0.05)
+
+
 seconds = st.floats(0, 1e4)
 counters = st.integers(0, 2**63)
 lane_samples = st.builds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -73,13 +74,17 @@ class FluidLink:
             self.now_s,
             capacity_bytes_per_s=delivered or None,
             delivered_bytes_per_s=delivered,
-            newest_bytes_per_s=max(self.goodput[-1], sum(self.goodput[-2:]) / 2),
+            newest_bytes_per_s=max(self._newest(max(0.1, 3 * self.rtt_s)), self._newest(max(0.2, 5 * self.rtt_s))),
             rtt_s=rtt_s,
             min_rtt_s=self.min_rtt_s,
             retransmit_ratio=self.resent[-1],
             limited_s=1.0 if loaded else 0.0,
         )
         self.pacer.update(state, self.now_s)
+
+    def _newest(self, seconds: float) -> float:
+        ticks = self.goodput[-round(min(0.5, seconds) / TICK_S) :]
+        return sum(ticks) / len(ticks)
 
     def last(self, series: list[float], seconds: float) -> list[float]:
         """The newest values of a series, sorted."""
@@ -185,3 +190,13 @@ def test_a_rate_that_was_never_used_is_nothing_to_yield_from() -> None:
         rates.append(link.pacer.bytes_per_s)
     assert None not in rates
     assert link.median(link.rtts, 1.5) < 1.25 * 0.02
+
+
+def test_a_pause_ends_a_time_of_sending_less() -> None:
+    """A transfer that ends while the queue is being emptied leaves the next one nearly all of the link."""
+    link = FluidLink(2 * GBIT, 0.08)
+    link.run(6)
+    while (link.pacer.bytes_per_s or math.inf) > 0.95 * link.rate:
+        link.run(TICK_S)
+    link.run(1, loaded=False)
+    assert (link.pacer.bytes_per_s or 0.0) > 0.97 * link.rate

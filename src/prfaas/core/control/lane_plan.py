@@ -48,11 +48,12 @@ def senders_at_once(num_cores: int) -> int:
     return max(1, num_cores // 2)
 
 
-def chunk_bytes(capacity_bytes_per_s: float | None, lanes: int, limit_bytes: int) -> int:
+def chunk_bytes(capacity_bytes_per_s: float | None, lanes: int, limit_bytes: int, *, is_short: bool = False) -> int:
     """Of a link whose capacity has been measured, or not yet (None), when `lanes` send at once. At most `limit_bytes`,
-    which both ends agreed on; a power of two, so that it does not change with every look."""
+    which both ends agreed on; a power of two, so that it does not change with every look. A link within a building
+    (`is_short`) is taken for fast until it is known."""
     if capacity_bytes_per_s is None or lanes < 1:
-        return min(limit_bytes, FIRST_CHUNK_BYTES)
+        return limit_bytes if is_short else min(limit_bytes, FIRST_CHUNK_BYTES)
     wanted = max(MIN_CHUNK_BYTES, capacity_bytes_per_s / lanes * CHUNK_S)
     return min(limit_bytes, 1 << int(math.log2(wanted)))
 

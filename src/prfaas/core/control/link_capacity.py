@@ -13,9 +13,9 @@ Laws of this file:
   next to nothing for 0.2 s now and then, to see the minimal round trip), unless goodput still grows (slow start says
   nothing about the link), nothing at all was delivered (a stall is not a capacity), or the receiver's window was the
   brake (then it only rises).
-- **Paced.** While the rate that the lanes are held to is what they deliver, that rate is the brake, not the link: the
-  estimate only rises, until `PACED_MEMORY_S` of it. The pacer has felt for the link's limit by then, and the best half
-  second of that time is the estimate.
+- **Paced.** While the lanes deliver what they are held to, or were in the last second (they need a while to use more
+  when they may), that rate is the brake and not the link: the estimate only rises, until `PACED_MEMORY_S` of it. The
+  pacer has felt for the link's limit by then, and the best half second of that time is the estimate.
 - **Kept.** Nothing else lowers it: it does not decay while the link idles or the application is the limit.
 
 Bytes are counted by `bytes_acked`, which is exact over half a second; a filled hole may credit one round trip too much.
@@ -97,9 +97,9 @@ class Window:
         return waited_s > RECEIVER_SHARE * sum(part.busy_s for part in self.parts)
 
     @property
-    def paced(self) -> bool:
-        """The pacer's rate was the brake."""
-        return self.acked >= PACED_SHARE * sum(part.allowed for part in self.parts)
+    def lowest_allowed_rate(self) -> float:
+        """What the pacer let through when it let through least."""
+        return min((part.allowed / part.seconds for part in self.parts), default=math.inf)
 
     @property
     def stalled(self) -> bool:
@@ -132,7 +132,8 @@ class Capacity:
         grows = recent.rate > STILL_GROWING * before_rate and before_s > 0
         self._remember(recent, now_s)
         if steady.saturated and steady.acked and not grows and not steady.receiver_limited:
-            self._settle(max(recent.rate, before_rate), paced=recent.paced, now_s=now_s)
+            paced = recent.rate >= PACED_SHARE * steady.lowest_allowed_rate
+            self._settle(max(recent.rate, before_rate), paced=paced, now_s=now_s)
         elif recent.whole and (recent.limited or self.value is not None):
             self._raise_to(recent.rate)
         if recent.limited:

@@ -24,8 +24,10 @@ from prfaas.core.control.link_verdict import LinkVerdict, Signs, VerdictKeeper
 MAX_GAP_S: Final = 1.0
 #: As long as the kernel's own minimum (net.ipv4.tcp_min_rtt_wlen), and beyond the life of a lane.
 MIN_RTT_MEMORY_S: Final = 300.0
-#: The newest rate is the greater of these windows': one look may catch few acknowledgements, two hide a fast rise.
+#: The newest rate is the greater of these windows': one look may catch few acknowledgements, two hide a fast rise. They
+#: hold so many round trips at least, since acknowledgements come in bursts of a round trip each.
 NEWEST_S: Final = (0.1, 0.2)
+NEWEST_ROUND_TRIPS: Final = (3, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class LaneSample:
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """One link at `at_s`. Rates are of the last half second, the newest of the last look or two; None is not known.
+    """One link at `at_s`. Rates are of the last half second, the newest of the last look or two, or the last
+    three to five round trips if these take longer; None is not known.
     `limited_s`: for how long the application has had more to send than went out. `rtt_s` is the median of the lanes."""
 
     at_s: float = 0.0
@@ -189,7 +192,7 @@ class LinkEstimator:
             now_s,
             capacity,
             signs.delivered_bytes_per_s,
-            max(Window(self._newest(), seconds).rate for seconds in NEWEST_S),
+            self._newest_rate(min_rtt_s or 0.0),
             self._limited_s(),
             signs.utilization,
             rtt_s,
@@ -200,6 +203,10 @@ class LinkEstimator:
             self._keeper.verdict,
             self._keeper.since_s,
         )
+
+    def _newest_rate(self, min_rtt_s: float) -> float:
+        wanted = (max(s, trips * min_rtt_s) for s, trips in zip(NEWEST_S, NEWEST_ROUND_TRIPS, strict=True))
+        return max(Window(self._newest(), min(seconds, RATE_WINDOW_S)).rate for seconds in wanted)
 
     def _limited_s(self) -> float:
         limited = itertools.takewhile(lambda part: part.limited, self._newest())

@@ -7,11 +7,12 @@ and whatever else uses the link in peace.
 Laws of this file:
 - *Pushed back* is a tick whose round trip is more than `QUEUE_SHARE` (and `QUEUE_S`) over its base, or that resent more
   than `LOSS_SHARE` over the usual. The link is full then, and what it delivers is its *knee*. The rate falls below the
-  knee, by a quarter at most, until the queue is gone, and returns to just under it. Until it happens first there is
-  no rate.
+  knee, by a quarter of what was used at most, further for every `DEEPER_S` that does not shorten the queue, until the
+  queue is gone or the application pauses. It returns to just under the knee, or under the capacity if that is more.
+  Until it happens first there is no rate.
 - Without that, and while the rate is what holds the lanes back, it grows: slowly first, since the link is most likely
-  full, and faster the longer nothing pushes back, since then it has become wider. Where losses hold the lanes back and
-  not the rate, it grows to `ROOM` times what is delivered and stays out of their way.
+  full, and faster the longer nothing pushes back, since then it has become wider; to `ROOM` times what is delivered at
+  most. Where losses hold the lanes back and not the rate, it grows to there too and stays out of their way.
 - A queue that does not shrink at all in `UNTOUCHED_S`, or that stays for `PATIENCE_S` and no longer falls, although we
   send less, is not ours, nor is a loss: the link got longer, or others fill it. The lowest round trip and loss of that
   time become the usual ones, and for `FREE_S` there is no rate: TCP takes its share as the neighbours do. Then the rate
@@ -26,7 +27,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from prfaas.core.control.link_estimate import MAX_GAP_S, LinkState
+from prfaas.core.control.link_capacity import RATE_WINDOW_S
+from prfaas.core.control.link_estimate import MAX_GAP_S, NEWEST_ROUND_TRIPS, LinkState
 
 #: A rack's switch is at 0.1 ms, two halls of a site below one.
 MIN_RTT_S: Final = 1e-3
@@ -39,10 +41,16 @@ LOSS_SHARE: Final = 0.01
 #: The queue shall be gone after this long, so the rate is below what goes through by queue / DRAIN_S, within bounds.
 DRAIN_S: Final = 0.3
 DRAIN_BOUNDS: Final = (0.05, 0.25)
+#: What goes through is known to a few percent: a queue that has not become shorter after so long wants a lower rate.
+DEEPER_S: Final = 0.3
+DEEPER: Final = 0.92
 #: Sending this much more than goes through: the link is slower than it was a moment ago.
 SLOWER: Final = 1.1
 #: Of the knee, once it has drained.
 REST: Final = 0.99
+#: Of the capacity, which is of a longer time: the knee is too low when a lane happened to be held up by something else
+#: (BBR looks at the minimal round trip every ten seconds, and sends next to nothing for it).
+REST_OF_CAPACITY: Final = 0.94
 PATIENCE_S: Final = 1.5
 #: The rate falls no lower than this share of what was used of it. Against a neighbour who takes whatever is free,
 #: falling further would be to leave it everything; on a link that got slower, TCP slows down until the rate is found
@@ -63,8 +71,9 @@ BINDING_SHARE: Final = 0.85
 ROOM: Final = 2.0
 #: The rate grows in steps, so that it reaches `ROOM` only about.
 UNUSED_SLACK: Final = 1.4
-#: A burst that has just begun shows neither the link's rate nor its queue.
-LOADED_S: Final = 0.25
+#: A burst that has just begun shows neither the rate of the link nor its queue: nothing comes in its first round trip,
+#: and the newest rate is that of several. A second is as long as the estimator remembers.
+LOADED_BOUNDS_S: Final = (0.25, 0.9)
 #: For so long TCP competes without a rate when a queue turned out not to be ours. BBR looks at the minimal round trip
 #: every ten seconds, so that a neighbour who has left is noticed in two of these.
 FREE_S: Final = 5.0
@@ -82,6 +91,13 @@ class _PushBack:
     rtt_s: float
     rtt_at_s: float
     loss: float
+    fallen_s: float
+    fallen_rtt_s: float
+
+    def fall_to(self, rate: float, rtt_s: float, now_s: float) -> float:
+        """The rate falls, not below the least; what the round trip was then is remembered."""
+        self.fallen_s, self.fallen_rtt_s = now_s, rtt_s
+        return max(self.least_rate, rate)
 
 
 class Pacer:
@@ -104,11 +120,13 @@ class Pacer:
         if state.rtt_s is None or state.min_rtt_s is None or state.min_rtt_s < MIN_RTT_S:
             self.bytes_per_s = None
             self.unused_s = 0.0
-        elif state.limited_s >= LOADED_S and state.newest_bytes_per_s > 0:  # else the application is the limit
+        elif _is_loaded(state):
             self._base_rtt_s = min(state.rtt_s, self._base_rtt_s or state.min_rtt_s)
             self._note_room(state, now_s)
             rate = self._next(state, self.bytes_per_s, now_s)
             self.bytes_per_s = None if rate is None else max(MIN_BYTES_PER_S, rate)
+        elif self.bytes_per_s is not None:
+            self.bytes_per_s = self._returned(self.bytes_per_s, state)  # what stood in the queue leaves it meanwhile
         return self.bytes_per_s
 
     def _note_room(self, state: LinkState, now_s: float) -> None:
@@ -131,10 +149,12 @@ class Pacer:
         if rate is None:
             return None  # TCP finds the link's rate first
         self._usual_loss = min(self._usual_loss, max(state.retransmit_ratio, self._usual_loss / 2))
-        if self._push_back is not None:
-            self._push_back = None
-            return max(rate, REST * (self._knee or rate))
-        return self._grown(state, rate)
+        return self._grown(state, rate) if self._push_back is None else self._returned(rate, state)
+
+    def _returned(self, rate: float, state: LinkState) -> float:
+        knee = REST * (self._knee or rate) if self._push_back is not None else rate
+        self._push_back = None
+        return max(rate, knee, REST_OF_CAPACITY * (state.capacity_bytes_per_s or 0.0))
 
     def _fallen(self, state: LinkState, rate: float, now_s: float) -> float | None:
         assert state.rtt_s is not None
@@ -143,10 +163,11 @@ class Pacer:
         seen = self._push_back
         if seen is None:
             self._knee = through
-            used = min(rate, max(through, state.delivered_bytes_per_s))
+            used = min(rate, max(through, state.capacity_bytes_per_s or 0.0))
             least = 0.0 if rate == math.inf else YIELD * used
-            self._push_back = _PushBack(now_s, state.rtt_s, least, state.rtt_s, now_s, state.retransmit_ratio)
-            return max(least, min(rate, self._drain(state) * through))
+            seen = _PushBack(now_s, state.rtt_s, least, state.rtt_s, now_s, state.retransmit_ratio, now_s, state.rtt_s)
+            self._push_back = seen
+            return seen.fall_to(min(rate, self._drain(state) * through), state.rtt_s, now_s)
         if state.rtt_s < seen.rtt_s:
             seen.rtt_s, seen.rtt_at_s = state.rtt_s, now_s
         seen.loss = min(seen.loss, state.retransmit_ratio)
@@ -157,7 +178,9 @@ class Pacer:
             return None
         if rate > SLOWER * through:
             self._knee = through
-            return max(seen.least_rate, self._drain(state) * through)
+            return seen.fall_to(self._drain(state) * through, state.rtt_s, now_s)
+        if now_s - seen.fallen_s >= DEEPER_S and state.rtt_s > UNTOUCHED * seen.fallen_rtt_s:
+            return seen.fall_to(DEEPER * rate, state.rtt_s, now_s)
         return rate
 
     def _is_not_ours(self, seen: _PushBack, now_s: float) -> bool:
@@ -184,4 +207,12 @@ class Pacer:
         if not is_binding and rate >= ROOM * state.newest_bytes_per_s:
             return rate
         self._good_ticks += 1
-        return rate * factor
+        return max(rate, min(rate * factor, ROOM * state.newest_bytes_per_s))
+
+
+def _is_loaded(state: LinkState) -> bool:
+    """Else the application is the limit."""
+    rtt_s = state.min_rtt_s or 0.0
+    least, most = LOADED_BOUNDS_S
+    wanted_s = min(most, max(least, rtt_s + min(RATE_WINDOW_S, NEWEST_ROUND_TRIPS[-1] * rtt_s)))
+    return state.limited_s >= wanted_s and state.newest_bytes_per_s > 0
