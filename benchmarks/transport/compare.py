@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -23,15 +21,13 @@ from benchmarks.transport.mooncake import Mooncake
 from benchmarks.transport.movers import Mover
 from benchmarks.transport.nixl import Nixl
 from benchmarks.transport.ours import Prfaas
-from benchmarks.transport.peers import print_table, run_in_turn
-from benchmarks.transport.wan import LARGE, STOCK, LoopbackNet, Net, WanSettings, available, wan
+from benchmarks.transport.peers import MANY_LANES, machine, print_table, run_in_turn
+from benchmarks.transport.wan import GOODPUT_SHARE, LARGE, STOCK, LoopbackNet, Net, WanSettings, available, wan
 from prfaas.bench.nodes import Moved
 
 PIECES = 64
-LANES_OF_PEERS = 8
 RATE_MBIT = 2000
-#: Ethernet frames of 1538 bytes on the wire carry 1448 of payload.
-GOODPUT_LIMIT_GBPS = RATE_MBIT / 1000 * 1448 / 1538
+GOODPUT_LIMIT_GBPS = RATE_MBIT / 1000 * GOODPUT_SHARE
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print(f"machine: {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}")
+    print(machine())
     print(
         f"{options.mib} MiB in {PIECES} pieces, medians of {options.rounds} rounds after one that is left out (cold)\n"
     )
@@ -105,11 +101,11 @@ def on_wan(cell: Cell, options: argparse.Namespace) -> dict[str, tuple[Moved, li
     print(cell.title)
     python = options.peers_python
     movers: list[Mover] = [
-        Iperf(LANES_OF_PEERS, cell.congestion),
+        Iperf(MANY_LANES, cell.congestion),
         Prfaas("PrfaaS encrypted", encrypted=True, limits={"congestion": cell.congestion}),
     ]
     if cell.group != "cubic":
-        movers += [Mooncake(python), Mooncake(python, LANES_OF_PEERS), Nixl(python)]
+        movers += [Mooncake(python), Mooncake(python, MANY_LANES), Nixl(python)]
     settings = WanSettings(
         rate_mbit=RATE_MBIT,
         one_way_ms=cell.rtt_ms / 2,

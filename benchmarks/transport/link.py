@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -23,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.transport.iperf import Iperf
-from benchmarks.transport.wan import WanNet, WanSettings, available, wan
+from benchmarks.transport.peers import machine
+from benchmarks.transport.wan import GOODPUT_SHARE, WanNet, WanSettings, available, wan
 from prfaas.bench.nodes import SINK, SOURCE, NodeBench, Place
 from prfaas.certs.throwaway import issue_throwaway
 
 RATE_MBIT = 2000.0
-GOODPUT_SHARE = 1448 / 1538
 LOOK_EVERY_S = 0.1
 MIB = 1 << 20
 
@@ -46,7 +44,7 @@ class Look:
 
 @contextmanager
 def nodes(net: WanNet, num_bytes: int, num_images: int = 1, **limits: Any) -> Iterator[NodeBench]:
-    """Two nodes on the link, warm: one transfer has gone before."""
+    """Two nodes on the link, encrypted and warm: two transfers have gone before."""
     with tempfile.TemporaryDirectory(prefix="prfaas-bench-") as directory:
         tls = issue_throwaway(Path(directory), (SOURCE, SINK))
         places = Place(net.a_address, net.a_prefix), Place(net.b_address, net.b_prefix)
@@ -224,7 +222,7 @@ def main() -> None:
     options = parser.parse_args()
     if reason := available():
         parser.exit(1, f"no WAN here: {reason}\n")
-    print(f"machine: {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}")
+    print(machine())
     print(f"{RATE_MBIT:g} Mbit/s, RTT {options.rtt_ms:g} ms, queue of one RTT")
     for name, case in CASES.items():
         if options.only in (None, name):

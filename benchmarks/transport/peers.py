@@ -45,6 +45,11 @@ def main() -> None:
         print_table(run_in_turn(movers, net, num_bytes, options.pieces, options.rounds))
 
 
+def machine() -> str:
+    """A line that says where figures come from."""
+    return f"machine: {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}"
+
+
 def add_net_arguments(parser: argparse.ArgumentParser) -> None:
     """What to move, how often and over which net."""
     parser.add_argument("--net", choices=("loopback", "wan"), default="loopback")
@@ -62,7 +67,7 @@ def add_net_arguments(parser: argparse.ArgumentParser) -> None:
 @contextlib.contextmanager
 def chosen_net(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Iterator[Net]:
     """The net that the arguments describe, for as long as the block runs; prints what it is."""
-    print(f"machine: {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}")
+    print(machine())
     if options.net == "loopback":
         print("loopback")
         yield LoopbackNet()

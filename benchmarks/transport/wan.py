@@ -27,6 +27,8 @@ from typing import Any, Protocol
 SOURCE = Path(__file__).with_name("wanem.c")
 DEVICE = "wan0"
 NAMESPACE = "prfaas-wan"
+#: Ethernet frames of 1538 bytes on the wire carry 1448 of payload.
+GOODPUT_SHARE = 1448 / 1538
 _numbers = itertools.count()
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.transport.link import nodes
 from benchmarks.transport.wan import WanNet, WanSettings, available, wan
-from prfaas.bench.nodes import SINK, SOURCE, NodeBench, Place
-from prfaas.certs.throwaway import issue_throwaway
+from prfaas.bench.nodes import SINK, NodeBench
 from prfaas.testing.node_pair import wait_until
 
 if reason := available():
@@ -30,17 +29,10 @@ def net() -> Iterator[WanNet]:
 
 
 @pytest.fixture
-def bench(net: WanNet, tmp_path: Path) -> Iterator[NodeBench]:
-    """Two encrypted nodes on it that have moved an image before."""
-    places = Place(net.a_address, net.a_prefix), Place(net.b_address, net.b_prefix)
-    tls = issue_throwaway(tmp_path, (SOURCE, SINK))
-    nodes = NodeBench(NUM_BYTES, *places, limits={"max_lanes": 4}, tls=tls)
-    nodes.start()
-    try:
-        nodes.move(16)
-        yield nodes
-    finally:
-        nodes.stop()
+def bench(net: WanNet) -> Iterator[NodeBench]:
+    """Two nodes on it."""
+    with nodes(net, NUM_BYTES, max_lanes=4) as pair:
+        yield pair
 
 
 def held(bench: NodeBench) -> dict[str, Any]:
@@ -71,8 +63,7 @@ def test_a_transfer_outlives_the_network(net: WanNet, bench: NodeBench, fault: C
     before = held(bench)
     name, checksum = bench.prepare()
     bench.source.ask("stage", transfer_id=name, num_pieces=16)
-    while not bench.source.ask("record", transfer_id=name)["bytes_acked"]:
-        time.sleep(0.01)
+    wait_until(lambda: bench.source.ask("record", transfer_id=name)["bytes_acked"])
     fault(net)
     record = bench.source.ask("finished", transfer_ids=[name])[name]
     assert (record["state"], record["reason"]) == ("committed", None)

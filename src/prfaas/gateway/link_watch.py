@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
+from prfaas.core.control.link_verdict import LinkVerdict
 from prfaas.gateway.fleet import Fleet, Instance
 from prfaas.gateway.upstream import NodeRefused, Nodes, UpstreamDown
 from prfaas.observe.metrics import Metrics
@@ -15,7 +16,7 @@ logger = logging.getLogger("prfaas.gateway")
 
 #: A node answers earlier if a verdict changes; so often it answers anyway.
 REFRESH_S: Final = 1.0
-VERDICTS: Final = {"clear": 0, "pressed": 1, "congested": 2}
+VERDICTS: Final = {verdict.name.lower(): verdict for verdict in LinkVerdict}
 
 #: By sending node, then by receiving node: the record of docs/protocols.md.
 Links = dict[str, dict[str, dict[str, Any]]]
@@ -61,5 +62,5 @@ class LinkWatch:
             if verdict != before.get(target, {}).get("verdict", "clear"):
                 logger.info("link from=%s to=%s verdict=%s", source, target, verdict)
             gauge = self._metrics.gauge("prfaas_gateway_link_verdict", source=source, target=target)
-            gauge.set(VERDICTS.get(verdict, 2))
+            gauge.set(VERDICTS.get(verdict, LinkVerdict.CONGESTED))
         self.links[source] = dict(links)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from prfaas.core.control.link_estimate import LinkState
+from prfaas.core.control.link_estimate import LinkState, newest_windows_s
 from prfaas.core.control.pacing import MIN_RTT_S, Pacer
 
 TICK_S = 0.1
@@ -74,7 +74,7 @@ class FluidLink:
             self.now_s,
             capacity_bytes_per_s=delivered or None,
             delivered_bytes_per_s=delivered,
-            newest_bytes_per_s=max(self._newest(max(0.1, 3 * self.rtt_s)), self._newest(max(0.2, 5 * self.rtt_s))),
+            newest_bytes_per_s=max(map(self._newest, newest_windows_s(self.rtt_s))),
             rtt_s=rtt_s,
             min_rtt_s=self.min_rtt_s,
             retransmit_ratio=self.resent[-1],
@@ -83,7 +83,7 @@ class FluidLink:
         self.pacer.update(state, self.now_s)
 
     def _newest(self, seconds: float) -> float:
-        ticks = self.goodput[-round(min(0.5, seconds) / TICK_S) :]
+        ticks = self.goodput[-round(seconds / TICK_S) :]
         return sum(ticks) / len(ticks)
 
     def last(self, series: list[float], seconds: float) -> list[float]:
@@ -147,7 +147,7 @@ def test_it_holds_its_own_against_a_greedy_neighbour() -> None:
     link.other = 0.1 * GBIT
     link.run(30)
     mine = sum(link.last(link.goodput, 20)) / 200 / link.rate
-    assert 0.3 < mine < 0.95
+    assert 0.3 < mine < 0.9
     link.other = 0.0
     link.run(8)
     assert sum(link.last(link.goodput, 3)) / 30 > 0.95 * link.rate

@@ -58,7 +58,7 @@ def chunk_bytes(capacity_bytes_per_s: float | None, lanes: int, limit_bytes: int
     return min(limit_bytes, 1 << int(math.log2(wanted)))
 
 
-def next_chunk_bytes(chunk_bytes: int, unsent_bytes: int, lanes: int) -> int:
+def next_chunk_bytes(full_bytes: int, unsent_bytes: int, lanes: int) -> int:
     """Of a transfer of which so many bytes have not been sent: half of a lane's share of them, so that the lanes end at
     about the same time, each with a small chunk."""
-    return min(chunk_bytes, max(MIN_CHUNK_BYTES, unsent_bytes // (2 * max(1, lanes))))
+    return min(full_bytes, max(MIN_CHUNK_BYTES, unsent_bytes // (2 * max(1, lanes))))

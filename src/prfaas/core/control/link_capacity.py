@@ -55,8 +55,8 @@ MIN_BURSTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Between two samples, all lanes together. `busy_s` and `receiver_limited_s` are the busiest lane's; `allowed` are
-    the bytes that the pacer's rate would have let through."""
+    """Between two samples, all lanes together. `busy_s` and `receiver_limited_s` are the busiest lane's; the pacer let
+    `paced_bytes_per_s` through."""
 
     seconds: float
     acked: int = 0
@@ -66,7 +66,7 @@ class Interval:
     waiting: bool = False
     busy_s: float = 0.0
     receiver_limited_s: float = 0.0
-    allowed: float = math.inf
+    paced_bytes_per_s: float = math.inf
 
 
 class Window:
@@ -97,9 +97,9 @@ class Window:
         return waited_s > RECEIVER_SHARE * sum(part.busy_s for part in self.parts)
 
     @property
-    def lowest_allowed_rate(self) -> float:
+    def lowest_paced_rate(self) -> float:
         """What the pacer let through when it let through least."""
-        return min((part.allowed / part.seconds for part in self.parts), default=math.inf)
+        return min((part.paced_bytes_per_s for part in self.parts), default=math.inf)
 
     @property
     def stalled(self) -> bool:
@@ -132,7 +132,7 @@ class Capacity:
         grows = recent.rate > STILL_GROWING * before_rate and before_s > 0
         self._remember(recent, now_s)
         if steady.saturated and steady.acked and not grows and not steady.receiver_limited:
-            paced = recent.rate >= PACED_SHARE * steady.lowest_allowed_rate
+            paced = recent.rate >= PACED_SHARE * steady.lowest_paced_rate
             self._settle(max(recent.rate, before_rate), paced=paced, now_s=now_s)
         elif recent.whole and (recent.limited or self.value is not None):
             self._raise_to(recent.rate)
@@ -156,7 +156,7 @@ class Capacity:
         if not paced:
             self.value = rate
             self._limited.clear()  # this is known now, whatever was before
-        elif self._limited and now_s - self._limited[0][0] >= PACED_MEMORY_S:
+        elif now_s - self._limited[0][0] >= PACED_MEMORY_S:
             self.value = max(rate for _, rate in self._limited)
         else:
             self._raise_to(rate)

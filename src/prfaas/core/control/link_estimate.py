@@ -30,6 +30,12 @@ NEWEST_S: Final = (0.1, 0.2)
 NEWEST_ROUND_TRIPS: Final = (3, 5)
 
 
+def newest_windows_s(min_rtt_s: float) -> list[float]:
+    """How long the windows of the newest rate are on a link with this round trip, the shorter one first."""
+    wanted = zip(NEWEST_S, NEWEST_ROUND_TRIPS, strict=True)
+    return [min(RATE_WINDOW_S, max(seconds, trips * min_rtt_s)) for seconds, trips in wanted]
+
+
 @dataclass(frozen=True, slots=True)
 class LaneSample:
     """One lane's TCP_INFO at one moment. Counters grow from the connection's start; 0 stands for unknown."""
@@ -112,8 +118,8 @@ class LinkEstimator:
             self._intervals.clear()
             self._keeper.forget_causes()
         else:
-            allowed = math.inf if paced_bytes_per_s is None else paced_bytes_per_s * seconds
-            self._add(replace(self._interval(samples, seconds, now_s), allowed=allowed))
+            paced = math.inf if paced_bytes_per_s is None else paced_bytes_per_s
+            self._add(replace(self._interval(samples, seconds, now_s), paced_bytes_per_s=paced))
         burst_rate = self._burst_rate(samples) if seconds is not None else 0.0
         self._lanes, self._at_s = dict(samples), now_s
         recent, steady = Window(self._newest(), RATE_WINDOW_S), Window(self._newest(), STEADY_WINDOW_S)
@@ -205,8 +211,7 @@ class LinkEstimator:
         )
 
     def _newest_rate(self, min_rtt_s: float) -> float:
-        wanted = (max(s, trips * min_rtt_s) for s, trips in zip(NEWEST_S, NEWEST_ROUND_TRIPS, strict=True))
-        return max(Window(self._newest(), min(seconds, RATE_WINDOW_S)).rate for seconds in wanted)
+        return max(Window(self._newest(), seconds).rate for seconds in newest_windows_s(min_rtt_s))
 
     def _limited_s(self) -> float:
         limited = itertools.takewhile(lambda part: part.limited, self._newest())

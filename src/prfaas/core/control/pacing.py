@@ -27,8 +27,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from prfaas.core.control.link_capacity import RATE_WINDOW_S
-from prfaas.core.control.link_estimate import MAX_GAP_S, NEWEST_ROUND_TRIPS, LinkState
+from prfaas.core.control.link_estimate import MAX_GAP_S, LinkState, newest_windows_s
 
 #: A rack's switch is at 0.1 ms, two halls of a site below one.
 MIN_RTT_S: Final = 1e-3
@@ -91,8 +90,8 @@ class _PushBack:
     rtt_s: float
     rtt_at_s: float
     loss: float
-    fallen_s: float
-    fallen_rtt_s: float
+    fallen_s: float = 0.0
+    fallen_rtt_s: float = 0.0
 
     def fall_to(self, rate: float, rtt_s: float, now_s: float) -> float:
         """The rate falls, not below the least; what the round trip was then is remembered."""
@@ -165,7 +164,7 @@ class Pacer:
             self._knee = through
             used = min(rate, max(through, state.capacity_bytes_per_s or 0.0))
             least = 0.0 if rate == math.inf else YIELD * used
-            seen = _PushBack(now_s, state.rtt_s, least, state.rtt_s, now_s, state.retransmit_ratio, now_s, state.rtt_s)
+            seen = _PushBack(now_s, state.rtt_s, least, state.rtt_s, now_s, state.retransmit_ratio)
             self._push_back = seen
             return seen.fall_to(min(rate, self._drain(state) * through), state.rtt_s, now_s)
         if state.rtt_s < seen.rtt_s:
@@ -214,5 +213,5 @@ def _is_loaded(state: LinkState) -> bool:
     """Else the application is the limit."""
     rtt_s = state.min_rtt_s or 0.0
     least, most = LOADED_BOUNDS_S
-    wanted_s = min(most, max(least, rtt_s + min(RATE_WINDOW_S, NEWEST_ROUND_TRIPS[-1] * rtt_s)))
+    wanted_s = min(most, max(least, rtt_s + newest_windows_s(rtt_s)[-1]))
     return state.limited_s >= wanted_s and state.newest_bytes_per_s > 0
