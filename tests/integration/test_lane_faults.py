@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from prfaas.core.cache.extents import Extent
 from prfaas.core.cache.landings import LandingState
 from prfaas.testing.lane_proxy import LaneProxy
 from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
@@ -150,6 +151,33 @@ def test_resets_in_mid_frame(tmp_path: Path, kind: str) -> None:
         wait_until(lambda: nothing_left(pair))
         wait_until(lambda: pair.source.links["sink"].lanes_up == FAST_LIMITS.num_lanes)
         wait_until(lambda: descriptors() <= before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_waits_for_the_lane_that_still_writes_its_bytes(tmp_path: Path, kind: str) -> None:
+    """As after a cut on a busy machine, when the dead lane's thread has not woken yet. Nothing is refused meanwhile."""
+    with node_pair(tmp_path, kind=kind, arena_bytes=64 << 20) as pair:
+        link, exchange = pair.source.links["sink"], pair.sink.exchange
+        wait_until(lambda: link.lanes_up == FAST_LIMITS.num_lanes)
+        memory = pair.stage_open("a", pair.reserve("a", TOKENS))
+        wait_until(lambda: pair.sink.landing("a").state is LandingState.RECEIVING)
+        landing, late = pair.sink.landing("a"), 1 << 30
+        with exchange.lock:
+            assert landing.sender is not None
+            length = FAST_LIMITS.chunk_bytes
+            assert isinstance(exchange.landings.begin_chunk(landing.sender, late, landing.handle, 0, length), Extent)
+        memory[:] = random.Random(kind).randbytes(len(memory))
+        image = bytes(memory)
+        pair.source.staged("a", [(0, len(memory))])
+        pair.source.stage_close("a")
+        wait_until(lambda: not link.ledger.has_room)
+        with exchange.lock:
+            assert late in landing.writing
+            exchange.landings.lane_lost(late)
+            exchange.place_freed.notify_all()
+        assert pair.wait_state("a", "landed", "aborted") == "landed"
+        assert pair.landed_bytes("a") == image
+        assert pair.source.exchange.counters["chunks_nacked", "sink"] == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

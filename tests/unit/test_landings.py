@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from prfaas.core.cache import landings as module
-from prfaas.core.cache.extents import ExtentAllocator
-from prfaas.core.cache.landings import ChunkVerdict, Landing, Landings, LandingState
+from prfaas.core.cache.extents import Extent, ExtentAllocator
+from prfaas.core.cache.landings import ChunkVerdict, Landing, Landings, LandingState, Occupied
 from prfaas.core.errors import Refused
 
 
@@ -111,15 +111,27 @@ def test_a_late_writer_keeps_the_extent_until_it_lets_go(arena: ExtentAllocator)
 
 
 def test_two_lanes_never_write_one_place(arena: ExtentAllocator) -> None:
-    """The second goes to scratch, is told to repeat, and the first is named so that it can be closed."""
+    """The second waits, and is told which lane to close; when that has ended the place is its own."""
     landings = Landings(arena)
     landing = reserve(landings)
     landings.open("peer", "a", "t", 1000, "f")
     assert landings.begin_chunk("peer", 1, landing.handle, 0, 100) is not None
-    assert landings.begin_chunk("peer", 2, landing.handle, 50, 100) is None
-    assert landings.rival_lanes(landing.handle, 50, 100) == [1]
-    verdict = landings.end_chunk("peer", 2, landing.handle, 50, 100, good=True, now_s=0.0)
-    assert verdict is ChunkVerdict.REPEAT_NEEDED
+    assert landings.begin_chunk("peer", 2, landing.handle, 50, 100) == Occupied((1,))
+    assert isinstance(landings.begin_chunk("peer", 2, landing.handle, 100, 100), Extent), "beside it nobody waits"
+    landings.lane_lost(2)
+    landings.lane_lost(1)
+    assert isinstance(landings.begin_chunk("peer", 2, landing.handle, 50, 100), Extent)
+    assert write(landings, landing, 50, 150, lane=2) is ChunkVerdict.ACCEPTED
+
+
+def test_a_chunk_with_other_borders_is_refused(arena: ExtentAllocator) -> None:
+    """Of a chunk that is verified in part, the rest cannot be taken."""
+    landings = Landings(arena)
+    landing = reserve(landings)
+    landings.open("peer", "a", "t", 1000, "f")
+    write(landings, landing, 0, 100)
+    assert write(landings, landing, 50, 150) is ChunkVerdict.MISPLACED
+    assert write(landings, landing, 950, 1050) is ChunkVerdict.MISPLACED
 
 
 def test_chunks_outside_the_landing_touch_nothing(arena: ExtentAllocator) -> None:
@@ -188,7 +200,11 @@ class LandingsMachine(RuleBasedStateMachine):
         landing = self.landing(name)
         if landing is None or lane in self.writing:
             return
-        self.landings.begin_chunk("peer", lane, landing.handle, third * 300, 300)
+        place = self.landings.begin_chunk("peer", lane, landing.handle, third * 300, 300)
+        if isinstance(place, Occupied):
+            assert lane not in place.lanes
+            assert all(self.writing[rival] == (landing.handle, third * 300, 300) for rival in place.lanes)
+            return
         self.writing[lane] = (landing.handle, third * 300, 300)
 
     @rule(lane=lanes, good=st.booleans())

@@ -44,6 +44,8 @@ class Exchange:
         self.arena = arena
         self.limits = limits
         self.lock = threading.Lock()
+        #: Notified when an inbound lane has ended, or has ended a chunk: its place may be free now.
+        self.place_freed = threading.Condition(self.lock)
         self.extents = ExtentAllocator(arena.num_bytes)
         self.landings = Landings(self.extents)
         self.counters: Counter[tuple[str, str]] = Counter()

@@ -8,7 +8,8 @@ import socket
 import threading
 import time
 
-from prfaas.core.cache.landings import ChunkVerdict
+from prfaas.core.cache.extents import Extent
+from prfaas.core.cache.landings import ChunkVerdict, Occupied
 from prfaas.core.errors import Refused, RemoteProtocolError
 from prfaas.core.wire.frames import TRAILER_BYTES, FrameType, Header, checksum, segments
 from prfaas.core.wire.lane import LaneProtocol, LaneState, Received
@@ -70,6 +71,7 @@ class InboundLane:
             self.sock.close()
             with self.exchange.lock:
                 self.exchange.landings.lane_lost(self.number)
+                self.exchange.place_freed.notify_all()
 
     def check(self, now_s: float) -> str | None:
         """Monitor's tick: shut the lane down if it is dead or its peer's certificate has ended; returns why."""
@@ -150,27 +152,42 @@ class InboundLane:
     def _take_chunk(self, header: Header) -> None:
         exchange, sender = self.exchange, self.sender
         assert sender is not None
-        with exchange.lock:
-            extent = exchange.landings.begin_chunk(sender, self.number, header.handle, header.offset, header.length)
+        extent = self._place(sender, header)
         target = None if extent is None else exchange.memory(extent)
         good = self._receive_payload(header.length, target)
         with exchange.lock:
-            landings = exchange.landings
-            verdict = landings.end_chunk(
+            verdict = exchange.landings.end_chunk(
                 sender, self.number, header.handle, header.offset, header.length, good=good, now_s=exchange.now_s()
             )
-            rivals = landings.rival_lanes(header.handle, header.offset, header.length)
+            exchange.place_freed.notify_all()
             exchange.counters["bytes_received", self.node] += header.length
             exchange.counters["checksum_failures", ""] += not good
-        self._answer(header, verdict, rivals)
+        self._answer(header, verdict)
 
-    def _answer(self, header: Header, verdict: ChunkVerdict, rivals: list[int]) -> None:
+    def _place(self, sender: str, header: Header) -> Extent | None:
+        """Where the chunk goes. While another lane is writing there the payload stays in the socket: a thread whose
+        socket is shut leaves as soon as it gets a core. Raises LaneClosed if it never does."""
+        exchange = self.exchange
+        give_up_s = exchange.now_s() + exchange.limits.lane_dead_after_s
+        with exchange.lock:
+            while isinstance(place := self._begin(sender, header), Occupied):
+                for rival in place.lanes:
+                    exchange.close_inbound(rival)
+                left_s = give_up_s - exchange.now_s()
+                if left_s <= 0:
+                    raise LaneClosed("another lane was writing where a chunk belongs, and has not ended")
+                exchange.place_freed.wait(left_s)
+            return place
+
+    def _begin(self, sender: str, header: Header) -> Extent | Occupied | None:
+        landings = self.exchange.landings
+        return landings.begin_chunk(sender, self.number, header.handle, header.offset, header.length)
+
+    def _answer(self, header: Header, verdict: ChunkVerdict) -> None:
         if verdict is ChunkVerdict.UNKNOWN:
             gone = Abort("", "", "unknown_landing", "the landing is gone")
             self._send(self._protocol.send_message(gone, header.handle))
-        elif verdict in (ChunkVerdict.DAMAGED, ChunkVerdict.REPEAT_NEEDED):
-            for rival in rivals if verdict is ChunkVerdict.REPEAT_NEEDED else ():
-                self.exchange.close_inbound(rival)
+        elif verdict in (ChunkVerdict.DAMAGED, ChunkVerdict.MISPLACED):
             self._send(self._protocol.send_signal(FrameType.NACK, header.handle, header.offset))
         else:
             self._send(self._protocol.send_signal(FrameType.ACK, header.handle, header.offset))
@@ -241,7 +258,7 @@ class InboundServer:
         return counts
 
     def close_lane(self, number: int) -> None:
-        """Shut one lane down; its thread cleans up."""
+        """Shut one lane down; its thread cleans up. May be called with the ledgers' lock held."""
         with self._lock:
             lane = self._lanes.get(number)
         if lane is not None:

@@ -4,7 +4,9 @@ Laws of this file:
 - A landing is written only by a sender that showed its token, only where nothing verified lies yet, and only in
   RESERVED and RECEIVING. It becomes LANDED when, and only when, every byte is verified.
 - A landing that nobody renews expires, unless an engine has claimed it; a claim lives as long as its engine.
-- Its extent is freed exactly once, and never while a lane still writes into it (`writers`) or an engine reads it.
+- Two lanes never write the same bytes. A chunk whose place another lane is still writing waits until that lane has
+  ended: it is neither damaged nor refused, so nothing is sent again for it.
+- Its extent is freed exactly once, and never while a lane still writes into it (`writing`) or an engine reads it.
 - Final records are kept, bounded, so that whoever asks late still gets an answer.
 """
 
@@ -81,6 +83,14 @@ class Landing:
             "bytes_resent": self.bytes_repeated,
             "landed_after_s": None if self.landed_s is None else self.landed_s - self.reserved_s,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Occupied:
+    """These lanes are writing where a chunk belongs. A sender repeats a chunk only after it gave its lane up, so the
+    shell closes them, waits until one has ended, and asks again; the chunk's payload stays unread until then."""
+
+    lanes: tuple[int, ...]
 
 
 class Landings:
@@ -174,11 +184,11 @@ class Landings:
         landing.state = LandingState.RECEIVING
         return landing
 
-    def begin_chunk(self, sender: str, lane: int, handle: int, offset: int, length: int) -> Extent | None:
-        """Where lane `lane` shall receive this chunk: an arena extent, or None for scratch.
+    def begin_chunk(self, sender: str, lane: int, handle: int, offset: int, length: int) -> Extent | Occupied | None:
+        """Where lane `lane` shall receive this chunk: an arena extent, nowhere yet, or None for scratch.
 
-        Scratch means that its bytes are not wanted (duplicate, or the landing is over) or that another lane is
-        writing the same place. The payload must be read either way, to stay in step with the stream.
+        Scratch means that its bytes are not wanted: a duplicate, or the landing is over. The payload must be read
+        then too, to stay in step with the stream.
         """
         landing = self._by_handle.get(handle)
         if landing is None or landing.sender != sender or landing.state is not LandingState.RECEIVING:
@@ -186,17 +196,11 @@ class Landings:
         end = offset + length
         if end > landing.extent.size or landing.verified.overlaps(offset, end):
             return None
-        if any(start < end and offset < busy_end for start, busy_end in landing.writing.values()):
-            return None
+        rivals = tuple(rival for rival, (start, stop) in landing.writing.items() if start < end and offset < stop)
+        if rivals:
+            return Occupied(rivals)
         landing.writing[lane] = (offset, end)
         return Extent(landing.extent.start + offset, length)
-
-    def rival_lanes(self, handle: int, offset: int, length: int) -> list[int]:
-        """Lanes that are writing into these bytes. A sender repeats a chunk only when it gave the first lane up, so
-        the shell closes them."""
-        landing = self._by_handle.get(handle)
-        writing = {} if landing is None else landing.writing
-        return [lane for lane, (start, end) in writing.items() if start < offset + length and offset < end]
 
     def end_chunk(
         self, sender: str, lane: int, handle: int, offset: int, length: int, *, good: bool, now_s: float
@@ -214,7 +218,7 @@ class Landings:
         if not in_arena:
             landing.bytes_repeated += length
             wanted = not landing.verified.contains(offset, offset + length)
-            return ChunkVerdict.REPEAT_NEEDED if wanted else ChunkVerdict.ACCEPTED
+            return ChunkVerdict.MISPLACED if wanted else ChunkVerdict.ACCEPTED
         landing.verified.add(offset, offset + length)
         if landing.verified.size == landing.extent.size:
             landing.state, landing.landed_s = LandingState.LANDED, now_s
@@ -312,10 +316,11 @@ class Landings:
 
 
 class ChunkVerdict(StrEnum):
-    """What became of a chunk. The receiver answers ACK to the first two, NACK to the next two, Abort to the last."""
+    """What became of a chunk. The receiver answers ACK to the first two, NACK to the next two, Abort to the last.
+    `misplaced`: it has not the borders of its first sending, or ends behind the landing."""
 
     ACCEPTED = "accepted"
     LANDED = "landed"
     DAMAGED = "damaged"
-    REPEAT_NEEDED = "repeat_needed"
+    MISPLACED = "misplaced"
     UNKNOWN = "unknown"
