@@ -6,6 +6,7 @@ The template comes from the model directory and is run in a sandbox all the same
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from datetime import datetime
 from typing import Any, Final, NoReturn
@@ -65,14 +66,16 @@ class ChatTemplate:
         documents: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **kwargs: Any,
+        extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt's text. Raises ChatTemplateError."""
+        """The prompt's text. `extra` are variables that the client named; those of this method win over them. Raises
+        ChatTemplateError."""
         if continue_final_message:
             messages = self._marked(messages, add_generation_prompt)
-        variables = {**self._variables, **kwargs, "messages": messages, "tools": tools, "documents": documents}
+        variables = {**self._variables, **(extra or {}), "messages": messages, "tools": tools, "documents": documents}
+        variables["add_generation_prompt"] = add_generation_prompt
         try:
-            text = self._template.render(variables, add_generation_prompt=add_generation_prompt)
+            text = self._template.render(variables)
         except Exception as error:
             # A template is a program with inputs from outside; whatever it raises means only that it cannot be used.
             raise ChatTemplateError(f"the chat template failed: {error}") from error

@@ -91,7 +91,7 @@ class PromptTokenizer:
                 documents=body.get("documents"),
                 add_generation_prompt=True if generate is None else generate,
                 continue_final_message=bool(body.get("continue_final_message")),
-                **(body.get("chat_template_kwargs") or {}),
+                extra=body.get("chat_template_kwargs"),
             )
         except ChatTemplateError:
             raise NotCountable("template_error") from None

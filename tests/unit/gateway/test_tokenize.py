@@ -62,6 +62,15 @@ def test_a_tokenizer_that_contradicts_its_config_is_not_trusted(tmp_path: Path) 
     assert len(ids(with_bos(tmp_path, add_bos_token=True), prompt="abc")) == 4
 
 
+@pytest.mark.parametrize("name", ["self", "messages_", "extra", "max_chars", "variables", "caller", "loop", "range"])
+def test_a_client_may_name_any_variable_of_the_template(tmp_path: Path, name: str) -> None:
+    """Also one that our own code has: it must neither end in a server error nor change what the code does."""
+    write_tiny_model(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    user = [{"role": "user", "content": "abc"}]
+    assert ids(tokenizer, messages=user, chat_template_kwargs={name: 1}) == ids(tokenizer, messages=user)
+
+
 def test_token_ids_pass_as_they_are_and_need_no_tokenizer(tmp_path: Path) -> None:
     """Whatever the model directory holds."""
     tokenizer = load_tokenizer(tmp_path)
@@ -155,6 +164,16 @@ CONVERSATIONS = [
 ]
 
 
+#: What `ChatTemplate.render` takes by name; the rest are variables for the template.
+OPTIONS = ("tools", "documents", "add_generation_prompt", "continue_final_message")
+
+
+def rendered(template: ChatTemplate, messages: list[dict[str, Any]], **case: Any) -> str:
+    """A prompt's text, of options and variables in one dict as transformers takes them."""
+    options = {name: case.pop(name) for name in OPTIONS if name in case}
+    return template.render(messages, **options, extra=case)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("messages", CONVERSATIONS, ids=["one", "three"])
 def test_rendering_equals_transformers(messages: list[dict[str, Any]], case: dict[str, Any]) -> None:
@@ -167,13 +186,13 @@ def test_rendering_equals_transformers(messages: list[dict[str, Any]], case: dic
         (expected,), _ = reference.render_jinja_template(
             conversations=[messages], chat_template=QWEN_LIKE, **options, **variables
         )
-    assert ChatTemplate(QWEN_LIKE, variables).render(messages, **case) == expected
+    assert rendered(ChatTemplate(QWEN_LIKE, variables), messages, **case) == expected
 
 
 def test_rendering_is_what_it_was() -> None:
     """A golden text, for machines without transformers."""
-    rendered = ChatTemplate(QWEN_LIKE, {"bos_token": "<bos>"}).render(CONVERSATIONS[1], enable_thinking=False)
-    assert rendered == (
+    text = rendered(ChatTemplate(QWEN_LIKE, {"bos_token": "<bos>"}), CONVERSATIONS[1], enable_thinking=False)
+    assert text == (
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\nSo far <|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>2<bos>"
     )
