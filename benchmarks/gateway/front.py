@@ -12,7 +12,7 @@ from prfaas.deployment.model import Deployment
 from prfaas.gateway.server import serve
 
 
-def deployment(port: int, upstream_port: int, model_dir: str) -> Deployment:
+def deployment(port: int, upstream_port: int, model_dir: str, max_model_tokens: int = 4096) -> Deployment:
     """One decode engine, no PrfaaS cluster."""
     endpoint = {
         "engine": f"http://127.0.0.1:{upstream_port}",
@@ -21,7 +21,7 @@ def deployment(port: int, upstream_port: int, model_dir: str) -> Deployment:
     }
     return Deployment.model_validate(
         {
-            "model": {"name": "tiny", "path": model_dir, "max_model_tokens": 4096},
+            "model": {"name": "tiny", "path": model_dir, "max_model_tokens": max_model_tokens},
             "clusters": {"pd": {"role": "pd", "endpoints": [endpoint]}},
             "gateway": {"port": port},
         }

@@ -6,7 +6,7 @@ The template comes from the model directory and is run in a sandbox all the same
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from datetime import datetime
 from typing import Any, Final, NoReturn
@@ -22,6 +22,10 @@ _CONTINUE_TAG: Final = "CONTINUE_FINAL_MESSAGE_TAG "
 
 class ChatTemplateError(ValueError):
     """The template refused these messages, or is broken."""
+
+
+class RenderedTooLong(Exception):
+    """Rendering was ended, because the text is longer than was asked for."""
 
 
 class _GenerationBlock(Extension):
@@ -67,15 +71,19 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         extra: Mapping[str, Any] | None = None,
+        max_chars: int | None = None,
     ) -> str:
         """The prompt's text. `extra` are variables that the client named; those of this method win over them. Raises
-        ChatTemplateError."""
+        ChatTemplateError, or RenderedTooLong soon after `max_chars` are there."""
         if continue_final_message:
             messages = self._marked(messages, add_generation_prompt)
         variables = {**self._variables, **(extra or {}), "messages": messages, "tools": tools, "documents": documents}
         variables["add_generation_prompt"] = add_generation_prompt
         try:
-            text = self._template.render(variables)
+            pieces = self._template.generate(variables)
+            text = "".join(pieces if max_chars is None else _no_more_than(max_chars + self.size_bytes, pieces))
+        except RenderedTooLong:
+            raise
         except Exception as error:
             # A template is a program with inputs from outside; whatever it raises means only that it cannot be used.
             raise ChatTemplateError(f"the chat template failed: {error}") from error
@@ -89,6 +97,16 @@ class ChatTemplate:
         marked = deepcopy(messages)
         marked[-1]["content"] += _CONTINUE_TAG
         return marked
+
+
+def _no_more_than(max_chars: int, pieces: Iterator[str]) -> Iterator[str]:
+    # Callers leave room for what comes after the mark of a continued message, which is cut off again.
+    num_chars = 0
+    for piece in pieces:
+        num_chars += len(piece)
+        if num_chars > max_chars:
+            raise RenderedTooLong
+        yield piece
 
 
 def _cut_at_mark(text: str, marked: list[dict[str, Any]]) -> str:

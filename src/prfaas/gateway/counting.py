@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from prfaas.core.control.prefix_record import TokenChain, chain_tokens
 from prfaas.core.tokens import pack_tokens
+from prfaas.gateway.errors import ApiError
 from prfaas.gateway.fleet import Instance, match_prefix
-from prfaas.gateway.openai import ApiRequest, check_length
+from prfaas.gateway.openai import ApiRequest
 from prfaas.gateway.service import Service
 from prfaas.gateway.story import Story
 from prfaas.gateway.tokenize import NotCountable
@@ -39,8 +42,6 @@ class PromptCount:
         """Count. Raises ApiError if prompt and output do not fit the model's context."""
         await self._tokenize()
         if self.token_ids is not None:
-            limit = self._service.deployment.served_model.max_model_tokens
-            check_length(len(self.token_ids), self._request.max_output_tokens, limit)
             self._cut(self.token_ids)
 
     async def count_late(self) -> None:
@@ -48,7 +49,9 @@ class PromptCount:
         instance = self._service.fleet.by_name.get(self._story.decode_instance or "")
         if instance is None or self._story.ttft_s is None:
             return
-        await self._tokenize()
+        # A normalizer that expands may refute `at_most`: then the engine has had its say already.
+        with suppress(ApiError):
+            await self._tokenize()
         if self.token_ids is not None:
             self._cut(self.token_ids)
             reusable = match_prefix(instance, self.chains).reusable_prefix_tokens
@@ -64,8 +67,9 @@ class PromptCount:
     async def _tokenize(self) -> None:
         if self._request.obstacle is not None:
             return
+        limit = self._service.deployment.served_model.max_model_tokens
         try:
-            self.token_ids = await self._service.tokenizer.token_ids(self._request)
+            self.token_ids = await self._service.tokenizer.token_ids(self._request, limit)
         except NotCountable as unknown:
             self._request.obstacle = unknown.reason
 

@@ -99,6 +99,17 @@ def check_length(num_prompt_tokens: int, max_output_tokens: int | None, max_mode
         )
 
 
+def prompt_too_long(max_chars: int, max_model_tokens: int) -> ApiError:
+    """What `check_length` raises, for a prompt that is refused before its tokens are counted."""
+    return ApiError(
+        400,
+        f"this model's context is {max_model_tokens} tokens; the prompt has more than {max_chars} characters, which is"
+        " more than as many of its longest token",
+        code="context_length_exceeded",
+        param="messages",
+    )
+
+
 def _load(raw: bytes) -> dict[str, Any]:
     try:
         # orjson refuses NaN, lone surrogates and nesting deeper than 1,024 with this one error.

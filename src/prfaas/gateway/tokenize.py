@@ -3,23 +3,34 @@
 Rules of this file:
 - Special tokens follow vLLM: completions add them unless `add_special_tokens` is false, chat only if it is true.
 - Nothing is fetched: the tokenizer is the model directory's `tokenizer.json`.
-- Long texts are tokenized in a thread, so that one 100,000-token prompt does not hold up every stream.
+- No text stops the event loop for longer than the interpreter's switch interval and a few milliseconds: long ones are
+  handled in threads, one template is rendered at a time, and texts are encoded by `encode_batch_fast`, which lets go of
+  the interpreter's lock. `encode` holds it from beginning to end, in whatever thread.
+- No text costs more than a prompt that fits: rendering ends, and encoding does not begin, where no more tokens can fit;
+  ids are made only of what fits; and only so many characters are tokenized at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from prfaas.gateway.chat_template import ChatTemplate, ChatTemplateError
-from prfaas.gateway.openai import ApiRequest
+from prfaas.gateway.chat_template import ChatTemplate, ChatTemplateError, RenderedTooLong
+from prfaas.gateway.openai import ApiRequest, check_length, prompt_too_long
+from prfaas.gateway.text_budget import TextBudget
 
 #: Below this a hand-over to a thread costs more than the work (measured at about 1 ms per 8 KiB of text).
 MAX_INLINE_CHARS: Final = 8 * 1024
+#: The library takes up to 600 bytes of memory for a token while it encodes (measured at one token for two characters).
+MAX_CHARS_AT_ONCE: Final = 4 << 20
 
 _SPECIAL_TOKENS: Final = (
     "bos_token",
@@ -48,6 +59,15 @@ class PromptTokenizer:
         specials = _special_tokens(config)
         self._template = ChatTemplate(chat_template, specials) if chat_template is not None else None
         self._specials_known = tokenizer is not None and _adds_specials_as_configured(tokenizer, config, specials)
+        # As vLLM reckons (`max_chars_per_token`), which refuses longer texts by the same product.
+        self._max_chars_per_token = 0 if tokenizer is None else max(map(len, tokenizer.get_vocab()), default=0)
+        self._budget = TextBudget(MAX_CHARS_AT_ONCE)
+        # Not the loop's own: names are resolved there, and a connection shall not wait for a prompt. One processor is
+        # left to the event loop.
+        num_threads = max(2, len(os.sched_getaffinity(0)) - 1)
+        self._threads = ThreadPoolExecutor(num_threads, "prfaas-tokenize")
+        # Rendering is Python: of several at once, each would make the event loop wait for one more switch interval.
+        self._one_renders = threading.Lock()
 
     def max_tokens(self, request: ApiRequest) -> int:
         """No fewer than the prompt's tokens, known without tokenizing: a token stands for at least one byte.
@@ -56,18 +76,41 @@ class PromptTokenizer:
         """
         return len(request.raw) + (self._template.size_bytes if self._template and request.endpoint == "chat" else 0)
 
-    async def token_ids(self, request: ApiRequest) -> list[int]:
-        """The prompt's token ids. Raises NotCountable."""
+    async def token_ids(self, request: ApiRequest, max_model_tokens: int) -> list[int]:
+        """The prompt's token ids. Raises NotCountable, or ApiError if it does not fit into the model's context."""
         prompt = request.prompt if request.endpoint == "completions" else None
         if isinstance(prompt, list):
+            check_length(len(prompt), request.max_output_tokens, max_model_tokens)
             return prompt
         if request.endpoint == "completions" and prompt is None:
             raise NotCountable("several_prompts")
         if len(request.raw) <= MAX_INLINE_CHARS:
-            return self._encode(request, prompt)
-        return await asyncio.get_running_loop().run_in_executor(None, self._encode, request, prompt)
+            return self._encode(request, prompt, max_model_tokens, contextlib.nullcontext())
+        return await self._encoded_in_thread(request, prompt, max_model_tokens)
 
-    def _encode(self, request: ApiRequest, prompt: str | None) -> list[int]:
+    async def _encoded_in_thread(self, request: ApiRequest, prompt: str | None, max_model_tokens: int) -> list[int]:
+        def work() -> list[int]:
+            return self._encode(request, prompt, max_model_tokens, self._one_renders)
+
+        loop = asyncio.get_running_loop()
+        share = await self._budget.take(len(request.raw))
+        job = self._threads.submit(work)
+
+        def give_back(_: Future[list[int]]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(self._budget.give_back, share)
+
+        # When the thread is done, not when the wait is: a client that hangs up ends its wait, and the thread works on.
+        job.add_done_callback(give_back)
+        return await asyncio.wrap_future(job)
+
+    def _encode(
+        self,
+        request: ApiRequest,
+        prompt: str | None,
+        max_model_tokens: int,
+        rendering: contextlib.AbstractContextManager[object],
+    ) -> list[int]:
         is_chat = request.endpoint == "chat"
         asked = request.body.get("add_special_tokens")
         add_special_tokens = not is_chat if asked is None else bool(asked)
@@ -75,11 +118,17 @@ class PromptTokenizer:
             raise NotCountable("no_tokenizer")
         if add_special_tokens and not self._specials_known:
             raise NotCountable("special_tokens")
-        text = self._render(request.body) if prompt is None else prompt
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        max_chars = max_model_tokens * self._max_chars_per_token
+        with rendering:
+            text = self._render(request.body, max_chars, max_model_tokens) if prompt is None else prompt
+        if len(text) > max_chars:
+            raise prompt_too_long(max_chars, max_model_tokens)
+        encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        check_length(len(encoded), request.max_output_tokens, max_model_tokens)
+        ids: list[int] = encoded.ids
         return ids
 
-    def _render(self, body: dict[str, Any]) -> str:
+    def _render(self, body: dict[str, Any], max_chars: int, max_model_tokens: int) -> str:
         if self._template is None:
             raise NotCountable("no_chat_template")
         generate = body.get("add_generation_prompt")
@@ -91,10 +140,13 @@ class PromptTokenizer:
                 documents=body.get("documents"),
                 add_generation_prompt=True if generate is None else generate,
                 continue_final_message=bool(body.get("continue_final_message")),
+                max_chars=max_chars,
                 extra=body.get("chat_template_kwargs"),
             )
         except ChatTemplateError:
             raise NotCountable("template_error") from None
+        except RenderedTooLong:
+            raise prompt_too_long(max_chars, max_model_tokens) from None
 
 
 def load_tokenizer(model_dir: Path) -> PromptTokenizer:

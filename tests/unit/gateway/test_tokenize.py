@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import warnings
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from prfaas.gateway.chat_template import ChatTemplate, ChatTemplateError
+from prfaas.gateway.errors import ApiError
 from prfaas.gateway.openai import parse
-from prfaas.gateway.tokenize import NotCountable, PromptTokenizer, has_recurrent_state, load_tokenizer
-from prfaas.testing.gateway_rig import write_tiny_model
+from prfaas.gateway.tokenize import (
+    MAX_CHARS_AT_ONCE,
+    NotCountable,
+    PromptTokenizer,
+    has_recurrent_state,
+    load_tokenizer,
+)
+from prfaas.testing.gateway_rig import until, write_tiny_model
+
+#: More than any prompt here has.
+MODEL_TOKENS = 1 << 20
+SEED = 20_261_125
 
 
 def ids(tokenizer: PromptTokenizer, **fields: Any) -> list[int]:
     """Token ids of a request."""
     body = json.dumps({"model": "m", **fields}).encode()
     request = parse("chat" if "messages" in fields else "completions", body, "m")
-    return asyncio.run(tokenizer.token_ids(request))
+    return asyncio.run(tokenizer.token_ids(request, MODEL_TOKENS))
 
 
 def reason(tokenizer: PromptTokenizer, **fields: Any) -> str:
@@ -83,6 +96,116 @@ def test_long_text_is_tokenized_in_a_thread_to_the_same_ids(tmp_path: Path) -> N
     write_tiny_model(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert ids(tokenizer, prompt="ab" * 10_000) == ids(tokenizer, prompt="ab") * 10_000
+
+
+def texts() -> list[str]:
+    """What prompts are made of: words, code, other scripts, marks that combine, special tokens whole and broken."""
+    pieces = ["the ", "def f(x):\n", "  ", "\t", "é", "e\u0301", "漢字", "🙂", "👩\u200d👧", "ﬁ", "\u0000", "\ufeff", "<bos>",
+              "<bo", "<|user|>", "<unk>", "\r\n", "0123", "…", "\U0010ffff", "\u00a0"]  # fmt: skip
+    random = Random(SEED)
+    mixed = ["".join(random.choices(pieces, k=random.randrange(1, 200))) for _ in range(200)]
+    return ["", " ", "a", "a" * 5000, *pieces, *mixed]
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """As those of today's models: byte-level BPE after a split into words, NFC before; file says to cut and to pad."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, special_tokens=["<bos>"],
+                                  show_progress=False)  # fmt: skip
+    tokenizer.train_from_iterator(texts(), trainer)
+    bos = tokenizer.token_to_id("<bos>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    tokenizer.enable_truncation(7)
+    tokenizer.enable_padding(length=9)
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters"])
+@pytest.mark.parametrize("special", [False, True])
+def test_a_prompt_has_the_ids_that_the_library_gives_it(tmp_path: Path, kind: str, special: bool) -> None:
+    """Those of `Tokenizer.encode`, which engines call: we call another function of the library."""
+    write_tiny_model(tmp_path)
+    if kind == "bytes":
+        bytes_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    reference = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    reference.no_truncation()
+    reference.no_padding()
+    for text in filter(None, texts()):
+        expected = reference.encode(text, add_special_tokens=special).ids
+        assert ids(tokenizer, prompt=text, add_special_tokens=special) == expected, f"seed {SEED}: {text!r}"
+
+
+def refusal(tokenizer: PromptTokenizer, max_model_tokens: int, **fields: Any) -> str:
+    """The words of the refusal of a prompt that is too long."""
+    body = json.dumps({"model": "m", **fields}).encode()
+    request = parse("chat" if "messages" in fields else "completions", body, "m")
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(tokenizer.token_ids(request, max_model_tokens))
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+    return caught.value.message
+
+
+def test_a_text_that_cannot_fit_is_refused_without_tokenizing(tmp_path: Path) -> None:
+    """No token is longer than five characters, `<unk>`: 50 of them cannot be fewer than 10 tokens, 51 cannot be 10."""
+    write_tiny_model(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert "the prompt has 50 and 1 more" in refusal(tokenizer, 10, prompt="x" * 50)
+    assert "more than 50 characters" in refusal(tokenizer, 10, prompt="x" * 51)
+    user = [{"role": "user", "content": "x" * 51}]
+    assert "more than 50 characters" in refusal(tokenizer, 10, messages=user)
+
+
+def test_rendering_ends_where_the_text_cannot_fit_any_more(tmp_path: Path) -> None:
+    """A template may make much of little: this one would write for ever and a day."""
+    endless = "{% for i in range(90000) %}{% for j in range(90000) %}abc{% endfor %}{% endfor %}"
+    write_tiny_model(tmp_path, chat_template=endless)
+    assert "more than 50 characters" in refusal(
+        load_tokenizer(tmp_path), 10, messages=[{"role": "user", "content": "x"}]
+    )
+
+
+class Gate:
+    """Holds whoever wants to render, until it is opened."""
+
+    def __init__(self) -> None:
+        self.num_inside = 0
+        self.opened = threading.Event()
+
+    def __enter__(self) -> None:
+        self.num_inside += 1
+        assert self.opened.wait(30), "nobody opened the gate"
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_client_that_hangs_up_does_not_give_its_share_back_before_its_text_is_done(tmp_path: Path) -> None:
+    """Else who hangs up at once could have any number of texts tokenized at once."""
+    write_tiny_model(tmp_path)
+    tokenizer, gate = load_tokenizer(tmp_path), Gate()
+    tokenizer._one_renders = gate  # type: ignore[assignment]
+    user = [{"role": "user", "content": "x" * MAX_CHARS_AT_ONCE}]
+    request = parse("chat", json.dumps({"model": "m", "messages": user}).encode(), "m")
+
+    async def scenario() -> None:
+        leaving = asyncio.create_task(tokenizer.token_ids(request, 10))
+        await until(lambda: gate.num_inside == 1)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        staying = asyncio.create_task(tokenizer.token_ids(request, 10))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(staying), 0.1)
+        assert gate.num_inside == 1
+        gate.opened.set()
+        with pytest.raises(ApiError, match="characters"):
+            await staying
+        assert gate.num_inside == 2
+
+    asyncio.run(scenario())
 
 
 def test_templates_that_fail_leave_the_words_to_the_engine(tmp_path: Path) -> None:
