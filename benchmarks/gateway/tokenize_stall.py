@@ -28,7 +28,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from benchmarks.gateway.front import deployment
 from benchmarks.gateway.overhead import _free_port, _up, process
-from prfaas.gateway import tokenize
+from prfaas.gateway.prompt import tokenize
 from prfaas.gateway.server import serve
 from prfaas.testing.gateway_rig import write_tiny_model
 

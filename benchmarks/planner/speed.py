@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from prfaas.core.planning.many import relaxed_rps
+from prfaas.core.planning.search_many import relaxed_rps
 from prfaas.planner.scenario import build_scenario
 
 ROOT = Path(__file__).parents[2]

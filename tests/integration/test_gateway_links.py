@@ -25,7 +25,7 @@ def test_verdicts_arrive_as_they_change(tmp_path: Path) -> None:
     async def main() -> None:
         async with asyncio.timeout(60), gateway_rig(tmp_path) as rig:
             (source,) = (instance.name for instance in rig.service.fleet.prefillers)
-            watch = rig.service.link_watch
+            watch = rig.service.link_feed
             assert watch is not None
             for verdict, number in (("congested", 2.0), ("clear", 0.0), ("pressed", 1.0)):
                 rig.prefill_nodes[0].judge("pd-0", verdict)

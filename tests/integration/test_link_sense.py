@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from prfaas.core.control.link_verdict import LinkVerdict
+from prfaas.core.link.verdict import LinkVerdict
 from prfaas.kvnode.http import Changes, Control
 from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.observe.metrics import TABLE
@@ -71,7 +71,7 @@ def test_capacity_becomes_known_and_is_told(tmp_path: Path) -> None:
         before, _ = asyncio.run(answers(pair))
         assert before["links"]["sink"]["capacity_bytes_per_s"] is None
         num_bytes = send(pair, "a", 65_000)
-        state = pair.source.link_sense.states()["sink"]
+        state = pair.source.link_monitor.states()["sink"]
         assert state.capacity_bytes_per_s == pytest.approx(4 * LANE_BYTES_PER_S, rel=0.2)
         assert state.verdict is not LinkVerdict.CLEAR
         assert (
@@ -79,7 +79,7 @@ def test_capacity_becomes_known_and_is_told(tmp_path: Path) -> None:
             <= wait_until(lambda: acked if (acked := acknowledged(link)) >= num_bytes else None)
             <= 1.01 * num_bytes
         )
-        assert pair.source.exchange.counters["bytes_sent", "sink"] == num_bytes
+        assert pair.source.ledgers.counters["bytes_sent", "sink"] == num_bytes
         links, metrics = asyncio.run(answers(pair))
         assert links["node"] == "source"
         told = links["links"]["sink"]
@@ -90,8 +90,8 @@ def test_capacity_becomes_known_and_is_told(tmp_path: Path) -> None:
             if row.name.startswith("prfaas_link_"):
                 assert f'\n{row.name}{{peer="sink"}} ' in metrics, row.name
                 assert f"# HELP {row.name} {row.help}\n" in metrics
-        wait_until(lambda: pair.source.link_sense.states()["sink"].verdict is LinkVerdict.CLEAR)
-        assert pair.source.link_sense.states()["sink"].capacity_bytes_per_s is not None
+        wait_until(lambda: pair.source.link_monitor.states()["sink"].verdict is LinkVerdict.CLEAR)
+        assert pair.source.link_monitor.states()["sink"].capacity_bytes_per_s is not None
 
 
 def test_lanes_that_are_no_tcp_and_lost_lanes_are_no_trouble(tmp_path: Path) -> None:
@@ -99,9 +99,9 @@ def test_lanes_that_are_no_tcp_and_lost_lanes_are_no_trouble(tmp_path: Path) -> 
     with node_pair(tmp_path, kind="inproc") as pair:
         wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
         send(pair, "a", 1000)
-        pair.source.link_sense.stop()
-        pair.source.link_sense.sample()
-        state = pair.source.link_sense.states()["sink"]
+        pair.source.link_monitor.stop()
+        pair.source.link_monitor.sample()
+        state = pair.source.link_monitor.states()["sink"]
         assert (state.capacity_bytes_per_s, state.rtt_s, state.verdict) == (None, None, LinkVerdict.CLEAR)
 
 
@@ -125,6 +125,6 @@ def sensing() -> list[threading.Thread]:
 def test_a_node_without_peers_has_no_thread(tmp_path: Path) -> None:
     """Sensing costs nothing where nothing is sent, and a node ends its thread with itself."""
     with node_pair(tmp_path) as pair:
-        assert pair.sink.link_sense.states() == {}
+        assert pair.sink.link_monitor.states() == {}
         assert len(sensing()) == 1
     assert sensing() == []

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from prfaas.core.cache.landings import LandingState
 from prfaas.core.errors import Refused
+from prfaas.core.transfer.landings import LandingState
 from prfaas.core.wire.frames import HEADER_BYTES
 from prfaas.core.wire.lane import LaneProtocol
 from prfaas.core.wire.messages import Hello
@@ -39,7 +39,7 @@ def send(pair: NodePair, name: str, num_prompt_tokens: int, pieces: int = 5) -> 
 
 def idle(pair: NodePair) -> bool:
     """Nothing is held on either side."""
-    return pair.source.exchange.extents.num_live == 0 and pair.sink.exchange.extents.num_live == 0
+    return pair.source.ledgers.extents.num_live == 0 and pair.sink.ledgers.extents.num_live == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,8 +138,8 @@ def test_flipped_bit_is_caught_and_resent(tmp_path: Path, kind: str) -> None:
         pair.wait_state("a", "landed", "aborted")
         assert pair.landed_bytes("a") == image
         assert pair.sink.landing("a").state is LandingState.LANDED
-        noticed = pair.sink.exchange.counters["checksum_failures", ""]
-        rejected = sum(v for (name, _), v in pair.sink.exchange.counters.items() if name == "frames_rejected")
+        noticed = pair.sink.ledgers.counters["checksum_failures", ""]
+        rejected = sum(v for (name, _), v in pair.sink.ledgers.counters.items() if name == "frames_rejected")
         assert noticed + rejected >= 1
 
 
@@ -270,7 +270,7 @@ def test_a_peer_that_does_not_agree_is_refused_with_the_reason(tmp_path: Path, k
     """Another KV layout, another hash seed, or simply the wrong node: no lane comes up, and both sides can say why."""
     with node_pair(tmp_path, kind=kind) as pair:
         wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
-        sink = pair.sink.exchange
+        sink = pair.sink.ledgers
         if field == "layout":
             sink.fingerprint = "another"
         elif field == "hash_seed":
@@ -304,4 +304,4 @@ def test_another_protocol_version_is_refused(tmp_path: Path) -> None:
             sock.sendall(hello)
             with contextlib.suppress(ConnectionResetError):
                 assert sock.recv(1) == b""
-        wait_until(lambda: pair.sink.exchange.counters["frames_rejected", "version"] == 1)
+        wait_until(lambda: pair.sink.ledgers.counters["frames_rejected", "version"] == 1)

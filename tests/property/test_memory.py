@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.core.cache.extents import ExtentAllocator
-from prfaas.core.cache.intervals import IntervalSet
+from prfaas.core.transfer.extents import ExtentAllocator
+from prfaas.core.transfer.intervals import IntervalSet
 
 spans = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(lambda pair: (min(pair), max(pair)))
 

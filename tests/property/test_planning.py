@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prfaas.core.model.curve import Curve, polynomial, through
 from prfaas.core.planning.plan import make_plan
 from prfaas.core.planning.scenario import PdCluster, PlanningError, PolicyKind, PrfaasCluster, Scenario, WanLink
-from prfaas.core.planning.search import rates_at
+from prfaas.core.planning.search_one import rates_at
 from prfaas.core.planning.solve import solve
 from prfaas.core.planning.workload import Empirical, TruncatedLogNormal, Workload, constant
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from prfaas.core.model.curve import Curve, polynomial
-from prfaas.core.planning.many import relaxed_rps, solve_many
 from prfaas.core.planning.plan import make_plan
 from prfaas.core.planning.scenario import PdCluster, PolicyKind, PrfaasCluster, Scenario, ServiceTime, WanLink
+from prfaas.core.planning.search_many import relaxed_rps, solve_many
 from prfaas.core.planning.solve import solve
 from prfaas.core.planning.usage import usages
 from prfaas.core.planning.workload import Band, Empirical, TruncatedLogNormal, Workload, band

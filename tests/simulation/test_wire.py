@@ -10,9 +10,9 @@ import random
 
 import pytest
 
-from prfaas.core.cache.extents import Extent, ExtentAllocator
-from prfaas.core.cache.landings import ChunkVerdict, Landings, LandingState
-from prfaas.core.wire.outbound import Chunk, Outbound, TransferState
+from prfaas.core.transfer.extents import Extent, ExtentAllocator
+from prfaas.core.transfer.landings import ChunkVerdict, Landings, LandingState
+from prfaas.core.transfer.outbound import Chunk, Outbound, TransferState
 
 CHUNK = 1000
 

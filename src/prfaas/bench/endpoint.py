@@ -74,7 +74,7 @@ class Endpoint:
         config = KVNodeConfig(name, host, 0, host, 0, "", arena_bytes, peers)
         security = LaneSecurity(Credentials(CredentialFiles(**tls)), {}) if tls else None
         self._node = KVNode(config, self._arena, listener, LaneLimits(**limits), security=security)
-        self._node.exchange.on_change = self._changed
+        self._node.ledgers.on_change = self._changed
         self._node.attach("bench", "bench", bench_layout())
         self._node.start()
         return {"port": listener.getsockname()[1]}
@@ -154,7 +154,7 @@ class Endpoint:
         """Free the landing; with `verify` returns its state and checksum first."""
         landing = self.node.landing(transfer_id)
         found = {"state": landing.state.value}  # before dropping changes it
-        crc = checksum(self.node.exchange.memory(landing.extent)) if verify else None
+        crc = checksum(self.node.ledgers.memory(landing.extent)) if verify else None
         self.node.drop(transfer_id)
         return {**found, "checksum": crc}
 
@@ -163,10 +163,10 @@ class Endpoint:
         return {
             "cpu_s": cpu_seconds(),
             "links": self.node.link_records(),
-            "paced": self.node.link_sense.paced_bytes_per_s(),
-            "counters": {"/".join(key): value for key, value in self.node.exchange.counters.items()},
+            "paced": self.node.link_monitor.paced_bytes_per_s(),
+            "counters": {"/".join(key): value for key, value in self.node.ledgers.counters.items()},
             "descriptors": len(os.listdir("/proc/self/fd")),
-            "free_bytes": self.node.exchange.extents.free_bytes,
+            "free_bytes": self.node.ledgers.extents.free_bytes,
         }
 
     def _changed(self, transfer_id: str) -> None:

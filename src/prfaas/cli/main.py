@@ -136,7 +136,7 @@ def up(
     with_gateway: Annotated[bool, typer.Option("--gateway/--no-gateway", help="Start the gateway too.")] = True,
 ) -> None:
     """Start every process that a deployment file describes on this machine; Ctrl-C stops them all."""
-    from prfaas.deploy.up import run
+    from prfaas.launch.up import run
 
     raise typer.Exit(run(file, logs, sockets=sockets, with_gateway=with_gateway))
 
@@ -188,7 +188,7 @@ def profile(
 ) -> None:
     """Measure how fast a live server prefills and decodes, and write a hardware profile for `plan`."""
     from prfaas.cli.arguments import BadArgument, whole_numbers
-    from prfaas.profiling.command import ProfileOptions, run
+    from prfaas.profiles.measure.command import ProfileOptions, run
 
     try:
         batches = whole_numbers("--decode-batches", decode_batches)
@@ -206,7 +206,7 @@ def demo(
     directory: Annotated[Path, typer.Option(help="Folder for models, logs and the deployment file.")] = Path(".demo"),
 ) -> None:
     """Run two datacenters on this machine, send real requests, show how each was served, and prove it."""
-    from prfaas.cli.demo import run
+    from prfaas.demo.command import run
 
     raise typer.Exit(run(directory))
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prfaas.cli.demo_requests import Client, DemoFailed, prove, requests_table, send_all
 from prfaas.core.errors import PrfaasError
-from prfaas.deploy.addresses import make_socket_directory
-from prfaas.deploy.certificates import make_throwaway
-from prfaas.deploy.plan import plan_processes, throwaway_directory
-from prfaas.deploy.supervisor import Supervisor, describe_end
-from prfaas.deploy.up import start_all, stop_on_sigterm
+from prfaas.demo.requests import Client, DemoFailed, prove, requests_table, send_all
 from prfaas.deployment.load import load_deployment, resolve_model_dir
+from prfaas.launch.addresses import make_socket_directory
+from prfaas.launch.certificates import make_throwaway
+from prfaas.launch.plan import plan_processes, throwaway_directory
+from prfaas.launch.supervisor import Supervisor, describe_end
+from prfaas.launch.up import start_all, stop_on_sigterm
 
 MODEL_NAME = "tiny-hybrid"
 THRESHOLD_TOKENS = 512
@@ -124,7 +124,7 @@ def _show(port: int, decode_url: str, console: Console) -> None:
 
 
 def _make_model(directory: Path) -> None:
-    argv = [sys.executable, "-m", "prfaas.testing.tiny_models", str(directory), "--model", "qwen3-next"]
+    argv = [sys.executable, "-m", "prfaas.demo.tiny_models", str(directory), "--model", "qwen3-next"]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
 """Tiny models with random weights, made from their configs: no hub, no download, a few seconds.
 
-`python -m prfaas.testing.tiny_models DIR [--model qwen3-next]` makes DIR/qwen3-next. Weights come from a fixed seed,
+`python -m prfaas.demo.tiny_models DIR [--model qwen3-next]` makes DIR/qwen3-next. Weights come from a fixed seed,
 so two machines with the same torch make the same model. A byte is a token, so a prompt's length is easy to choose.
 """
 

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from prfaas.gateway.errors import ApiError, bad_request
-from prfaas.gateway.http import JSON, Exchange
+from prfaas.gateway.api.errors import ApiError, bad_request
+from prfaas.gateway.api.http import JSON, Response
 from prfaas.gateway.service import Service
 
 STORY_PREFIX: Final = "/prfaas/requests/"
@@ -27,7 +27,7 @@ class Admin:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._created = int(time.time())
-        self._routes: dict[str, Callable[[Exchange], Awaitable[None]]] = {
+        self._routes: dict[str, Callable[[Response], Awaitable[None]]] = {
             "/v1/models": self._models,
             "/health": self._health,
             "/live": self._live,
@@ -37,7 +37,7 @@ class Admin:
             "/prfaas/links": self._links,
         }
 
-    async def answer(self, method: str, path: str, query: bytes, exchange: Exchange) -> None:
+    async def answer(self, method: str, path: str, query: bytes, response: Response) -> None:
         """Answer one request. Raises ApiError 404 or 405."""
         route = self._routes.get(path)
         by_name = path.startswith((STORY_PREFIX, MODEL_PREFIX))
@@ -46,19 +46,19 @@ class Admin:
         if method != "GET":
             raise ApiError(405, f"{path[:200]} takes GET", code="method_not_allowed", allow="GET")
         if route is not None:
-            await route(exchange)
+            await route(response)
         elif path.startswith(STORY_PREFIX):
-            await self._story(exchange, path.removeprefix(STORY_PREFIX), query)
+            await self._story(response, path.removeprefix(STORY_PREFIX), query)
         else:
-            await self._model(exchange, path.removeprefix(MODEL_PREFIX))
+            await self._model(response, path.removeprefix(MODEL_PREFIX))
 
-    async def _models(self, exchange: Exchange) -> None:
-        await _json(exchange, {"object": "list", "data": [self._card()]})
+    async def _models(self, response: Response) -> None:
+        await _json(response, {"object": "list", "data": [self._card()]})
 
-    async def _model(self, exchange: Exchange, name: str) -> None:
+    async def _model(self, response: Response, name: str) -> None:
         if name != self._service.deployment.served_model.name:
             raise ApiError(404, f"the model `{name[:128]}` does not exist", code="model_not_found", param="model")
-        await _json(exchange, self._card())
+        await _json(response, self._card())
 
     def _card(self) -> dict[str, object]:
         model = self._service.deployment.served_model
@@ -70,31 +70,31 @@ class Admin:
             "max_model_len": model.max_model_tokens,
         }
 
-    async def _health(self, exchange: Exchange) -> None:
+    async def _health(self, response: Response) -> None:
         fleet = self._service.fleet
         instances = {i.name: {"engine": i.engine_healthy, "node": i.node_ready} for i in fleet.all}
         status = "ok" if fleet.healthy else "no_healthy_engine"
-        await _json(exchange, {"status": status, "instances": instances}, 200 if fleet.healthy else 503)
+        await _json(response, {"status": status, "instances": instances}, 200 if fleet.healthy else 503)
 
-    async def _live(self, exchange: Exchange) -> None:
-        await _json(exchange, {"status": "ok"})
+    async def _live(self, response: Response) -> None:
+        await _json(response, {"status": "ok"})
 
-    async def _version(self, exchange: Exchange) -> None:
-        await _json(exchange, {"version": package_version()})
+    async def _version(self, response: Response) -> None:
+        await _json(response, {"version": package_version()})
 
-    async def _metrics(self, exchange: Exchange) -> None:
+    async def _metrics(self, response: Response) -> None:
         body = generate_latest(self._service.metrics.registry)
-        await exchange.whole(200, body, CONTENT_TYPE_LATEST.encode())
+        await response.whole(200, body, CONTENT_TYPE_LATEST.encode())
 
-    async def _links(self, exchange: Exchange) -> None:
-        watch = self._service.link_watch
-        await _json(exchange, {"links": {} if watch is None else watch.links})
+    async def _links(self, response: Response) -> None:
+        watch = self._service.link_feed
+        await _json(response, {"links": {} if watch is None else watch.links})
 
-    async def _story(self, exchange: Exchange, request_id: str, query: bytes) -> None:
+    async def _story(self, response: Response, request_id: str, query: bytes) -> None:
         story = await self._service.stories.read(request_id, _wait_s(query))
         if story is None:
             raise ApiError(404, "no such request, or it is too long ago", code="unknown_request")
-        await _json(exchange, story)
+        await _json(response, story)
 
 
 @cache
@@ -119,5 +119,5 @@ def _wait_s(query: bytes) -> float | None:
     return wait_s
 
 
-async def _json(exchange: Exchange, answer: object, status: int = 200) -> None:
-    await exchange.whole(status, orjson.dumps(answer), JSON)
+async def _json(response: Response, answer: object, status: int = 200) -> None:
+    await response.whole(status, orjson.dumps(answer), JSON)

@@ -14,13 +14,13 @@ from typing import Final
 import aiohttp
 import orjson
 
-from prfaas.gateway.errors import ApiError
+from prfaas.gateway.api.errors import ApiError
+from prfaas.gateway.api.http import JSON, Response
+from prfaas.gateway.api.openai import ApiRequest
+from prfaas.gateway.api.streaming import EventStream, StreamCut, completion_tokens
 from prfaas.gateway.fleet import Instance
-from prfaas.gateway.http import JSON, Exchange
-from prfaas.gateway.openai import ApiRequest
 from prfaas.gateway.story import Story
-from prfaas.gateway.streaming import EventStream, StreamCut, completion_tokens
-from prfaas.gateway.upstream import MAX_ERROR_BODY_BYTES, Engines, UpstreamDown
+from prfaas.gateway.upstream.clients import MAX_ERROR_BODY_BYTES, Engines, UpstreamDown
 
 logger = logging.getLogger("prfaas.gateway")
 
@@ -40,7 +40,7 @@ class Answer:
     def __init__(
         self,
         engines: Engines,
-        exchange: Exchange,
+        response: Response,
         request: ApiRequest,
         story: Story,
         decode: Instance,
@@ -49,7 +49,7 @@ class Answer:
         on_first: Callable[[], None],
     ) -> None:
         self._engines = engines
-        self._exchange = exchange
+        self._response = response
         self._request = request
         self._story = story
         self._decode = decode
@@ -85,7 +85,7 @@ class Answer:
             raise ApiError(502, "the engine broke off in the middle of its answer", code="upstream_cut") from error
         self._story.completion_tokens = completion_tokens(tail)
         await stream.quiesce()
-        await self._exchange.end()
+        await self._response.end()
 
     async def _whole(self, reply: aiohttp.ClientResponse, before_whole: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -96,11 +96,11 @@ class Answer:
         self._story.completion_tokens = completion_tokens(body)
         await before_whole()
         await self._settle_stream()
-        if self._exchange.started:
+        if self._response.started:
             # Asked to stream, kept alive with comments, and then answered with plain JSON: as one event it is legal.
-            await self._exchange.end(b"data: " + body.replace(b"\n", b" ") + b"\n\ndata: [DONE]\n\n")
+            await self._response.end(b"data: " + body.replace(b"\n", b" ") + b"\n\ndata: [DONE]\n\n")
         else:
-            await self._exchange.whole(200, body, reply.headers.get("content-type", "application/json").encode())
+            await self._response.whole(200, body, reply.headers.get("content-type", "application/json").encode())
 
     async def _refusal(self, reply: aiohttp.ClientResponse, spare_server_errors: bool) -> None:
         try:
@@ -114,12 +114,12 @@ class Answer:
         self._story.error = body[:200].decode("utf-8", "replace")
         await self._settle_stream()
         shaped = _openai_error(reply.status, body)
-        if self._exchange.started:
-            await self._exchange.end(b"data: " + shaped + b"\n\ndata: [DONE]\n\n")
+        if self._response.started:
+            await self._response.end(b"data: " + shaped + b"\n\ndata: [DONE]\n\n")
             return
         retry_after = reply.headers.get("retry-after")
         extra = [(b"retry-after", retry_after.encode("latin-1"))] if retry_after else []
-        await self._exchange.whole(reply.status, shaped, JSON, extra)
+        await self._response.whole(reply.status, shaped, JSON, extra)
 
     def _first(self) -> None:
         self._has_begun = True

@@ -12,13 +12,13 @@ from contextlib import suppress
 from typing import Final
 
 from prfaas.gateway.admin import Admin
-from prfaas.gateway.errors import ApiError
-from prfaas.gateway.http import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
-from prfaas.gateway.life import Life
-from prfaas.gateway.openai import Endpoint, parse
+from prfaas.gateway.api.errors import ApiError
+from prfaas.gateway.api.http import ClientGone, Receive, Response, Scope, Send, headers_of, read_body
+from prfaas.gateway.api.openai import Endpoint, parse
+from prfaas.gateway.driver import RequestDriver
 from prfaas.gateway.service import Service
 from prfaas.gateway.story import Story
-from prfaas.gateway.upstream import forwarded_headers
+from prfaas.gateway.upstream.clients import forwarded_headers
 
 logger = logging.getLogger("prfaas.gateway")
 
@@ -27,7 +27,7 @@ BODY_TIMEOUT_S: Final = 60.0
 MAX_REQUEST_ID_CHARS: Final = 128
 _UNSAFE_ID: Final = re.compile(r"[^A-Za-z0-9._:\-]")
 
-Handler = Callable[[Scope, Receive, Exchange], Awaitable[None]]
+Handler = Callable[[Scope, Receive, Response], Awaitable[None]]
 
 
 class GatewayApp:
@@ -44,29 +44,29 @@ class GatewayApp:
             await send({"type": "websocket.close"})
             return
         request_id = request_id_of(headers_of(scope).get(b"x-request-id"))
-        exchange = Exchange(send, [(b"x-request-id", request_id.encode("ascii"))])
+        response = Response(send, [(b"x-request-id", request_id.encode("ascii"))])
         try:
-            await self._dispatch(scope, receive, exchange, request_id)
+            await self._dispatch(scope, receive, response, request_id)
         except ApiError as error:
-            await exchange.error(error)
+            await response.error(error)
         except ClientGone:
             pass
         except Exception:
             logger.exception("defect request_id=%s", request_id)
-            await exchange.error(ApiError(500, "internal error", code="internal_error"))
+            await response.error(ApiError(500, "internal error", code="internal_error"))
 
-    async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange, request_id: str) -> None:
+    async def _dispatch(self, scope: Scope, receive: Receive, response: Response, request_id: str) -> None:
         path, method = scope["path"], scope["method"]
         endpoint = _ENDPOINTS.get(path)
         if endpoint is None:
-            await self._admin.answer(method, path, scope["query_string"], exchange)
+            await self._admin.answer(method, path, scope["query_string"], response)
         elif method != "POST":
             raise ApiError(405, f"{path} takes POST", code="method_not_allowed", allow="POST")
         else:
-            await self._admitted(endpoint, scope, receive, exchange, request_id)
+            await self._admitted(endpoint, scope, receive, response, request_id)
 
     async def _admitted(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, exchange: Exchange, request_id: str
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, response: Response, request_id: str
     ) -> None:
         service = self._service
         story = Story(request_id, endpoint)
@@ -77,16 +77,16 @@ class GatewayApp:
         gauge = service.metrics.gauge("prfaas_inflight_requests")
         gauge.inc()
         try:
-            await self._served(endpoint, scope, receive, exchange, story)
+            await self._served(endpoint, scope, receive, response, story)
         finally:
             service.num_inflight -= 1
             gauge.dec()
 
     async def _served(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, exchange: Exchange, story: Story
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, response: Response, story: Story
     ) -> None:
         began_s = time.monotonic()
-        life: Life | None = None
+        life: RequestDriver | None = None
         outcome = "error"
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -96,21 +96,21 @@ class GatewayApp:
             story.stream, story.stripped_fields = request.stream, request.stripped
             self._service.stories.open(story)
             headers = forwarded_headers(scope, story.request_id)
-            life = Life(self._service, exchange, request, story, headers)
+            life = RequestDriver(self._service, response, request, story, headers)
             async with asyncio.timeout(self._service.deployment.gateway.request_timeout):
-                await while_connected(life.run(), receive, exchange)
-            outcome = "ok" if exchange.status < 400 and story.error is None else _outcome_of(exchange.status)
+                await while_connected(life.run(), receive, response)
+            outcome = "ok" if response.status < 400 and story.error is None else _outcome_of(response.status)
         except ApiError as error:
             outcome, story.error = _outcome_of(error.status), error.message
-            await _tell(life, exchange, error)
+            await _tell(life, response, error)
         except TimeoutError:
             outcome, story.error = "timeout", "request timeout"
-            await _tell(life, exchange, ApiError(504, "the request took too long", code="timeout"))
+            await _tell(life, response, ApiError(504, "the request took too long", code="timeout"))
         except (ClientGone, asyncio.CancelledError):
             outcome = "cancelled"
             raise
         finally:
-            story.status, story.total_s = exchange.status or None, time.monotonic() - began_s
+            story.status, story.total_s = response.status or None, time.monotonic() - began_s
             self._count_end(story, outcome)
             self._close(story, life)
 
@@ -125,7 +125,7 @@ class GatewayApp:
         if story.uncached_tokens is not None:
             metrics.counter("prfaas_uncached_tokens_total", route=route).inc(story.uncached_tokens)
 
-    def _close(self, story: Story, life: Life | None) -> None:
+    def _close(self, story: Story, life: RequestDriver | None) -> None:
         if life is not None and life.settling is not None and not life.settling.done():
             life.settling.add_done_callback(lambda _: self._tell_story(story))
         else:
@@ -159,7 +159,7 @@ def request_id_of(asked: bytes | None) -> str:
     return _UNSAFE_ID.sub("_", asked[:MAX_REQUEST_ID_CHARS].decode("latin-1"))
 
 
-async def while_connected(work: Awaitable[None], receive: Receive, exchange: Exchange) -> None:
+async def while_connected(work: Awaitable[None], receive: Receive, response: Response) -> None:
     """Await `work`, but cancel it when the client disconnects before its answer is whole. Raises ClientGone then."""
     task = asyncio.current_task()
     assert task is not None
@@ -170,7 +170,7 @@ async def while_connected(work: Awaitable[None], receive: Receive, exchange: Exc
         while (await receive())["type"] != "http.disconnect":
             pass
         # Servers also report a disconnect once the answer has gone out; what is done after it shall be done.
-        if not exchange.ended:
+        if not response.ended:
             gone = True
             task.cancel()
 
@@ -191,8 +191,8 @@ def _outcome_of(status: int) -> str:
     return "error" if status >= 500 or status < 400 else "client_error"
 
 
-async def _tell(life: Life | None, exchange: Exchange, error: ApiError) -> None:
+async def _tell(life: RequestDriver | None, response: Response, error: ApiError) -> None:
     if life is not None:
         await life.quiesce()
     with suppress(OSError):
-        await exchange.error(error)
+        await response.error(error)

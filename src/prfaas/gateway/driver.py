@@ -15,22 +15,22 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from prfaas.core.cache.hashing import token_digest
 from prfaas.core.control.router import RequestFacts, Route, RouteKind, decide, least_busy
-from prfaas.core.tokens import token_digest
 from prfaas.gateway.answer import Answer, DecodeFailed
-from prfaas.gateway.counting import PromptCount
-from prfaas.gateway.errors import ApiError
+from prfaas.gateway.api.errors import ApiError
+from prfaas.gateway.api.http import Response
+from prfaas.gateway.api.openai import ApiRequest
+from prfaas.gateway.api.streaming import EventStream
 from prfaas.gateway.fallback import FallbackReason, OffloadFailed
 from prfaas.gateway.fleet import Instance, match_prefix
-from prfaas.gateway.http import Exchange
-from prfaas.gateway.legs import OffloadSpec, decode_params
 from prfaas.gateway.offload import Offload
-from prfaas.gateway.openai import ApiRequest
-from prfaas.gateway.proof import Proof
+from prfaas.gateway.prompt.prompt_tokens import PromptCount
 from prfaas.gateway.service import Service
+from prfaas.gateway.settlement import Settlement
 from prfaas.gateway.story import Story
-from prfaas.gateway.streaming import EventStream
-from prfaas.gateway.upstream import UpstreamDown
+from prfaas.gateway.upstream.clients import UpstreamDown
+from prfaas.gateway.upstream.params import OffloadSpec, decode_params
 
 #: A whole answer waits this long for the proof that goes into its headers; a stream does not wait.
 MAX_PROOF_WAIT_S: Final = 2.0
@@ -38,14 +38,14 @@ MAX_PROOF_WAIT_S: Final = 2.0
 logger = logging.getLogger("prfaas.gateway")
 
 
-class Life:
+class RequestDriver:
     """One valid request. `run` it once."""
 
     def __init__(
-        self, service: Service, exchange: Exchange, request: ApiRequest, story: Story, headers: dict[str, str]
+        self, service: Service, response: Response, request: ApiRequest, story: Story, headers: dict[str, str]
     ) -> None:
         self._service = service
-        self._exchange = exchange
+        self._response = response
         self._request = request
         self._story = story
         self._headers = headers
@@ -57,7 +57,7 @@ class Life:
     async def run(self) -> None:
         """Answer the client. Raises ApiError if nothing was answered yet."""
         if self._request.stream:
-            self._stream = EventStream(self._exchange, self._service.deployment.gateway.keep_alive)
+            self._stream = EventStream(self._response, self._service.deployment.gateway.keep_alive)
             self._stream.arm()
         try:
             if self._count.is_surely_short:
@@ -116,7 +116,7 @@ class Life:
         self._service.metrics.counter("prfaas_kv_bytes_moved_total").inc(offload.bytes_landed)
         landed_s = story.phases_s["landed"] - story.phases_s["routed"]
         self._service.metrics.histogram("prfaas_kv_landed_seconds").observe(landed_s)
-        self._exchange.set_header(b"x-prfaas-kv-bytes", str(offload.bytes_landed))
+        self._response.set_header(b"x-prfaas-kv-bytes", str(offload.bytes_landed))
         return offload
 
     def _spec(self, decode: Instance) -> OffloadSpec:
@@ -136,12 +136,13 @@ class Life:
 
     async def _decode_landed(self, offload: Offload) -> bool:
         """False if decode failed before its first byte, and the request must run locally."""
-        proof = Proof(self._service, self._story, offload, self._count.chains.get(offload.decode.block_tokens or 0))
+        chain = self._count.chains.get(offload.decode.block_tokens or 0)
+        settlement = Settlement(self._service, self._story, offload, chain)
         keeper = asyncio.create_task(offload.keep_lease())
 
         def on_first() -> None:
             keeper.cancel()
-            self.settling = self._service.background.spawn(proof.settle())
+            self.settling = self._service.background.spawn(settlement.settle())
 
         answer = self._answer(offload.decode, on_first)
         try:
@@ -182,14 +183,14 @@ class Life:
                 ttft.observe(self._story.ttft_s)
             on_first()
 
-        return Answer(self._service.engines, self._exchange, self._request, self._story, decode, self._headers,
+        return Answer(self._service.engines, self._response, self._request, self._story, decode, self._headers,
                       self._stream, first)  # fmt: skip
 
     async def _show_proof(self) -> None:
         if self.settling is not None:
             await asyncio.wait([self.settling], timeout=MAX_PROOF_WAIT_S)
         if self._story.tokens_recomputed is not None:
-            self._exchange.set_header(b"x-prfaas-tokens-recomputed", str(self._story.tokens_recomputed))
+            self._response.set_header(b"x-prfaas-tokens-recomputed", str(self._story.tokens_recomputed))
 
     def _another(self, used: Instance, *, avoid: bool) -> Instance:
         """A healthy decode engine; with `avoid`, `used` only if there is no other."""
@@ -218,8 +219,8 @@ class Life:
 
     def _tell_route(self, kind: RouteKind, reason: str) -> None:
         self._story.route, self._story.reason = str(kind), str(reason)
-        self._exchange.set_header(b"x-prfaas-route", str(kind))
-        self._exchange.set_header(b"x-prfaas-reason", str(reason))
+        self._response.set_header(b"x-prfaas-route", str(kind))
+        self._response.set_header(b"x-prfaas-reason", str(reason))
         self.phase("routed")
 
     def phase(self, name: str) -> float:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from prfaas.core.control.prefix_record import NO_MATCH, PrefixMatch, PrefixRecord, TokenChain
+from prfaas.core.cache.engine_cache import NO_MATCH, EngineCache, PrefixMatch
+from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.router import Candidate
 from prfaas.deployment.model import Deployment, node_name
 
@@ -28,7 +29,7 @@ class Instance:
     role: Role
     engine_url: str
     kvnode_url: str
-    record: PrefixRecord
+    record: EngineCache
     engine_healthy: bool = False
     node_ready: bool = False
     block_tokens: int | None = None
@@ -114,7 +115,7 @@ def build_fleet(deployment: Deployment, *, has_recurrent_state: bool, has_slidin
                 role,
                 endpoint.engine,
                 endpoint.kvnode,
-                PrefixRecord(
+                EngineCache(
                     MAX_RECORD_BLOCKS, has_recurrent_state=has_recurrent_state, has_sliding_window=has_sliding_window
                 ),
             )

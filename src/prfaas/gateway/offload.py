@@ -25,8 +25,8 @@ from prfaas.gateway.fallback import (
     reserve_reason,
 )
 from prfaas.gateway.fleet import Instance
-from prfaas.gateway.legs import OffloadSpec, prefill_body
-from prfaas.gateway.upstream import Engines, NodeRefused, Nodes, UpstreamDown
+from prfaas.gateway.upstream.clients import Engines, NodeRefused, Nodes, UpstreamDown
+from prfaas.gateway.upstream.params import OffloadSpec, prefill_body
 
 logger = logging.getLogger("prfaas.gateway")
 

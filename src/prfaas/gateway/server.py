@@ -16,11 +16,11 @@ import uvloop
 
 from prfaas.deployment.model import Deployment
 from prfaas.gateway.app import GatewayApp
-from prfaas.gateway.link_watch import LinkWatch
 from prfaas.gateway.offload import OffloadClients
-from prfaas.gateway.probes import PROBE_INTERVAL_S, Prober
 from prfaas.gateway.service import Service, build_service
-from prfaas.gateway.upstream import Engines, Nodes, open_session
+from prfaas.gateway.upstream.clients import Engines, Nodes, open_session
+from prfaas.gateway.upstream.link_feed import LinkFeed
+from prfaas.gateway.upstream.probes import PROBE_INTERVAL_S, Prober
 
 logger = logging.getLogger("prfaas.gateway")
 
@@ -37,13 +37,13 @@ async def running(service: Service, probe_interval_s: float = PROBE_INTERVAL_S) 
         engines, nodes = Engines(session), Nodes(session)
         service.opened = OffloadClients(engines, nodes, service.background)
         prober = Prober(service.fleet, engines, nodes, service.metrics, probe_interval_s)
-        service.link_watch = LinkWatch(service.fleet, nodes, service.metrics)
+        service.link_feed = LinkFeed(service.fleet, nodes, service.metrics)
         await prober.start()
-        service.link_watch.start()
+        service.link_feed.start()
         try:
             yield GatewayApp(service)
         finally:
-            await service.link_watch.stop()
+            await service.link_feed.stop()
             await prober.stop()
             await service.background.drain(CLEAN_UP_S)
 

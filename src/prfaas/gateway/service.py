@@ -11,11 +11,11 @@ from prfaas.core.control.router import RoutePolicy
 from prfaas.deployment.model import Deployment
 from prfaas.gateway.background import Background
 from prfaas.gateway.fleet import Fleet, build_fleet
-from prfaas.gateway.link_watch import LinkWatch
 from prfaas.gateway.offload import OffloadClients
+from prfaas.gateway.prompt.tokenize import PromptTokenizer, has_recurrent_state, has_sliding_window, load_tokenizer
 from prfaas.gateway.story import StoryBook
-from prfaas.gateway.tokenize import PromptTokenizer, has_recurrent_state, has_sliding_window, load_tokenizer
-from prfaas.gateway.upstream import Engines
+from prfaas.gateway.upstream.clients import Engines
+from prfaas.gateway.upstream.link_feed import LinkFeed
 from prfaas.observe.metrics import Metrics, build
 
 
@@ -32,7 +32,7 @@ class Service:
     background: Background = field(default_factory=Background)
     num_inflight: int = 0
     opened: OffloadClients | None = None
-    link_watch: LinkWatch | None = None
+    link_feed: LinkFeed | None = None
 
     @property
     def clients(self) -> OffloadClients:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from prfaas.core.control.prefix_record import TokenChain
+from prfaas.core.cache.hashing import TokenChain
 from prfaas.gateway.fallback import FallbackReason
 from prfaas.gateway.offload import Offload
 from prfaas.gateway.service import Service
@@ -14,7 +14,7 @@ from prfaas.gateway.story import Story
 logger = logging.getLogger("prfaas.gateway")
 
 
-class Proof:
+class Settlement:
     """One offloaded request's last act."""
 
     def __init__(self, service: Service, story: Story, offload: Offload, chain: TokenChain | None) -> None:

@@ -1,4 +1,4 @@
-"""The Unix socket that engines connect to. Framing is `transport.local`; operations are `KVNode`'s."""
+"""The Unix socket that engines connect to. Framing is `core.wire.engine`; operations are `KVNode`'s."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from prfaas.core.errors import Refused
 from prfaas.core.model.layout import KVLayout
+from prfaas.core.wire.engine import LENGTH, MAX_MESSAGE_BYTES, decode, encode
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.node import KVNode
-from prfaas.transport.local import LENGTH, MAX_MESSAGE_BYTES, decode, encode
 
 logger = logging.getLogger("prfaas.kvnode")
 
@@ -38,7 +38,7 @@ class EngineConnection:
         transfer_id = str(message["transfer_id"])
         match operation:
             case "stage_open":
-                wire = Open(transfer_id, str(message["token"]), int(message["num_bytes"]), node.exchange.fingerprint)
+                wire = Open(transfer_id, str(message["token"]), int(message["num_bytes"]), node.ledgers.fingerprint)
                 return node.stage_open(boot_id, wire, str(message["peer"]), float(message["deadline_s"]))
             case "staged":
                 node.staged(transfer_id, [(int(start), int(end)) for start, end in message["ranges"]])

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from prfaas.core.cache.landings import FINAL_STATES, OPEN_STATES, Landing
 from prfaas.core.errors import Refused
+from prfaas.core.transfer.landings import FINAL_STATES, OPEN_STATES, Landing
 from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.kvnode.node import KVNode
 
@@ -121,8 +121,8 @@ class Control:
             "status": "ok",
             "node": node.config.name,
             "boot_id": node.boot_id,
-            "arena_bytes": node.exchange.extents.capacity,
-            "arena_free_bytes": node.exchange.extents.free_bytes,
+            "arena_bytes": node.ledgers.extents.capacity,
+            "arena_free_bytes": node.ledgers.extents.free_bytes,
             "engines": engines,
             "peers": {name: {"lanes_up": link.lanes_up, "error": link.refusal} for name, link in node.links.items()},
             "lanes_from": node.inbound.lanes_from(),
@@ -175,7 +175,7 @@ class Control:
 
     async def links(self, request: web.Request) -> web.Response:
         """GET /v1/links; with `after` and `wait_s` a long poll for the next change of a verdict."""
-        sense = self.node.link_sense
+        sense = self.node.link_monitor
         wait_s = _number(dict(request.query), "wait_s", 0.0, MAX_WAIT_S)
         after = request.query.get("after")
         if wait_s > 0:

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from prfaas.core.control.link_estimate import LinkState
+from prfaas.core.link.estimate import LinkState
 from prfaas.kvnode.node import KVNode
 from prfaas.observe.metrics import spec
 
@@ -43,11 +43,11 @@ class NodeMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry for every scrape."""
-        exchange = self._node.exchange
-        with exchange.lock:
-            counters = dict(exchange.counters)
-            landings = exchange.landings.count_by_state()
-            free, capacity = exchange.extents.free_bytes, exchange.extents.capacity
+        ledgers = self._node.ledgers
+        with ledgers.lock:
+            counters = dict(ledgers.counters)
+            landings = ledgers.landings.count_by_state()
+            free, capacity = ledgers.extents.free_bytes, ledgers.extents.capacity
 
         def counted(metric: str) -> dict[str, float]:
             return {label: float(value) for (name, label), value in counters.items() if name == metric}
@@ -75,7 +75,7 @@ class NodeMetrics(Collector):
         yield _gauge("prfaas_landings", "Landings now, by state.", "state", live)
         bytes_by_state = {"free": float(free), "used": float(capacity - free)}
         yield _gauge("prfaas_arena_bytes", "Arena bytes, by state.", "state", bytes_by_state)
-        states = self._node.link_sense.states()
+        states = self._node.link_monitor.states()
         for metric, read in _LINK_GAUGES.items():
             figures = {peer: read(state) for peer, state in states.items()}
             known = {peer: float(figure) for peer, figure in figures.items() if figure is not None}
@@ -84,7 +84,7 @@ class NodeMetrics(Collector):
 
     def _lanes(self) -> Iterator[Metric]:
         node = self._node
-        paced = {peer: rate or 0.0 for peer, rate in node.link_sense.paced_bytes_per_s().items()}
+        paced = {peer: rate or 0.0 for peer, rate in node.link_monitor.paced_bytes_per_s().items()}
         name = "prfaas_link_paced_bytes_per_second"
         yield _gauge(name, spec(name).help, "peer", paced)
         name = "prfaas_lane_congestion_control"

@@ -14,19 +14,19 @@ import socket
 import threading
 from dataclasses import dataclass, field
 
-from prfaas.core.cache.extents import Extent
-from prfaas.core.cache.landings import Landing
 from prfaas.core.errors import Refused
 from prfaas.core.model.layout import KVLayout
+from prfaas.core.transfer.extents import Extent
+from prfaas.core.transfer.landings import Landing
+from prfaas.core.transfer.outbound import OutboundTransfer
 from prfaas.core.wire.messages import Open
-from prfaas.core.wire.outbound import OutboundTransfer
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.records import RecentRecords
 from prfaas.transport.arena import Arena
-from prfaas.transport.exchange import Exchange, NodeIdentity
 from prfaas.transport.inbound import InboundServer
+from prfaas.transport.ledgers import Ledgers, NodeIdentity
 from prfaas.transport.limits import LaneLimits
-from prfaas.transport.link_sense import LinkSense
+from prfaas.transport.link_monitor import LinkMonitor
 from prfaas.transport.outbound import Dial, PeerLink, tcp_dialer
 from prfaas.transport.secure import LaneSecurity
 
@@ -74,8 +74,8 @@ class KVNode:
     def __post_init__(self) -> None:
         config = self.config
         identity = NodeIdentity(config.name, self.boot_id, config.hash_algorithm, config.hash_seed)
-        self.exchange = Exchange(identity, self.arena, self.limits, self.security)
-        self.inbound = InboundServer(self.exchange, self.listener)
+        self.ledgers = Ledgers(identity, self.arena, self.limits, self.security)
+        self.inbound = InboundServer(self.ledgers, self.listener)
         self.engines: dict[str, Engine] = {}
         self.sent = RecentRecords()
         self._stagings: dict[str, Staging] = {}
@@ -83,8 +83,8 @@ class KVNode:
         self.links: dict[str, PeerLink] = {}
         for name, (host, port) in config.peers.items():
             dial = self.dials.get(name) or tcp_dialer(host, port, self.limits.lane_dead_after_s)
-            self.links[name] = PeerLink(self.exchange, name, dial, self._transfer_done)
-        self.link_sense = LinkSense(self.links, self.exchange.now_s)
+            self.links[name] = PeerLink(self.ledgers, name, dial, self._transfer_done)
+        self.link_monitor = LinkMonitor(self.links, self.ledgers.now_s)
         self._monitor = threading.Thread(target=self._watch, name="prfaas-monitor", daemon=True)
 
     # -- life
@@ -95,12 +95,12 @@ class KVNode:
         for link in self.links.values():
             link.start()
         self._monitor.start()
-        self.link_sense.start()
+        self.link_monitor.start()
 
     def stop(self) -> None:
         """Close every lane and abort what is under way. The arena is the caller's."""
         self._stopping.set()
-        self.link_sense.stop()
+        self.link_monitor.stop()
         for link in self.links.values():
             link.stop()
         self.inbound.stop()
@@ -115,19 +115,19 @@ class KVNode:
                 logger.exception("the monitor failed; it goes on")
 
     def _tick(self) -> None:
-        now_s = self.exchange.now_s()
+        now_s = self.ledgers.now_s()
         if self.security is not None:
             self.security.credentials.reload()
         for link in self.links.values():
             link.check(now_s)
         changed = self.inbound.check(now_s)
-        with self.exchange.lock:
-            expired = self.exchange.landings.expire(now_s)
-            self.exchange.counters["landings_expired", ""] += len(expired)
+        with self.ledgers.lock:
+            expired = self.ledgers.landings.expire(now_s)
+            self.ledgers.counters["landings_expired", ""] += len(expired)
         for landing in expired:
             logger.warning("landing %s expired after %s of %s bytes", *_progress(landing))
         for transfer_id in [*changed, *(landing.transfer_id for landing in expired)]:
-            self.exchange.on_change(transfer_id)
+            self.ledgers.on_change(transfer_id)
 
     # -- the gateway's operations
 
@@ -141,8 +141,8 @@ class KVNode:
         except ValueError as error:
             raise Refused("bad_request", str(error)) from None
         token, handle = secrets.token_urlsafe(16), secrets.randbits(63)
-        with self.exchange.lock:
-            landing = self.exchange.landings.reserve(
+        with self.ledgers.lock:
+            landing = self.ledgers.landings.reserve(
                 transfer_id,
                 token=token,
                 handle=handle,
@@ -150,7 +150,7 @@ class KVNode:
                 num_prompt_tokens=num_prompt_tokens,
                 skip_tokens=skip_tokens,
                 fingerprint=layout.fingerprint,
-                now_s=self.exchange.now_s(),
+                now_s=self.ledgers.now_s(),
                 lease_s=lease_s,
             )
         return {
@@ -165,24 +165,24 @@ class KVNode:
 
     def landing(self, transfer_id: str) -> Landing:
         """Raises Refused with `unknown`."""
-        with self.exchange.lock:
-            return _known(self.exchange.landings.find(transfer_id), transfer_id)
+        with self.ledgers.lock:
+            return _known(self.ledgers.landings.find(transfer_id), transfer_id)
 
     def renew(self, transfer_id: str, lease_s: float) -> Landing:
         """POST …/renew. Raises Refused with `unknown`."""
-        with self.exchange.lock:
-            return _known(self.exchange.landings.renew(transfer_id, self.exchange.now_s(), lease_s), transfer_id)
+        with self.ledgers.lock:
+            return _known(self.ledgers.landings.renew(transfer_id, self.ledgers.now_s(), lease_s), transfer_id)
 
     def drop(self, transfer_id: str) -> Landing:
         """DELETE. Raises Refused with `unknown`."""
-        with self.exchange.lock:
-            landing = _known(self.exchange.landings.drop(transfer_id, "released by the gateway"), transfer_id)
-        self.exchange.on_change(transfer_id)
+        with self.ledgers.lock:
+            landing = _known(self.ledgers.landings.drop(transfer_id, "released by the gateway"), transfer_id)
+        self.ledgers.on_change(transfer_id)
         return landing
 
     def transfer_record(self, transfer_id: str) -> dict[str, object]:
         """GET /v1/transfers/{id}. Raises Refused with `unknown`."""
-        with self.exchange.lock:
+        with self.ledgers.lock:
             staging = self._stagings.get(transfer_id)
             live = None if staging is None else self.links[staging.peer].ledger.find(transfer_id)
             record = live.record() if live is not None else self.sent.get(transfer_id)
@@ -192,17 +192,17 @@ class KVNode:
 
     def link_records(self) -> dict[str, dict[str, object]]:
         """GET /v1/links, by peer."""
-        now_s = self.exchange.now_s()
+        now_s = self.ledgers.now_s()
         return {
             peer: {"lanes_up": self.links[peer].lanes_up, **state.record(now_s)}
-            for peer, state in self.link_sense.states().items()
+            for peer, state in self.link_monitor.states().items()
         }
 
     # -- the engine's operations
 
     def attach(self, engine_id: str, boot_id: str, layout: KVLayout | None) -> dict[str, object]:
         """An engine's part connected. Raises Refused with `layout_mismatch` if another live engine differs."""
-        with self.exchange.lock:
+        with self.ledgers.lock:
             others = [e.layout for e in self.engines.values() if e.layout is not None and e.boot_id != boot_id]
             if layout is not None and any(other.fingerprint != layout.fingerprint for other in others):
                 raise Refused("layout_mismatch", "another engine with a different KV layout uses this node")
@@ -212,7 +212,7 @@ class KVNode:
             else:
                 engine.workers += 1
                 engine.layout = layout
-                self.exchange.fingerprint = layout.fingerprint
+                self.ledgers.fingerprint = layout.fingerprint
         if layout is not None:
             logger.info(
                 "engine %s registered layout %.12s, %d tokens a block", boot_id, layout.fingerprint, layout.block_tokens
@@ -227,7 +227,7 @@ class KVNode:
     def detach(self, boot_id: str, *, is_worker: bool) -> None:
         """One of the engine's connections ended. Only the worker touches the arena, so it is the end of the worker's
         that frees what the engine held: a worker closes it before it goes on, and a dead one writes nothing."""
-        with self.exchange.lock:
+        with self.ledgers.lock:
             engine = self.engines.get(boot_id)
             if engine is None:
                 return
@@ -241,12 +241,12 @@ class KVNode:
                 del self.engines[boot_id]
             elif not is_worker:
                 return
-            dropped = self.exchange.landings.engine_gone(boot_id)
+            dropped = self.ledgers.landings.engine_gone(boot_id)
             held = [staging for staging in self._stagings.values() if staging.engine == boot_id]
         for staging in held:
             self.stage_close(staging.transfer_id)
         for landing in dropped:
-            self.exchange.on_change(landing.transfer_id)
+            self.ledgers.on_change(landing.transfer_id)
         logger.info(
             "engine %s disconnected; %d landings and %d stagings were its own", boot_id, len(dropped), len(held)
         )
@@ -256,19 +256,19 @@ class KVNode:
         link = self.links.get(peer)
         if link is None:
             raise Refused("unknown_peer", f"node {self.config.name} has no peer {peer!r}; it has {sorted(self.links)}")
-        with self.exchange.lock:
+        with self.ledgers.lock:
             if message.transfer_id in self._stagings:
                 raise Refused("exists", f"transfer {message.transfer_id} is being staged already")
-            extent = self.exchange.extents.allocate(message.num_bytes)
+            extent = self.ledgers.extents.allocate(message.num_bytes)
             if extent is None:
-                free = self.exchange.extents.free_bytes
+                free = self.ledgers.extents.free_bytes
                 raise Refused("arena_full", f"no room to stage {message.num_bytes} bytes; {free} are free")
             self._stagings[message.transfer_id] = Staging(message.transfer_id, peer, extent, boot_id)
         try:
             link.open(message, extent, deadline_s)
         except Refused:
-            with self.exchange.lock:
-                self.exchange.extents.free(extent)
+            with self.ledgers.lock:
+                self.ledgers.extents.free(extent)
                 del self._stagings[message.transfer_id]
             raise
         return {"arena_offset": extent.start, "num_bytes": extent.size, "node_boot_id": self.boot_id}
@@ -285,20 +285,20 @@ class KVNode:
         if staging is None:
             return
         self.links[staging.peer].close_transfer(transfer_id)
-        with self.exchange.lock:
+        with self.ledgers.lock:
             staging.engine_writes = False
             self._free_if_over(staging)
 
     def claim(self, boot_id: str, transfer_id: str, num_prompt_tokens: int) -> dict[str, object]:
         """The engine wants to load a landing. Raises Refused with `not_landed` or `wrong_prompt`."""
-        with self.exchange.lock:
-            landing = self.exchange.landings.find(transfer_id)
+        with self.ledgers.lock:
+            landing = self.ledgers.landings.find(transfer_id)
             if landing is not None and landing.num_prompt_tokens != num_prompt_tokens:
                 raise Refused(
                     "wrong_prompt", f"landing is for {landing.num_prompt_tokens} tokens, not {num_prompt_tokens}"
                 )
-            landing = self.exchange.landings.claim(transfer_id, boot_id)
-        self.exchange.on_change(transfer_id)
+            landing = self.ledgers.landings.claim(transfer_id, boot_id)
+        self.ledgers.on_change(transfer_id)
         return {
             "arena_offset": landing.extent.start,
             "num_bytes": landing.extent.size,
@@ -308,19 +308,19 @@ class KVNode:
 
     def consumed(self, boot_id: str, transfer_id: str, tokens_loaded: int, tokens_recomputed: int) -> bool:
         """The engine has copied what it wanted. False if its claim had ended: then the copy must not be used."""
-        with self.exchange.lock:
-            landing = self.exchange.landings.find(transfer_id)
+        with self.ledgers.lock:
+            landing = self.ledgers.landings.find(transfer_id)
             valid = landing is not None and landing.claimed_by == boot_id and landing.reason is None
-            self.exchange.landings.consumed(transfer_id, tokens_loaded, tokens_recomputed)
-        self.exchange.on_change(transfer_id)
+            self.ledgers.landings.consumed(transfer_id, tokens_loaded, tokens_recomputed)
+        self.ledgers.on_change(transfer_id)
         return valid
 
     def declined(self, transfer_id: str, reason: str, tokens_recomputed: int) -> None:
         """The engine computes the prompt itself."""
-        with self.exchange.lock:
-            self.exchange.landings.declined(transfer_id, reason, tokens_recomputed)
+        with self.ledgers.lock:
+            self.ledgers.landings.declined(transfer_id, reason, tokens_recomputed)
         logger.warning("transfer %s was not loaded: %s", transfer_id, reason)
-        self.exchange.on_change(transfer_id)
+        self.ledgers.on_change(transfer_id)
 
     # -- helpers
 
@@ -331,8 +331,8 @@ class KVNode:
         return engine
 
     def _transfer_done(self, transfer: OutboundTransfer) -> None:
-        with self.exchange.lock:
-            self.exchange.counters["transfers", f"out:{transfer.state.value}"] += 1
+        with self.ledgers.lock:
+            self.ledgers.counters["transfers", f"out:{transfer.state.value}"] += 1
             self.sent.put(transfer.transfer_id, transfer.record())
             staging = self._stagings.get(transfer.transfer_id)
             if staging is not None:
@@ -340,7 +340,7 @@ class KVNode:
                 self._free_if_over(staging)
         if transfer.reason is not None:
             logger.warning("transfer %s to node aborted: %s", transfer.transfer_id, transfer.reason)
-        self.exchange.on_change(transfer.transfer_id)
+        self.ledgers.on_change(transfer.transfer_id)
 
     def _free_if_over(self, staging: Staging) -> None:
         if (
@@ -348,7 +348,7 @@ class KVNode:
             and not staging.transfer_live
             and self._stagings.pop(staging.transfer_id, None) is staging
         ):
-            self.exchange.extents.free(staging.extent)
+            self.ledgers.extents.free(staging.extent)
 
 
 def _known(landing: Landing | None, transfer_id: str) -> Landing:

@@ -59,8 +59,8 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
         listener = listen(config.lanes_host, config.lanes_port)
         node = KVNode(config, arena, listener, limits, security=security)
         changes = Changes(loop)
-        node.exchange.on_change = changes.notify
-        node.link_sense.on_verdict_change = partial(changes.notify, LINKS)
+        node.ledgers.on_change = changes.notify
+        node.link_monitor.on_verdict_change = partial(changes.notify, LINKS)
         runner = web.AppRunner(Control(node, changes, NodeMetrics(node)).application(), access_log=None)
         await runner.setup()
         engines = await serve_engines(node)

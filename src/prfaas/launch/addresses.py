@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from prfaas.deploy.plan import PlanError, ProcessSpec
+from prfaas.launch.plan import PlanError, ProcessSpec
 
 #: A Unix socket's path has at most 107 bytes; names below the directory take up to 70 (a node's name, or vLLM's UUIDs).
 MAX_SOCKET_DIRECTORY_BYTES = 36

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from prfaas.core.control.lane_plan import num_lanes
+from prfaas.core.transfer.lane_plan import num_lanes
 from prfaas.deployment.model import Deployment, Transfer, node_name
 from prfaas.deployment.tls_paths import node_path
 from prfaas.transport.credentials import CredentialFiles

@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deploy.lanes import is_throwaway, lanes_of, peers_of, security_options, tls_files
 from prfaas.deployment.model import Cluster, Deployment, Endpoint, node_name
+from prfaas.launch.lanes import is_throwaway, lanes_of, peers_of, security_options, tls_files
 from prfaas.transport.credentials import CredentialFiles
 
 #: Environment of every vLLM that we start: no hub, no usage reports, loopback for its own sockets.

@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from prfaas.deploy.supervisor import Running, Supervisor
+from prfaas.launch.supervisor import Running, Supervisor
 
 
 def state_of(running: Running) -> str:

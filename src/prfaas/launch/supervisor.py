@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deploy.plan import ProcessSpec
+from prfaas.launch.plan import ProcessSpec
 
 _PR_SET_PDEATHSIG = 1
 # Loaded here because a child between fork and exec must not import or load anything.
@@ -98,7 +98,7 @@ class Supervisor:
         its group is killed first. Raises OSError if one cannot be started."""
         self.logs.mkdir(parents=True, exist_ok=True)
         if self._guard is None:
-            argv = [sys.executable, "-m", "prfaas.deploy.guard"]
+            argv = [sys.executable, "-m", "prfaas.launch.guard"]
             self._guard = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, bufsize=1, start_new_session=True
             )

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.live import Live
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deploy.addresses import is_here, make_socket_directory, refuse_taken
-from prfaas.deploy.certificates import make_throwaway, refuse_missing
-from prfaas.deploy.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
-from prfaas.deploy.status import Changes, health_table
-from prfaas.deploy.supervisor import Supervisor, describe_end
 from prfaas.deployment.encryption import encryption_notes
 from prfaas.deployment.load import DeploymentError, load_deployment, resolve_model_dir
+from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
+from prfaas.launch.certificates import make_throwaway, refuse_missing
+from prfaas.launch.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
+from prfaas.launch.status import Changes, health_table
+from prfaas.launch.supervisor import Supervisor, describe_end
 
 #: vLLM compiles and loads for minutes on a small machine; real models take longer still.
 START_TIMEOUT_S = 1800.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from prfaas.core.planning.plan import Plan
 from prfaas.core.planning.scenario import PdCluster, PolicyKind, Scenario
-from prfaas.core.planning.search import Rates, prefill_counts, rates_at
+from prfaas.core.planning.search_one import Rates, prefill_counts, rates_at
 from prfaas.core.planning.solve import is_simple as simple
 from prfaas.core.planning.solve import solve
 from prfaas.core.planning.usage import GBPS

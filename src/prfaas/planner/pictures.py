@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from prfaas.core.planning.plan import Plan
 from prfaas.core.planning.usage import GBPS
-from prfaas.planner import series, words
+from prfaas.planner import curves, sentences
 from prfaas.planner.report import figures, ratios
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -78,7 +78,7 @@ def _svg(figure: Figure, named: Sequence[tuple[str, Plan]]) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     end = text.index(">") + 1
-    about = " ".join(f"{name}: {words.verdict(plan)} {words.limit(plan)}" for name, plan in named)
+    about = " ".join(f"{name}: {sentences.verdict(plan)} {sentences.limit(plan)}" for name, plan in named)
     title = html.escape(f"Plan of {', '.join(name for name, _ in named)}")
     described = f"<title>{title}</title><desc>{html.escape(about)}</desc>"
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text[:end]}{described}{text[end:]}'
@@ -88,7 +88,7 @@ def _page(named: Sequence[tuple[str, Plan]]) -> str:
     parts = []
     for name, plan in named:
         parts.append(f"<h1>{html.escape(name)}</h1>")
-        for sentence in (words.verdict(plan), words.limit(plan), words.load(plan)):
+        for sentence in (sentences.verdict(plan), sentences.limit(plan), sentences.load(plan)):
             parts.append(f"<p>{html.escape(sentence)}</p>" if sentence else "")
         rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in figures(plan))
         parts.append(f"<table>{rows}</table>")
@@ -119,7 +119,7 @@ def _figure(named: Sequence[tuple[str, Plan]]) -> Figure:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.7 * rows + 0.3), layout="constrained")
-    figure.suptitle(f"{name}: {words.verdict(plan)}", fontsize=10)
+    figure.suptitle(f"{name}: {sentences.verdict(plan)}", fontsize=10)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for index, axis in enumerate(axes):
         if index < len(panels):
@@ -130,16 +130,16 @@ def _figure(named: Sequence[tuple[str, Plan]]) -> Figure:
 
 
 def _panels(plan: Plan) -> list[Any]:
-    if series.is_simple(plan):
-        if not series.may_offload(plan):
+    if curves.is_simple(plan):
+        if not curves.may_offload(plan):
             return [_over_count]
         return [_over_threshold, _over_count, _stages, _kv]
-    return [_many_over_threshold, _utilization, _kv] if series.may_offload(plan) else [_utilization]
+    return [_many_over_threshold, _utilization, _kv] if curves.may_offload(plan) else [_utilization]
 
 
 def _over_threshold(axis: Any, plan: Plan) -> None:
     best = next(iter(plan.solution.num_pd_prefill.values()))
-    search = series.threshold_search(plan)
+    search = curves.threshold_search(plan)
     for index, (count, line) in enumerate(search.by_count.items()):
         chosen = count == best
         axis.plot(line.x, line.y, label=line.label, color=_COLOURS[index % 7], linestyle=_DASHES[index % 7],
@@ -151,7 +151,7 @@ def _over_threshold(axis: Any, plan: Plan) -> None:
 
 
 def _over_count(axis: Any, plan: Plan) -> None:
-    prefill, decode, system = series.count_search(plan)
+    prefill, decode, system = curves.count_search(plan)
     for index, line in enumerate((prefill, decode)):
         axis.plot(line.x, line.y, label=line.label, color=_COLOURS[index], linestyle=_DASHES[index], marker="os"[index],
                   markersize=4)  # fmt: skip
@@ -166,7 +166,7 @@ def _over_count(axis: Any, plan: Plan) -> None:
 
 
 def _stages(axis: Any, plan: Plan) -> None:
-    search = series.threshold_search(plan)
+    search = curves.threshold_search(plan)
     for index, line in enumerate(search.stages):
         axis.plot(line.x, line.y, label=line.label, color=_COLOURS[index], linestyle=_DASHES[index], linewidth=1.8)
     _mark_best(axis, plan)
@@ -178,7 +178,7 @@ def _stages(axis: Any, plan: Plan) -> None:
 
 
 def _kv(axis: Any, plan: Plan) -> None:
-    lines, limits = series.kv_throughput(plan)
+    lines, limits = curves.kv_throughput(plan)
     if len(lines) > 1:
         _kv_shares(axis, lines, [value for _, value in limits])
         return
@@ -197,7 +197,7 @@ def _kv(axis: Any, plan: Plan) -> None:
     axis.legend(loc="best")
 
 
-def _kv_shares(axis: Any, lines: Sequence[series.Line], limits: Sequence[float]) -> None:
+def _kv_shares(axis: Any, lines: Sequence[curves.Line], limits: Sequence[float]) -> None:
     for index, (line, limit) in enumerate(zip(lines, limits, strict=True)):
         axis.plot(line.x, [None if y is None else y / limit * 100 for y in line.y], label=line.label, linewidth=1.5,
                   color=_COLOURS[index % 7], linestyle=_DASHES[index % 7])  # fmt: skip
@@ -209,7 +209,7 @@ def _kv_shares(axis: Any, lines: Sequence[series.Line], limits: Sequence[float])
 
 
 def _many_over_threshold(axis: Any, plan: Plan) -> None:
-    line = series.system_over_threshold(plan)
+    line = curves.system_over_threshold(plan)
     axis.plot(line.x, line.y, color=_COLOURS[0], marker="o", markersize=3)
     _mark_best(axis, plan)
     _length_axis(axis, "lowest routing threshold (tokens)")
@@ -217,14 +217,14 @@ def _many_over_threshold(axis: Any, plan: Plan) -> None:
 
 
 def _utilization(axis: Any, plan: Plan) -> None:
-    stages = list(words.STAGE_NAMES)
+    stages = list(sentences.STAGE_NAMES)
     busiest = sorted((u for u in plan.usages if u.used > 0), key=lambda u: u.utilization, reverse=True)
     shown = [usage for stage in stages for usage in [u for u in busiest if u.stage is stage][:6]]
     for index, usage in enumerate(shown):
         kind = stages.index(usage.stage)
         axis.barh(index, usage.utilization * 100, color=_COLOURS[kind], hatch=("", "//", "..", "xx")[kind], alpha=0.75,
                   edgecolor="black", linewidth=0.4)  # fmt: skip
-    labels = [f"{words.STAGE_NAMES[usage.stage]} {usage.name.replace('>', ' → ')}" for usage in shown]
+    labels = [f"{sentences.STAGE_NAMES[usage.stage]} {usage.name.replace('>', ' → ')}" for usage in shown]
     axis.set_yticks(range(len(shown)), labels, fontsize=6)
     axis.invert_yaxis()
     axis.set(title="Busiest resources", xlabel="utilization (%)", xlim=(0, 100))

@@ -11,7 +11,7 @@ from prfaas.core.planning.plan import Plan
 from prfaas.core.planning.scenario import ServiceTime
 from prfaas.core.planning.solve import is_simple
 from prfaas.core.planning.usage import Stage
-from prfaas.planner import words
+from prfaas.planner import sentences
 
 #: Rows of the table of resources; more are cut with a word, because nobody reads a hundred links.
 MAX_ROWS = 40
@@ -21,7 +21,7 @@ _ORDER = (Stage.PRFAAS, Stage.PD_PREFILL, Stage.PD_DECODE, Stage.LINK)
 
 def print_plan(console: Console, name: str, plan: Plan) -> None:
     """One plan: what to do, what holds it, the stages, the figures, where the numbers are from."""
-    say = [words.verdict(plan), words.limit(plan), words.load(plan)]
+    say = [sentences.verdict(plan), sentences.limit(plan), sentences.load(plan)]
     console.print(f"[bold]{name}[/]: policy {plan.scenario.policy}", highlight=False)
     for sentence in say:
         if sentence is not None:
@@ -49,11 +49,11 @@ def _resources(plan: Plan) -> Table:
     for usage in shown[:MAX_ROWS]:
         is_link = usage.stage is Stage.LINK
         table.add_row(
-            words.STAGE_NAMES[usage.stage],
+            sentences.STAGE_NAMES[usage.stage],
             usage.name.replace(">", " → "),
-            words.gbps(usage.capacity) if is_link else f"{usage.capacity:g} instances",
-            words.gbps(usage.used) if is_link else f"{usage.used:.2f}",
-            words.share(usage.utilization) if usage.capacity else "–",
+            sentences.gbps(usage.capacity) if is_link else f"{usage.capacity:g} instances",
+            sentences.gbps(usage.used) if is_link else f"{usage.used:.2f}",
+            sentences.share(usage.utilization) if usage.capacity else "–",
         )
     hidden = len(plan.usages) - len(shown[:MAX_ROWS])
     if hidden:
@@ -89,29 +89,32 @@ def figures(plan: Plan) -> list[tuple[str, str]]:
     counts = [number.get(key) for key in ("num_prfaas", "num_pd_prefill", "num_pd_decode")]
     stages = [plan.prfaas_rps, plan.pd_prefill_rps, plan.pd_decode_rps]
     return [
-        ("threshold t, tokens", words.tokens(number.get("routing_threshold_tokens"))),
+        ("threshold t, tokens", sentences.tokens(number.get("routing_threshold_tokens"))),
         ("instances: PrfaaS / prefill / decode", " / ".join("–" if c is None else f"{c:g}" for c in counts)),
-        ("offloaded", words.share(number.get("offload_fraction"))),
+        ("offloaded", sentences.share(number.get("offload_fraction"))),
         ("mean tokens: offloaded / local", _lengths(plan)),
-        ("stages, requests/s: PrfaaS / prefill / decode", " / ".join(map(words.rps, stages))),
+        ("stages, requests/s: PrfaaS / prefill / decode", " / ".join(map(sentences.rps, stages))),
         ("system, requests/s", f"{plan.solution.system_rps:.3f}"),
-        ("TTFT without queueing: mean / P90", f"{words.seconds(plan.ttft_s_mean)} / {words.seconds(plan.ttft_s_p90)}"),
-        ("egress", words.gbps(plan.egress_bytes_per_s)),
-        ("egress, share of links", words.share(plan.egress_utilization)),
+        (
+            "TTFT without queueing: mean / P90",
+            " / ".join(map(sentences.seconds, (plan.ttft_s_mean, plan.ttft_s_p90))),
+        ),
+        ("egress", sentences.gbps(plan.egress_bytes_per_s)),
+        ("egress, share of links", sentences.share(plan.egress_utilization)),
     ]
 
 
 def _lengths(plan: Plan) -> str:
-    long = words.tokens(plan.solution.mean_long_tokens)
-    return f"{long} / {words.tokens(plan.solution.local.mean_tokens or None)}"
+    long = sentences.tokens(plan.solution.mean_long_tokens)
+    return f"{long} / {sentences.tokens(plan.solution.local.mean_tokens or None)}"
 
 
 def _bands(plan: Plan) -> list[tuple[str, str]]:
     rows = []
     for tier in plan.solution.remote if len(plan.solution.remote) > 1 else ():
-        low, high = words.tokens(max(0.0, tier.band.low_tokens)), words.tokens(tier.band.high_tokens)
+        low, high = sentences.tokens(max(0.0, tier.band.low_tokens)), sentences.tokens(tier.band.high_tokens)
         rows.append(
-            (f"band of {', '.join(tier.clusters)}", f"{low} to {high} tokens, {words.share(tier.band.fraction)}")
+            (f"band of {', '.join(tier.clusters)}", f"{low} to {high} tokens, {sentences.share(tier.band.fraction)}")
         )
     if len(plan.solution.num_pd_prefill) > 1:
         splits = ", ".join(f"{name} {count}" for name, count in plan.solution.num_pd_prefill.items())
@@ -126,23 +129,26 @@ def _money(plan: Plan) -> list[tuple[str, str]]:
     if cost is None:
         return []
     unit = cost.currency
-    per_million = words.money(cost.per_million_tokens, unit)
+    per_million = sentences.money(cost.per_million_tokens, unit)
     rows = [
         (
             "cost per hour",
-            f"{words.money(cost.per_hour, unit)}, {words.money(cost.egress_per_hour, unit)} of it egress",
+            f"{sentences.money(cost.per_hour, unit)}, {sentences.money(cost.egress_per_hour, unit)} of it egress",
         ),
-        ("cost per request / million tokens", f"{words.money(cost.per_request, unit)} / {per_million}"),
+        ("cost per request / million tokens", f"{sentences.money(cost.per_request, unit)} / {per_million}"),
     ]
     best = cost.cheapest
     if best.per_request < cost.per_request * (1 - 1e-3):
-        text = f"{words.tokens(best.threshold_tokens)} tokens: {words.money(best.per_million_tokens, unit)} per million"
+        price = sentences.money(best.per_million_tokens, unit)
+        text = f"{sentences.tokens(best.threshold_tokens)} tokens: {price} per million"
         rows.append(("cheapest threshold", f"{text} tokens, {best.system_rps:.2f} requests/s"))
     elif best.threshold_tokens is not None:
         rows.append(("cheapest threshold", "the one above"))
     if cost.without_offload is not None:
         alone = cost.without_offload
-        text = f"{words.money(alone.per_million_tokens, unit)} per million tokens, {alone.system_rps:.2f} requests/s"
+        text = (
+            f"{sentences.money(alone.per_million_tokens, unit)} per million tokens, {alone.system_rps:.2f} requests/s"
+        )
         rows.append(("the PD clusters alone", text))
     return rows
 
@@ -156,10 +162,10 @@ def print_comparison(console: Console, named: Sequence[tuple[str, Plan]]) -> Non
     columns = [dict(figures(plan)) for _, plan in named]
     for label in columns[0]:
         table.add_row(label, *(column[label] for column in columns))
-    table.add_row("limit", *(" + ".join(words.STAGE_NAMES[s] for s in plan.bottlenecks) for _, plan in named))
+    table.add_row("limit", *(" + ".join(sentences.STAGE_NAMES[s] for s in plan.bottlenecks) for _, plan in named))
     if all(plan.cost is not None for _, plan in named):
         costs = [(plan.cost.per_million_tokens, plan.cost.currency) for _, plan in named if plan.cost is not None]
-        table.add_row("cost per million tokens", *(words.money(*cost) for cost in costs))
+        table.add_row("cost per million tokens", *(sentences.money(*cost) for cost in costs))
     table.add_section()
     for label, values in ratios(named).items():
         table.add_row(f"[bold]{label}[/]", *("–" if value is None else f"{value:.3g}×" for value in values))

@@ -111,7 +111,7 @@ class NodePair:
 
     def landed_bytes(self, transfer_id: str) -> bytes:
         """The landing's content."""
-        return bytes(self.sink.exchange.memory(self.sink.landing(transfer_id).extent))
+        return bytes(self.sink.ledgers.memory(self.sink.landing(transfer_id).extent))
 
     def wait_state(self, transfer_id: str, *states: str, timeout_s: float = 30.0) -> str:
         """Wait until the landing is in one of `states`."""

@@ -20,13 +20,13 @@ from typing import Any
 
 import yaml
 
-from prfaas.deploy.certificates import make_throwaway
-from prfaas.deploy.plan import ProcessSpec, plan_processes, throwaway_directory
-from prfaas.deploy.supervisor import Supervisor
+from prfaas.demo.tiny_models import make_model
 from prfaas.deployment.load import load_deployment
+from prfaas.launch.certificates import make_throwaway
+from prfaas.launch.plan import ProcessSpec, plan_processes, throwaway_directory
+from prfaas.launch.supervisor import Supervisor
 from prfaas.testing.lane_proxy import LaneProxy
 from prfaas.testing.node_pair import wait_until
-from prfaas.testing.tiny_models import make_model
 
 MODEL_NAME = "tiny"
 ENGINE_ARGS = ("--dtype", "bfloat16", "--kv-cache-memory-bytes", str(64 << 20))

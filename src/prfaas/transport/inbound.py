@@ -8,13 +8,13 @@ import socket
 import threading
 import time
 
-from prfaas.core.cache.extents import Extent
-from prfaas.core.cache.landings import ChunkVerdict, Occupied
 from prfaas.core.errors import Refused, RemoteProtocolError
+from prfaas.core.transfer.extents import Extent
+from prfaas.core.transfer.landings import ChunkVerdict, Occupied
 from prfaas.core.wire.frames import TRAILER_BYTES, FrameType, Header, checksum, segments
 from prfaas.core.wire.lane import LaneProtocol, LaneState, Received
 from prfaas.core.wire.messages import Abort, Hello, Open, Opened, Refuse, Welcome
-from prfaas.transport.exchange import Exchange
+from prfaas.transport.ledgers import Ledgers
 from prfaas.transport.liveness import Liveness
 from prfaas.transport.secure import SecurePeer, shake_hands
 from prfaas.transport.sockets import LaneClosed, Scratch, receive_into, send_all, shut, tune
@@ -22,15 +22,15 @@ from prfaas.transport.sockets import LaneClosed, Scratch, receive_into, send_all
 logger = logging.getLogger("prfaas.lanes")
 
 
-def check_hello(exchange: Exchange, hello: Hello) -> Refuse | None:
+def check_hello(ledgers: Ledgers, hello: Hello) -> Refuse | None:
     """Why this peer must not send to us, or None. An empty fingerprint is checked later, at Open."""
-    me = exchange.identity
+    me = ledgers.identity
     if hello.target != me.name:
         return Refuse("wrong_node", f"you want node {hello.target!r}, this is {me.name!r}; check the endpoints")
     ours, theirs = (me.hash_algorithm, me.hash_seed), (hello.hash_algorithm, hello.hash_seed)
     if ours != theirs:
         return Refuse("hash_mismatch", "block hash algorithm or seed differ; set transfer.hash alike on both sides")
-    if hello.fingerprint and exchange.fingerprint and hello.fingerprint != exchange.fingerprint:
+    if hello.fingerprint and ledgers.fingerprint and hello.fingerprint != ledgers.fingerprint:
         return Refuse("layout_mismatch", "the two engines' KV layouts differ; compare model, dtype and block size")
     return None
 
@@ -38,15 +38,15 @@ def check_hello(exchange: Exchange, hello: Hello) -> Refuse | None:
 class InboundLane:
     """One accepted connection. Its thread is the only one that reads from or writes to the socket."""
 
-    def __init__(self, exchange: Exchange, sock: socket.socket) -> None:
-        self.exchange = exchange
+    def __init__(self, ledgers: Ledgers, sock: socket.socket) -> None:
+        self.ledgers = ledgers
         self.sock = sock
-        self.number = exchange.new_lane_number()
+        self.number = ledgers.new_lane_number()
         self.sender: str | None = None
         self.node = "?"
-        now_s = exchange.now_s()
-        self.liveness = Liveness(sock, now_s, now_s + exchange.limits.handshake_s)
-        self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=exchange.limits.chunk_bytes)
+        now_s = ledgers.now_s()
+        self.liveness = Liveness(sock, now_s, now_s + ledgers.limits.handshake_s)
+        self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=ledgers.limits.chunk_bytes)
         self._peer: SecurePeer | None = None
         self._control = memoryview(bytearray(64 * 1024))
         self._sealed, self._unwanted = Scratch(), Scratch()
@@ -54,12 +54,12 @@ class InboundLane:
     def run(self) -> None:
         """Serve the lane until it ends; never raises."""
         try:
-            tune(self.sock, self.exchange.limits.lane_dead_after_s)
+            tune(self.sock, self.ledgers.limits.lane_dead_after_s)
             self._secure()
             while self._protocol.state is not LaneState.CLOSED:
                 self._serve_frame()
         except RemoteProtocolError as error:
-            self.exchange.count("frames_rejected", error.code)
+            self.ledgers.count("frames_rejected", error.code)
             # Strangers knock all the time: counted for everyone, told only for peers that had said who they are.
             level = logging.WARNING if self.liveness.greeted else logging.DEBUG
             logger.log(level, "lane from %s closed: %s", self.node, error)
@@ -69,23 +69,23 @@ class InboundLane:
             logger.exception("lane from %s failed", self.node)
         finally:
             self.sock.close()
-            with self.exchange.lock:
-                self.exchange.landings.lane_lost(self.number)
-                self.exchange.place_freed.notify_all()
+            with self.ledgers.lock:
+                self.ledgers.landings.lane_lost(self.number)
+                self.ledgers.place_freed.notify_all()
 
     def check(self, now_s: float) -> str | None:
         """Monitor's tick: shut the lane down if it is dead or its peer's certificate has ended; returns why."""
         if self._peer is not None and time.time() > self._peer.not_after_s:
             shut(self.sock)
             return "the certificate of the peer has expired"
-        return self.liveness.check(now_s, self.exchange.limits.lane_dead_after_s)
+        return self.liveness.check(now_s, self.ledgers.limits.lane_dead_after_s)
 
     def _secure(self) -> None:
-        security = self.exchange.security
+        security = self.ledgers.security
         if security is None:
             return
         self._peer = shake_hands(self.sock, security.credentials, dialer=False)
-        limit = self.exchange.limits.chunk_bytes
+        limit = self.ledgers.limits.chunk_bytes
         self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=limit, seals=self._peer.seals)
 
     def _serve_frame(self) -> None:
@@ -94,7 +94,7 @@ class InboundLane:
         received = self._protocol.receive(buffer)
         if received is None:
             return
-        self.liveness.touch(self.exchange.now_s())
+        self.liveness.touch(self.ledgers.now_s())
         if received.header.type is FrameType.DATA:
             self._take_chunk(received.header)
         else:
@@ -107,30 +107,30 @@ class InboundLane:
         elif isinstance(message, Open):
             self._open(message)
         elif isinstance(message, Abort):
-            with self.exchange.lock:
-                landing = self.exchange.landings.find(message.transfer_id)
+            with self.ledgers.lock:
+                landing = self.ledgers.landings.find(message.transfer_id)
                 if landing is not None and landing.token == message.token:
-                    self.exchange.landings.drop(message.transfer_id, f"sender gave up: {message.message}")
-            self.exchange.on_change(message.transfer_id)
+                    self.ledgers.landings.drop(message.transfer_id, f"sender gave up: {message.message}")
+            self.ledgers.on_change(message.transfer_id)
         elif received.header.type is FrameType.PING:
             self._send(self._protocol.send_signal(FrameType.PONG))
 
     def _greet(self, hello: Hello) -> None:
-        exchange = self.exchange
+        ledgers = self.ledgers
         self.node = hello.node
-        refusal = self._check_identity(hello) or check_hello(exchange, hello)
+        refusal = self._check_identity(hello) or check_hello(ledgers, hello)
         if refusal is not None:
-            exchange.count("frames_rejected", refusal.code)
+            ledgers.count("frames_rejected", refusal.code)
             logger.warning("refused a lane from %s: %s", hello.node, refusal.message)
             self._send(self._protocol.send_message(refusal))
             raise LaneClosed(refusal.message)
         self.sender = f"{hello.node}/{hello.boot_id}"
         self.liveness.greeted = True
-        limits, me = exchange.limits, exchange.identity
+        limits, me = ledgers.limits, ledgers.identity
         self._send(self._protocol.send_message(Welcome(me.name, me.boot_id, limits.chunk_bytes, limits.credit_bytes)))
 
     def _check_identity(self, hello: Hello) -> Refuse | None:
-        security = self.exchange.security
+        security = self.ledgers.security
         if security is None or self._peer is None:
             return None
         problem = security.problem_with(hello.node, self._peer)
@@ -139,48 +139,48 @@ class InboundLane:
     def _open(self, message: Open) -> None:
         assert self.sender is not None
         try:
-            with self.exchange.lock:
-                landing = self.exchange.landings.open(
+            with self.ledgers.lock:
+                landing = self.ledgers.landings.open(
                     self.sender, message.transfer_id, message.token, message.num_bytes, message.fingerprint
                 )
         except Refused as error:
             self._send(self._protocol.send_message(Abort(message.transfer_id, "", error.code, error.message)))
             return
         self._send(self._protocol.send_message(Opened(message.transfer_id), landing.handle))
-        self.exchange.on_change(message.transfer_id)
+        self.ledgers.on_change(message.transfer_id)
 
     def _take_chunk(self, header: Header) -> None:
-        exchange, sender = self.exchange, self.sender
+        ledgers, sender = self.ledgers, self.sender
         assert sender is not None
         extent = self._place(sender, header)
-        target = None if extent is None else exchange.memory(extent)
+        target = None if extent is None else ledgers.memory(extent)
         good = self._receive_payload(header.length, target)
-        with exchange.lock:
-            verdict = exchange.landings.end_chunk(
-                sender, self.number, header.handle, header.offset, header.length, good=good, now_s=exchange.now_s()
+        with ledgers.lock:
+            verdict = ledgers.landings.end_chunk(
+                sender, self.number, header.handle, header.offset, header.length, good=good, now_s=ledgers.now_s()
             )
-            exchange.place_freed.notify_all()
-            exchange.counters["bytes_received", self.node] += header.length
-            exchange.counters["checksum_failures", ""] += not good
+            ledgers.place_freed.notify_all()
+            ledgers.counters["bytes_received", self.node] += header.length
+            ledgers.counters["checksum_failures", ""] += not good
         self._answer(header, verdict)
 
     def _place(self, sender: str, header: Header) -> Extent | None:
         """Where the chunk goes. While another lane is writing there the payload stays in the socket: a thread whose
         socket is shut leaves as soon as it gets a core. Raises LaneClosed if it never does."""
-        exchange = self.exchange
-        give_up_s = exchange.now_s() + exchange.limits.lane_dead_after_s
-        with exchange.lock:
+        ledgers = self.ledgers
+        give_up_s = ledgers.now_s() + ledgers.limits.lane_dead_after_s
+        with ledgers.lock:
             while isinstance(place := self._begin(sender, header), Occupied):
                 for rival in place.lanes:
-                    exchange.close_inbound(rival)
-                left_s = give_up_s - exchange.now_s()
+                    ledgers.close_inbound(rival)
+                left_s = give_up_s - ledgers.now_s()
                 if left_s <= 0:
                     raise LaneClosed("another lane was writing where a chunk belongs, and has not ended")
-                exchange.place_freed.wait(left_s)
+                ledgers.place_freed.wait(left_s)
             return place
 
     def _begin(self, sender: str, header: Header) -> Extent | Occupied | None:
-        landings = self.exchange.landings
+        landings = self.ledgers.landings
         return landings.begin_chunk(sender, self.number, header.handle, header.offset, header.length)
 
     def _answer(self, header: Header, verdict: ChunkVerdict) -> None:
@@ -192,7 +192,7 @@ class InboundLane:
         else:
             self._send(self._protocol.send_signal(FrameType.ACK, header.handle, header.offset))
         if verdict is ChunkVerdict.LANDED:
-            self.exchange.landed(header.handle)
+            self.ledgers.landed(header.handle)
 
     def _receive_payload(self, length: int, target: memoryview | None) -> bool:
         """Read a DATA payload into `target`, or to nowhere; True if it is good. Summed or opened segment by segment,
@@ -222,14 +222,14 @@ class InboundLane:
 class InboundServer:
     """Listens for lanes of other nodes."""
 
-    def __init__(self, exchange: Exchange, listener: socket.socket) -> None:
-        self._exchange = exchange
+    def __init__(self, ledgers: Ledgers, listener: socket.socket) -> None:
+        self._ledgers = ledgers
         self._listener = listener
         self._lanes: dict[int, InboundLane] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._senders_seen_s: dict[str, float] = {}
-        exchange.close_inbound = self.close_lane
+        ledgers.close_inbound = self.close_lane
         self._thread = threading.Thread(target=self._accept, name="prfaas-accept", daemon=True)
 
     @property
@@ -266,20 +266,20 @@ class InboundServer:
 
     def check(self, now_s: float) -> list[str]:
         """Monitor's tick: close dead lanes; returns transfer ids of senders that have been gone for too long."""
-        limits = self._exchange.limits
+        limits = self._ledgers.limits
         for lane in self._snapshot():
             reason = lane.check(now_s)
             if reason is not None:
                 logger.warning("lane from %s is dead: %s", lane.node, reason)
             elif lane.sender is not None:
                 self._senders_seen_s[lane.sender] = now_s
-        with self._exchange.lock:
-            waiting = self._exchange.landings.receiving_senders()
+        with self._ledgers.lock:
+            waiting = self._ledgers.landings.receiving_senders()
             self._senders_seen_s = {
                 s: seen for s, seen in self._senders_seen_s.items() if s in waiting or seen == now_s
             }
             lost = [s for s in waiting if now_s - self._senders_seen_s.setdefault(s, now_s) > limits.peer_lost_after_s]
-            stranded = [x for s in lost for x in self._exchange.landings.sender_gone(s, "link to the sender is lost")]
+            stranded = [x for s in lost for x in self._ledgers.landings.sender_gone(s, "link to the sender is lost")]
         return [landing.transfer_id for landing in stranded]
 
     def _snapshot(self) -> list[InboundLane]:
@@ -297,11 +297,11 @@ class InboundServer:
                 logger.warning("accepting a lane failed: %s", error)
                 self._stopped.wait(0.1)
                 continue
-            if len(self._lanes) >= self._exchange.limits.max_inbound:
-                self._exchange.count("frames_rejected", "too_many_connections")
+            if len(self._lanes) >= self._ledgers.limits.max_inbound:
+                self._ledgers.count("frames_rejected", "too_many_connections")
                 sock.close()
                 continue
-            lane = InboundLane(self._exchange, sock)
+            lane = InboundLane(self._ledgers, sock)
             with self._lock:
                 self._lanes[lane.number] = lane
             threading.Thread(target=self._run, args=(lane,), name=f"prfaas-in-{lane.number}", daemon=True).start()

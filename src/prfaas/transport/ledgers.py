@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prfaas.core.cache.extents import Extent, ExtentAllocator
-from prfaas.core.cache.landings import Landings
+from prfaas.core.transfer.extents import Extent, ExtentAllocator
+from prfaas.core.transfer.landings import Landings
 from prfaas.transport.arena import Arena
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.secure import LaneSecurity
@@ -28,7 +28,7 @@ class NodeIdentity:
     hash_seed: str
 
 
-class Exchange:
+class Ledgers:
     """Shared state of a node's data plane.
 
     `on_change(transfer_id)` is called from lane threads, without the lock, after a landing or transfer changed state.

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from prfaas.core.control.link_estimate import LinkEstimator, LinkState
-from prfaas.core.control.link_verdict import LinkVerdict
-from prfaas.core.control.pacing import Pacer
+from prfaas.core.link.estimate import LinkEstimator, LinkState
+from prfaas.core.link.pacing import Pacer
+from prfaas.core.link.verdict import LinkVerdict
 from prfaas.transport.outbound import PeerLink
 from prfaas.transport.sockets import pace
 from prfaas.transport.tcp_info import lane_sample
@@ -42,14 +42,14 @@ class LinkPacing:
         self._told = told
 
 
-class LinkSense:
+class LinkMonitor:
     """`sample` is called by one thread, `states` by any."""
 
     def __init__(self, links: Mapping[str, PeerLink], now_s: Callable[[], float]) -> None:
         self._links = links
         self._now_s = now_s
         self._estimators = {peer: LinkEstimator() for peer in links}
-        self._pacing = {peer: LinkPacing() for peer, link in links.items() if link.exchange.limits.pacing}
+        self._pacing = {peer: LinkPacing() for peer, link in links.items() if link.ledgers.limits.pacing}
         #: Grows with every change of any link's verdict.
         self.verdict_changes = 0
         self.on_verdict_change: Callable[[], None] = lambda: None

@@ -6,7 +6,7 @@ import socket
 import struct
 from typing import Final, NamedTuple
 
-from prfaas.core.control.link_estimate import LaneSample
+from prfaas.core.link.estimate import LaneSample
 
 #: Up to and with tcpi_bytes_retrans. Later kernels only append. Bit fields are those of little-endian machines.
 _INFO: Final = struct.Struct("=7xB8xI48xI8xI36xQQ8xII8xQQQQ8xQQ")

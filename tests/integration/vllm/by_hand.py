@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from prfaas.core.tokens import pack_tokens, token_digest
+from prfaas.core.cache.hashing import pack_tokens, token_digest
 from prfaas.testing.site import MODEL_NAME, Answer, Site, http
 
 

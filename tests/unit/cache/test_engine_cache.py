@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from prfaas.core.control.prefix_record import (
-    NO_MATCH,
-    PrefixMatch,
-    PrefixRecord,
-    TokenChain,
-    chain_tokens,
-)
-from prfaas.core.tokens import pack_tokens, token_digest
+from prfaas.core.cache.engine_cache import NO_MATCH, EngineCache, PrefixMatch
+from prfaas.core.cache.hashing import TokenChain, chain_tokens, pack_tokens, token_digest
 
 BLOCK = 4
 
@@ -54,7 +48,7 @@ def test_a_local_run_leaves_one_state_at_the_last_full_block_before_its_last_tok
     num_tokens: int, state_at: int
 ) -> None:
     """floor((N - 1) / block) blocks."""
-    record = PrefixRecord(100, has_recurrent_state=True)
+    record = EngineCache(100, has_recurrent_state=True)
     tokens = list(range(num_tokens))
     record.ran_locally(chain(tokens))
     longer = chain([*tokens, *range(1000, 1020)])
@@ -64,7 +58,7 @@ def test_a_local_run_leaves_one_state_at_the_last_full_block_before_its_last_tok
 def test_an_offloaded_run_leaves_attention_blocks_but_no_state() -> None:
     """So it helps the wire, and does not help a local run of a recurrent model."""
     tokens = list(range(20))
-    recurrent, plain = PrefixRecord(100, has_recurrent_state=True), PrefixRecord(100, has_recurrent_state=False)
+    recurrent, plain = EngineCache(100, has_recurrent_state=True), EngineCache(100, has_recurrent_state=False)
     for record in (recurrent, plain):
         record.landed(chain(tokens))
     longer = chain([*tokens, 7, 7, 7, 7])
@@ -75,7 +69,7 @@ def test_an_offloaded_run_leaves_attention_blocks_but_no_state() -> None:
 def test_a_landing_brings_only_the_window_at_its_own_end() -> None:
     """With sliding windows, a prompt that leaves an offloaded one in its middle cannot start there."""
     tokens = list(range(20))
-    record = PrefixRecord(100, has_recurrent_state=False, has_sliding_window=True)
+    record = EngineCache(100, has_recurrent_state=False, has_sliding_window=True)
     record.landed(chain(tokens))
     assert record.match(chain([*tokens[:9], 99, 99, 99, 99])) == PrefixMatch(8, 0, 0)
     assert record.match(chain([*tokens, 7, 7, 7, 7])) == PrefixMatch(16, 16, 16)
@@ -85,14 +79,14 @@ def test_a_landing_brings_only_the_window_at_its_own_end() -> None:
 
 def test_a_prefix_leaves_at_least_one_token_to_compute() -> None:
     """The whole prompt is never a prefix of itself."""
-    record = PrefixRecord(100, has_recurrent_state=False)
+    record = EngineCache(100, has_recurrent_state=False)
     record.ran_locally(chain([5] * 8))
     assert record.match(chain([5] * 8)).reusable_prefix_tokens == 4
 
 
 def test_a_new_boot_id_empties_the_record() -> None:
     """A restarted engine holds nothing."""
-    record = PrefixRecord(100, has_recurrent_state=False)
+    record = EngineCache(100, has_recurrent_state=False)
     assert record.observe_boot("a")
     record.ran_locally(chain([1] * 9))
     assert not record.observe_boot("a")
@@ -103,7 +97,7 @@ def test_a_new_boot_id_empties_the_record() -> None:
 
 def test_eviction_takes_the_longest_chains_ends_first() -> None:
     """The root outlives its leaves."""
-    record = PrefixRecord(3, has_recurrent_state=False)
+    record = EngineCache(3, has_recurrent_state=False)
     record.ran_locally(chain([1] * 9))
     record.ran_locally(chain([2] * 9))
     assert record.match(chain([2] * 9)).attention_prefix_tokens == 8
@@ -115,7 +109,7 @@ def test_eviction_takes_the_longest_chains_ends_first() -> None:
 
 def test_forgetting_a_prompt_forgets_its_blocks() -> None:
     """What turned out not to be held."""
-    record = PrefixRecord(10, has_recurrent_state=False)
+    record = EngineCache(10, has_recurrent_state=False)
     record.landed(chain([1] * 9))
     record.forget(chain([1] * 9))
     assert record.match(chain([1] * 9)) == NO_MATCH
@@ -128,7 +122,7 @@ class RecordModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.record = PrefixRecord(10_000, has_recurrent_state=True)
+        self.record = EngineCache(10_000, has_recurrent_state=True)
         self.blocks: set[tuple[int, ...]] = set()
         self.states: set[tuple[int, ...]] = set()
 
@@ -173,7 +167,7 @@ TestRecordModel = RecordModel.TestCase
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), max_size=30), st.integers(1, 5))
 def test_the_bound_holds_for_any_history(prompts: list[list[int]], max_blocks: int) -> None:
     """However many prompts come."""
-    record = PrefixRecord(max_blocks, has_recurrent_state=False)
+    record = EngineCache(max_blocks, has_recurrent_state=False)
     for index, tokens in enumerate(prompts):
         (record.ran_locally if index % 2 else record.landed)(chain(tokens))
         record.check()

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from prfaas import __version__
 from prfaas.cli.arguments import BadArgument, host_port, identities, node_name, peers, size, socket_path
-from prfaas.cli.demo_requests import Served, prompt_of
 from prfaas.cli.main import app
+from prfaas.demo.requests import Served, prompt_of
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.transport.credentials import CredentialFiles
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.core.control.prefix_record import PrefixMatch
+from prfaas.core.cache.engine_cache import PrefixMatch
 from prfaas.core.control.router import Candidate, RequestFacts, RouteKind, RoutePolicy, decide
 
 POLICY = RoutePolicy(offload=True, threshold_tokens=100)

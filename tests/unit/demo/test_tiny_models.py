@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from prfaas.testing.tiny_models import MODELS, SPECIALS, VOCAB_TOKENS, make_model
+from prfaas.demo.tiny_models import MODELS, SPECIALS, VOCAB_TOKENS, make_model
 
 pytestmark = pytest.mark.slow
 

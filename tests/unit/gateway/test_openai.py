@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.gateway.errors import ApiError
-from prfaas.gateway.features import OBSTACLES
-from prfaas.gateway.openai import STRIPPED_FIELDS, ApiRequest, Endpoint, check_length, parse
+from prfaas.gateway.api.errors import ApiError
+from prfaas.gateway.api.openai import STRIPPED_FIELDS, ApiRequest, Endpoint, check_length, parse
+from prfaas.gateway.prompt.offload_eligibility import OBSTACLES
 
 
 def completion(**fields: Any) -> ApiRequest:

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.core.control.prefix_record import PrefixRecord
+from prfaas.core.cache.engine_cache import EngineCache
 from prfaas.core.control.router import RouteReason
+from prfaas.gateway.api.errors import ApiError
+from prfaas.gateway.api.http import ClientGone, Response, read_body
+from prfaas.gateway.api.openai import STRIPPED_FIELDS
 from prfaas.gateway.app import log_line, request_id_of
-from prfaas.gateway.errors import ApiError
 from prfaas.gateway.fallback import FallbackReason, OffloadFailed, check_landed, check_prefill_answer
-from prfaas.gateway.features import OBSTACLES
 from prfaas.gateway.fleet import MAX_SILENT_PROBES, Instance
-from prfaas.gateway.http import ClientGone, Exchange, read_body
-from prfaas.gateway.openai import STRIPPED_FIELDS
+from prfaas.gateway.prompt.offload_eligibility import OBSTACLES
 from prfaas.gateway.story import Story, StoryBook
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -104,14 +104,14 @@ def test_an_error_is_told_in_the_form_that_is_left() -> None:
             sent.append(message)
 
         error = ApiError(429, "later", code="overloaded", retry_after_s=2)
-        fresh = Exchange(send)
+        fresh = Response(send)
         fresh.set_header(b"x-a", "1\r\nx-evil: 2")
         await fresh.error(error)
         assert sent[0]["status"] == 429
         assert (b"retry-after", b"2") in sent[0]["headers"]
         assert (b"x-a", b"1  x-evil: 2") in sent[0]["headers"]
         assert json.loads(sent[1]["body"])["error"]["type"] == "overloaded_error"
-        started = Exchange(send)
+        started = Response(send)
         await started.start(200, b"text/event-stream")
         await started.error(error)
         assert sent[-1]["body"].endswith(b"\n\ndata: [DONE]\n\n")
@@ -175,7 +175,7 @@ def test_only_landed_bytes_are_a_landing(record: dict[str, Any], reason: Fallbac
 
 def test_an_engine_is_down_when_refused_or_silent_thrice() -> None:
     """A busy engine may answer late."""
-    instance = Instance("a-0", "a", "pd", "", "", PrefixRecord(1, has_recurrent_state=False))
+    instance = Instance("a-0", "a", "pd", "", "", EngineCache(1, has_recurrent_state=False))
     instance.engine_answered(True)
     for _ in range(MAX_SILENT_PROBES - 1):
         instance.engine_silent(refused=False)
@@ -190,7 +190,7 @@ def test_an_engine_is_down_when_refused_or_silent_thrice() -> None:
 @pytest.mark.parametrize("health", [{}, {"engines": []}, {"engines": 5}, {"engines": [5]}, {"engines": None}])
 def test_a_node_without_an_engine_is_not_ready(health: dict[str, Any]) -> None:
     """Whatever it answers."""
-    instance = Instance("a-0", "a", "pd", "", "", PrefixRecord(1, has_recurrent_state=False))
+    instance = Instance("a-0", "a", "pd", "", "", EngineCache(1, has_recurrent_state=False))
     instance.node_answered(health)
     assert not instance.node_ready
 

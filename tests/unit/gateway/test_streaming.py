@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.gateway import streaming
-from prfaas.gateway.http import Exchange
-from prfaas.gateway.streaming import EventStream, StreamCut, completion_tokens, split_events
+from prfaas.gateway.api import streaming
+from prfaas.gateway.api.http import Response
+from prfaas.gateway.api.streaming import EventStream, StreamCut, completion_tokens, split_events
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_an_event_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Sink:
-    """Collects what an exchange sends; checks that each write ends an event."""
+    """Collects what an response sends; checks that each write ends an event."""
 
     def __init__(self) -> None:
         self.body = b""
@@ -67,7 +67,7 @@ def test_any_cut_of_a_stream_is_relayed_unchanged_in_whole_events(texts: list[st
 
     async def main() -> None:
         sink, firsts = Sink(), []
-        stream = EventStream(Exchange(sink), 60.0)
+        stream = EventStream(Response(sink), 60.0)
         await stream.relay(_chunks(parts), lambda: firsts.append(1))
         assert sink.body == data
         assert firsts == [1]
@@ -80,7 +80,7 @@ def test_an_engines_own_comments_are_not_its_first_token() -> None:
 
     async def main() -> None:
         order: list[str] = []
-        stream = EventStream(Exchange(Sink()), 60.0)
+        stream = EventStream(Response(Sink()), 60.0)
 
         async def chunks() -> AsyncIterator[bytes]:
             yield b": keep-alive\n\n"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from prfaas.gateway.chat_template import ChatTemplate, ChatTemplateError
-from prfaas.gateway.errors import ApiError
-from prfaas.gateway.openai import parse
-from prfaas.gateway.tokenize import (
+from prfaas.gateway.api.errors import ApiError
+from prfaas.gateway.api.openai import parse
+from prfaas.gateway.prompt.chat_template import ChatTemplate, ChatTemplateError
+from prfaas.gateway.prompt.tokenize import (
     MAX_CHARS_AT_ONCE,
     NotCountable,
     PromptTokenizer,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from prfaas.deploy.addresses import is_here, make_socket_directory, refuse_taken
-from prfaas.deploy.certificates import make_throwaway, refuse_missing
-from prfaas.deploy.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
 from prfaas.deployment.load import load_deployment
+from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
+from prfaas.launch.certificates import make_throwaway, refuse_missing
+from prfaas.launch.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
 FILE, MODEL, SOCKETS = Path("/etc/prfaas.yaml"), Path("/models/m"), Path("/run/prfaas")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from prfaas.deploy import supervisor as module
-from prfaas.deploy.guard import groups_left
-from prfaas.deploy.plan import ProcessSpec
-from prfaas.deploy.supervisor import NotHealthy, ProcessDied, Supervisor
+from prfaas.launch import supervisor as module
+from prfaas.launch.guard import groups_left
+from prfaas.launch.plan import ProcessSpec
+from prfaas.launch.supervisor import NotHealthy, ProcessDied, Supervisor
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -24,8 +24,8 @@ CHILD = Path(__file__).with_name("child.py")
 OWNER = """
 import sys, time
 from pathlib import Path
-from prfaas.deploy.plan import ProcessSpec
-from prfaas.deploy.supervisor import Supervisor
+from prfaas.launch.plan import ProcessSpec
+from prfaas.launch.supervisor import Supervisor
 logs, url, *argv = sys.argv[1:]
 with Supervisor(Path(logs)) as supervisor:
     supervisor.start([ProcessSpec("child", tuple(argv), {}, url)])

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.core.control.link_estimate import LaneSample, LinkEstimator, LinkState
-from prfaas.core.control.link_verdict import HOLD_S, LinkVerdict, Signs, VerdictKeeper
+from prfaas.core.link.estimate import LaneSample, LinkEstimator, LinkState
+from prfaas.core.link.verdict import HOLD_S, LinkVerdict, Signs, VerdictKeeper
 
 GBPS = 1e9 / 8
 STEP_S = 0.01

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from prfaas.core.control.link_estimate import LinkState, newest_windows_s
-from prfaas.core.control.pacing import MIN_RTT_S, Pacer
+from prfaas.core.link.estimate import LinkState, newest_windows_s
+from prfaas.core.link.pacing import MIN_RTT_S, Pacer
 
 TICK_S = 0.1
 STEP_S = 0.005

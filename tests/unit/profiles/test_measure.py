@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from prfaas.profiling.endpoint import EndpointError, Rejected
-from prfaas.profiling.measure import Measured, Measurement
-from prfaas.profiling.options import Schedule
-from prfaas.profiling.samples import Sample, TooFewTokens
-from prfaas.profiling.stream import Usage
+from prfaas.profiles.measure.endpoint import EndpointError, Rejected
+from prfaas.profiles.measure.measurement import Measured, Measurement
+from prfaas.profiles.measure.options import Schedule
+from prfaas.profiles.measure.samples import Sample, TooFewTokens
+from prfaas.profiles.measure.stream import Usage
 
 SCHEDULE = Schedule((100, 400, 1600), 3, (1, 4), 8, 128, 64)
 STEP_S = 0.01

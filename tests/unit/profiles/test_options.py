@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.profiling.command import write_whole
-from prfaas.profiling.options import BadProfileRequest, ProfileOptions, check_options, schedule_of
+from prfaas.profiles.measure.command import write_whole
+from prfaas.profiles.measure.options import BadProfileRequest, ProfileOptions, check_options, schedule_of
 
 URL = "http://127.0.0.1:8000"
 

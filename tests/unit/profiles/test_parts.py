@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.profiles.format import HardwareProfile
-from prfaas.profiling.fit import fit_quadratic
-from prfaas.profiling.measure import Measured
-from prfaas.profiling.profile_file import profile_text
-from prfaas.profiling.prompts import PROBE_WORDS, WORDS, random_text, random_tokens, word_size
-from prfaas.profiling.samples import Sample, Timed, TooFewTokens, log_grid, prefill_times, step_s
-from prfaas.profiling.stream import Usage
+from prfaas.profiles.measure.fit import fit_quadratic
+from prfaas.profiles.measure.measurement import Measured
+from prfaas.profiles.measure.profile_file import profile_text
+from prfaas.profiles.measure.prompts import PROBE_WORDS, WORDS, random_text, random_tokens, word_size
+from prfaas.profiles.measure.samples import Sample, Timed, TooFewTokens, log_grid, prefill_times, step_s
+from prfaas.profiles.measure.stream import Usage
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6), st.integers(2, 64))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.profiling.stream import MAX_LINE_BYTES, BadStream, Event, EventReader, Usage, said
+from prfaas.profiles.measure.stream import MAX_LINE_BYTES, BadStream, Event, EventReader, Usage, said
 
 WHOLE = (
     b": a comment\n\n"

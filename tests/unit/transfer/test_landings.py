@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from prfaas.core.cache import landings as module
-from prfaas.core.cache.extents import Extent, ExtentAllocator
-from prfaas.core.cache.landings import ChunkVerdict, Landing, Landings, LandingState, Occupied
 from prfaas.core.errors import Refused
+from prfaas.core.transfer import landings as module
+from prfaas.core.transfer.extents import Extent, ExtentAllocator
+from prfaas.core.transfer.landings import ChunkVerdict, Landing, Landings, LandingState, Occupied
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prfaas.core.control.lane_plan import senders_at_once
-from prfaas.core.control.lane_turns import QUICK_S, SLOW_S, LaneTurns
+from prfaas.core.transfer.lane_plan import senders_at_once
+from prfaas.core.transfer.send_gate import QUICK_S, SLOW_S, SendGate
 
 
 def test_the_limit_holds_for_lanes_that_are_quick() -> None:
     """One that waits for the network does not keep another from the core."""
-    turns = LaneTurns()
+    turns = SendGate()
     turns.begun(1, (0, 0), 100, 0.0)
     assert turns.may_begin(0.0), "no limit by default"
     turns.limit = 1
@@ -23,7 +23,7 @@ def test_the_limit_holds_for_lanes_that_are_quick() -> None:
 
 def test_the_same_lanes_go_first() -> None:
     """A later lane sends only when those before it are stuck."""
-    turns = LaneTurns()
+    turns = SendGate()
     turns.limit = 1
     assert turns.may_begin(0.0, before=[])
     assert not turns.may_begin(0.0, before=[1])
@@ -40,7 +40,7 @@ def test_half_of_the_cores_send() -> None:
 
 def test_a_lane_that_falls_behind_is_named() -> None:
     """Judged by what the others need for as many bytes; not before two seconds, and not for being given more to send."""
-    turns = LaneTurns()
+    turns = SendGate()
     for lane in (2, 3):
         turns.begun(lane, (0, lane), 1000, 0.0)
         turns.answered((0, lane), 0.05)
@@ -57,7 +57,7 @@ def test_a_lane_that_falls_behind_is_named() -> None:
 
 def test_all_lanes_slow_is_no_slow_lane() -> None:
     """A link that stalls as a whole has nothing to move chunks to."""
-    turns = LaneTurns()
+    turns = SendGate()
     for lane in (1, 2):
         turns.begun(lane, (0, lane), 1000, 0.0)
         turns.answered((0, lane), 0.1)

@@ -46,7 +46,7 @@ def test_every_refusal_is_explained() -> None:
         "core/wire/frames.py",
         "core/wire/lane.py",
         "core/wire/messages.py",
-        "core/cache/landings.py",
+        "core/transfer/landings.py",
         "transport/inbound.py",
     ):
         for node in ast.walk(ast.parse((SOURCE / name).read_text(encoding="utf-8"))):

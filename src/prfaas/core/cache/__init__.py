@@ -1,1 +1,1 @@
-"""Who owns which bytes of a node's arena: extents, landings and their leases."""
+"""Names of cached blocks, and what one engine is known to hold."""

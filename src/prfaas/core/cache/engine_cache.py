@@ -15,36 +15,11 @@ Laws of this file:
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class TokenChain:
-    """A prompt cut into full blocks: `hashes[i]` names tokens [0, (i + 1) * block_tokens)."""
-
-    num_tokens: int
-    block_tokens: int
-    hashes: tuple[bytes, ...]
-
-
-def chain_tokens(packed_tokens: bytes, block_tokens: int, seed: str, salt: str = "") -> TokenChain:
-    """Name every full block of a prompt. `salt` separates tenants (`cache_salt`), `seed` deployments."""
-    if block_tokens <= 0:
-        raise ValueError(f"block_tokens must be positive, got {block_tokens}")
-    name = hashlib.sha256(f"{len(seed)}:{seed}{salt}".encode("utf-8", "surrogatepass")).digest()
-    width = 4 * block_tokens
-    num_blocks = len(packed_tokens) // width
-    view = memoryview(packed_tokens)
-    hashes: list[bytes] = []
-    for index in range(num_blocks):
-        digest = hashlib.sha256(name)
-        digest.update(view[index * width : (index + 1) * width])
-        name = digest.digest()
-        hashes.append(name)
-    return TokenChain(len(packed_tokens) // 4, block_tokens, tuple(hashes))
+from prfaas.core.cache.hashing import TokenChain
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +39,7 @@ class PrefixMatch:
 NO_MATCH = PrefixMatch(0, 0, 0)
 
 
-class PrefixRecord:
+class EngineCache:
     """One engine's known blocks, least recently used first out, at most `max_blocks`."""
 
     def __init__(self, max_blocks: int, *, has_recurrent_state: bool, has_sliding_window: bool = False) -> None:

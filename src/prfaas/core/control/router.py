@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from prfaas.core.control.prefix_record import NO_MATCH, PrefixMatch
+from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
 
 
 class RouteKind(StrEnum):

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from prfaas.core.control.link_capacity import RATE_WINDOW_S, STEADY_WINDOW_S, Capacity, Interval, Window
-from prfaas.core.control.link_verdict import LinkVerdict, Signs, VerdictKeeper
+from prfaas.core.link.capacity import RATE_WINDOW_S, STEADY_WINDOW_S, Capacity, Interval, Window
+from prfaas.core.link.verdict import LinkVerdict, Signs, VerdictKeeper
 
 #: No sample for this long: what happened between is unknown, and windows begin anew.
 MAX_GAP_S: Final = 1.0

@@ -27,7 +27,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from prfaas.core.control.link_estimate import MAX_GAP_S, LinkState, newest_windows_s
+from prfaas.core.link.estimate import MAX_GAP_S, LinkState, newest_windows_s
 
 #: A rack's switch is at 0.1 ms, two halls of a site below one.
 MIN_RTT_S: Final = 1e-3

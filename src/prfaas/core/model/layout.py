@@ -33,7 +33,7 @@ class KVGroup:
     `page_bytes` is the size of one page of `page_tokens` tokens in one layer (both 0 for linear state), `state_bytes`
     the size of one layer's state (0 for attention). `window_tokens` is the sliding window w: a token attends to
     itself and w - 1 before it. `detail` names dtype, inner shape and the kernel's arrangement inside a page; two
-    engines exchange KV only if it is equal.
+    engines ledgers KV only if it is equal.
     """
 
     kind: KVGroupKind
@@ -126,7 +126,7 @@ class KVLayout:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over everything that two engines must share to exchange images."""
+        """Hex SHA-256 over everything that two engines must share to ledgers images."""
         shared = {"model": self.model, "align": self.align_tokens, "groups": [asdict(group) for group in self.groups]}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 

@@ -56,7 +56,7 @@ def _may_bring(solution: Solution, usage: Usage) -> bool:
 def _extra_rps(scenario: Scenario, solution: Solution, larger: list[Scenario]) -> list[float]:
     if is_simple(scenario):
         return [solve(one).system_rps - solution.system_rps for one in larger]
-    from prfaas.core.planning.many import divisible_gains  # NumPy and HiGHS
+    from prfaas.core.planning.search_many import divisible_gains  # NumPy and HiGHS
 
     return divisible_gains(scenario, solution, larger)
 

@@ -12,8 +12,11 @@ from functools import partial
 from typing import Final
 
 from prfaas.core.planning.flows import FlowProgramme, Flows, Ladder, Tier, solution_of
-from prfaas.core.planning.golden import golden
-from prfaas.core.planning.ladders import (
+from prfaas.core.planning.golden_section import golden
+from prfaas.core.planning.linear import MIP_GAP
+from prfaas.core.planning.scenario import PolicyKind, Scenario
+from prfaas.core.planning.solution import Solution
+from prfaas.core.planning.tier_thresholds import (
     NEAR,
     RESOLUTION,
     STEP,
@@ -26,9 +29,6 @@ from prfaas.core.planning.ladders import (
     scan,
     walk,
 )
-from prfaas.core.planning.linear import MIP_GAP
-from prfaas.core.planning.scenario import PolicyKind, Scenario
-from prfaas.core.planning.solution import Solution
 
 #: Turns of whole numbers after thresholds; they settle sooner.
 _ROUNDS: Final = 3

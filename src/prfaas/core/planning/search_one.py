@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final, NamedTuple
 
-from prfaas.core.planning.golden import golden
+from prfaas.core.planning.golden_section import golden
 from prfaas.core.planning.scenario import PdCluster, PolicyKind, Scenario
 from prfaas.core.planning.solution import Route, Solution, TierBand
 from prfaas.core.planning.workload import Band, band

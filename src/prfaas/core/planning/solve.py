@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from prfaas.core.planning.scenario import PolicyKind, Scenario
-from prfaas.core.planning.search import solve_one_pd
+from prfaas.core.planning.search_one import solve_one_pd
 from prfaas.core.planning.solution import Solution
 
 #: Offloading that raises throughput by less than this is not worth doing.
@@ -35,6 +35,6 @@ def is_simple(scenario: Scenario) -> bool:
 def _search(scenario: Scenario, near: Solution | None, request_price: float | None) -> Solution:
     if is_simple(scenario):
         return solve_one_pd(scenario, request_price)
-    from prfaas.core.planning.many import solve_many  # NumPy and HiGHS, which the common case does not wait for
+    from prfaas.core.planning.search_many import solve_many  # NumPy and HiGHS, which the common case does not wait for
 
     return solve_many(scenario, near, request_price)

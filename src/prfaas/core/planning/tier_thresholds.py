@@ -14,9 +14,9 @@ from itertools import combinations_with_replacement, permutations
 from typing import Final
 
 from prfaas.core.planning.flows import Ladder, Tier, tier_rps
-from prfaas.core.planning.golden import golden
+from prfaas.core.planning.golden_section import golden
 from prfaas.core.planning.scenario import Scenario
-from prfaas.core.planning.search import NUM_THRESHOLDS, thresholds_of
+from prfaas.core.planning.search_one import NUM_THRESHOLDS, thresholds_of
 from prfaas.core.planning.solution import Solution
 from prfaas.core.planning.workload import band
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from prfaas.core.cache.extents import Extent, ExtentAllocator
-from prfaas.core.cache.intervals import IntervalSet
 from prfaas.core.errors import Refused
+from prfaas.core.transfer.extents import Extent, ExtentAllocator
+from prfaas.core.transfer.intervals import IntervalSet
 
 #: Enough for a gateway that asks minutes late at hundreds of requests a second; about 1 KiB each.
 MAX_FINAL_RECORDS: Final = 10_000

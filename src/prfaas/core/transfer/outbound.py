@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from prfaas.core.cache.intervals import IntervalSet
-from prfaas.core.control.lane_plan import next_chunk_bytes
 from prfaas.core.errors import Refused
+from prfaas.core.transfer.intervals import IntervalSet
+from prfaas.core.transfer.lane_plan import next_chunk_bytes
 
 #: A chunk that fails its checksum this often is not bad luck: TCP's own sum catches nearly all of it.
 MAX_CHUNK_REPEATS: Final = 8

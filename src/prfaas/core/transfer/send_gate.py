@@ -38,7 +38,7 @@ class _Flight:
     length: int
 
 
-class LaneTurns:
+class SendGate:
     """Lanes are named by number; callers serialize."""
 
     def __init__(self) -> None:

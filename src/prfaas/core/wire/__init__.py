@@ -1,1 +1,1 @@
-"""The sans-IO protocol between two KV nodes: frames, messages, lane states, the sender's and the receiver's ledgers."""
+"""What crosses between processes, without I/O: frames, lane states and seals between nodes; an engine's messages."""

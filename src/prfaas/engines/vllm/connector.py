@@ -24,12 +24,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.model_executor.models.utils import extract_layer_index
 
 from prfaas.core.errors import Refused
+from prfaas.engines.node_client import NodeClient
 from prfaas.engines.vllm.layouts import check_supported, layout_of
 from prfaas.engines.vllm.metadata import StepMetadata
 from prfaas.engines.vllm.pages import LayerPages
 from prfaas.engines.vllm.scheduler_side import SchedulerSide
 from prfaas.engines.vllm.worker_side import WorkerSide
-from prfaas.transport.local import NodeClient
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from prfaas.core.cache.hashing import pack_tokens, token_digest
 from prfaas.core.errors import PrfaasError, Refused
-from prfaas.core.tokens import pack_tokens, token_digest
+from prfaas.engines.node_client import NodeClient
 from prfaas.engines.vllm.metadata import LoadOrder, ShipStep, StepMetadata
-from prfaas.transport.local import NodeClient
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks

@@ -19,9 +19,9 @@ import torch
 
 from prfaas.core.errors import PrfaasError
 from prfaas.core.model.layout import Image, KVGroupKind, KVLayout, Region
+from prfaas.engines.node_client import NodeClient, NodeUnavailable
 from prfaas.engines.vllm.metadata import LoadOrder, ShipStep, StepMetadata
 from prfaas.engines.vllm.pages import LayerPages
-from prfaas.transport.local import NodeClient, NodeUnavailable
 
 logger = logging.getLogger("vllm.prfaas")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from prfaas.gateway.errors import bad_request
+from prfaas.gateway.api.errors import bad_request
 
 #: As the OpenAI API has it; vLLM's own limit of 16,384 lets one request fill an engine.
 MAX_N: Final = 128

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from prfaas.gateway.errors import ApiError
+from prfaas.gateway.api.errors import ApiError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -54,7 +54,7 @@ def _too_large(max_body: int) -> ApiError:
     return ApiError(413, f"the body is larger than {max_body} bytes", code="body_too_large")
 
 
-class Exchange:
+class Response:
     """One response. `headers` may grow until `start`; later additions are silently too late, by design."""
 
     __slots__ = ("_send", "ended", "headers", "started", "status")

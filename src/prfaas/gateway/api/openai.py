@@ -13,9 +13,9 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from prfaas.gateway.errors import ApiError, bad_request
-from prfaas.gateway.features import chat_obstacle, completion_obstacle
-from prfaas.gateway.fields import check_fields, check_messages, check_prompt
+from prfaas.gateway.api.errors import ApiError, bad_request
+from prfaas.gateway.api.fields import check_fields, check_messages, check_prompt
+from prfaas.gateway.prompt.offload_eligibility import chat_obstacle, completion_obstacle
 
 Endpoint = Literal["completions", "chat"]
 Prompt = str | list[int]

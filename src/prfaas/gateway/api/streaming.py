@@ -15,7 +15,7 @@ from typing import Final
 
 import orjson
 
-from prfaas.gateway.http import EVENT_STREAM, Exchange
+from prfaas.gateway.api.http import EVENT_STREAM, Response
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 DONE: Final = b"data: [DONE]"
@@ -32,8 +32,8 @@ class StreamCut(Exception):
 class EventStream:
     """One client's stream. `arm` it when the request is accepted and `disarm` it in a finally."""
 
-    def __init__(self, exchange: Exchange, keep_alive_s: float) -> None:
-        self._exchange = exchange
+    def __init__(self, response: Response, keep_alive_s: float) -> None:
+        self._response = response
         self._keep_alive_s = keep_alive_s
         self._loop = asyncio.get_running_loop()
         self._last_write_s = self._loop.time()
@@ -78,10 +78,10 @@ class EventStream:
     async def _write(self, events: bytes) -> None:
         if self._comment is not None:
             await self._settled()
-        if not self._exchange.started:
-            await self._exchange.start(200, EVENT_STREAM)
+        if not self._response.started:
+            await self._response.start(200, EVENT_STREAM)
         self._last_write_s = self._loop.time()
-        await self._exchange.write(events)
+        await self._response.write(events)
 
     async def _settled(self) -> None:
         comment, self._comment = self._comment, None
@@ -97,10 +97,10 @@ class EventStream:
         self._timer = self._loop.call_later(self._keep_alive_s - silent_s, self._tick)
 
     async def _send_comment(self) -> None:
-        if not self._exchange.started:
-            await self._exchange.start(200, EVENT_STREAM)
+        if not self._response.started:
+            await self._response.start(200, EVENT_STREAM)
         self._last_write_s = self._loop.time()
-        await self._exchange.write(KEEP_ALIVE)
+        await self._response.write(KEEP_ALIVE)
 
 
 def split_events(data: bytes) -> tuple[bytes, bytes]:

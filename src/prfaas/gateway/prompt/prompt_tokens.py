@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from prfaas.core.control.prefix_record import TokenChain, chain_tokens
-from prfaas.core.tokens import pack_tokens
-from prfaas.gateway.errors import ApiError
+from prfaas.core.cache.hashing import TokenChain, chain_tokens, pack_tokens
+from prfaas.gateway.api.errors import ApiError
+from prfaas.gateway.api.openai import ApiRequest
 from prfaas.gateway.fleet import Instance, match_prefix
-from prfaas.gateway.openai import ApiRequest
+from prfaas.gateway.prompt.tokenize import NotCountable
 from prfaas.gateway.service import Service
 from prfaas.gateway.story import Story
-from prfaas.gateway.tokenize import NotCountable
 
 
 class PromptCount:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from prfaas.gateway.http import Scope, headers_of
+from prfaas.gateway.api.http import Scope, headers_of
 
 #: vLLM's server drops idle connections after 5 s; reusing one at that moment would fail a healthy request.
 POOL_KEEPALIVE_S: Final = 3.0

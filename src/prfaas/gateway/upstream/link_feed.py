@@ -7,9 +7,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from prfaas.core.control.link_verdict import LinkVerdict
+from prfaas.core.link.verdict import LinkVerdict
 from prfaas.gateway.fleet import Fleet, Instance
-from prfaas.gateway.upstream import NodeRefused, Nodes, UpstreamDown
+from prfaas.gateway.upstream.clients import NodeRefused, Nodes, UpstreamDown
 from prfaas.observe.metrics import Metrics
 
 logger = logging.getLogger("prfaas.gateway")
@@ -22,7 +22,7 @@ VERDICTS: Final = {verdict.name.lower(): verdict for verdict in LinkVerdict}
 Links = dict[str, dict[str, dict[str, Any]]]
 
 
-class LinkWatch:
+class LinkFeed:
     """Keeps `links` current from `start` to `stop`. A node that does not answer has no links."""
 
     def __init__(self, fleet: Fleet, nodes: Nodes, metrics: Metrics) -> None:

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from prfaas.core.errors import PrfaasError
-from prfaas.profiling.endpoint import Endpoint, open_session
-from prfaas.profiling.measure import Measured, Measurement
-from prfaas.profiling.options import BadProfileRequest, ProfileOptions, check_options, schedule_of
-from prfaas.profiling.profile_file import profile_text
+from prfaas.profiles.measure.endpoint import Endpoint, open_session
+from prfaas.profiles.measure.measurement import Measured, Measurement
+from prfaas.profiles.measure.options import BadProfileRequest, ProfileOptions, check_options, schedule_of
+from prfaas.profiles.measure.profile_file import profile_text
 
 __all__ = ["ProfileOptions", "run", "write_whole"]
 

@@ -11,8 +11,8 @@ import aiohttp
 import orjson
 
 from prfaas.core.errors import PrfaasError
-from prfaas.profiling.samples import Sample
-from prfaas.profiling.stream import BadStream, EventReader, Usage, said
+from prfaas.profiles.measure.samples import Sample
+from prfaas.profiles.measure.stream import BadStream, EventReader, Usage, said
 
 #: vLLM's server drops idle connections after 5 s; reusing one at that moment would fail a healthy sample.
 _KEEPALIVE_S: Final = 3.0

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from prfaas.profiling.endpoint import Completes, EndpointError, Rejected, together
-from prfaas.profiling.options import Schedule
-from prfaas.profiling.prompts import FORMS, PROBE_WORDS, WordSize, random_text, random_tokens, word_size
-from prfaas.profiling.samples import Sample, Timed, TooFewTokens, prefill_times, step_s
+from prfaas.profiles.measure.endpoint import Completes, EndpointError, Rejected, together
+from prfaas.profiles.measure.options import Schedule
+from prfaas.profiles.measure.prompts import FORMS, PROBE_WORDS, WordSize, random_text, random_tokens, word_size
+from prfaas.profiles.measure.samples import Sample, Timed, TooFewTokens, prefill_times, step_s
 
 #: A sample that fails for a passing reason is tried this often before measuring fails.
 _TRIES: Final = 3

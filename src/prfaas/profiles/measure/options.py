@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from prfaas.core.errors import PrfaasError
-from prfaas.profiling.samples import log_grid
+from prfaas.profiles.measure.samples import log_grid
 
 #: Limits of the file's reader (prfaas.profiles.format), and a day for one answer: more is a slip of the keyboard.
 _MAX_TOKENS: Final = 1 << 27

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from prfaas.profiling.fit import fit_quadratic
-from prfaas.profiling.measure import Measured
+from prfaas.profiles.measure.fit import fit_quadratic
+from prfaas.profiles.measure.measurement import Measured
 
 
 def profile_text(measured: Measured, model: str, accelerator: str, gpus_per_instance: int, source: str) -> str:

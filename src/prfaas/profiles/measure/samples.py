@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from prfaas.core.errors import PrfaasError
-from prfaas.profiling.stream import Usage
+from prfaas.profiles.measure.stream import Usage
 
 #: Arrivals closer than this part of the mean gap are one burst: the server, a proxy or the kernel held them together.
 _BURST: Final = 0.25

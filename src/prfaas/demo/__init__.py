@@ -1,0 +1,1 @@
+"""`prfaas demo`: two datacenters on one machine, and the proof that they work."""

@@ -1,0 +1,1 @@
+"""The client's side: OpenAI's requests, answers and errors."""

@@ -1,0 +1,1 @@
+"""The other side: engines and KV nodes over HTTP."""
