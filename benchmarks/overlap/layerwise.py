@@ -48,7 +48,7 @@ def one_record(site: Site, rng: random.Random, num_tokens: int) -> dict[str, flo
     answer = site.ask([rng.randrange(256) for _ in range(num_tokens)], 1)
     story = site.story(answer)
     assert story["route"] == "remote", story
-    record, _ = http(f"{site.prefill_node}/v1/transfers/{story['transfer_id']}")
+    record, _ = http(f"{site.prefill_node}/v1/transfers/{site.transfer_id(answer)}")
     return dict(record)
 
 

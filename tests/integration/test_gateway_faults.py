@@ -284,6 +284,56 @@ def test_decode_that_does_not_load_is_counted(model_dir: Path, stream: bool) -> 
     drive(model_dir, scenario, transfer={"lease": "1s"})
 
 
+@pytest.mark.parametrize(("fault", "where"), [("none", "everywhere"), ("failed", "prefill"), ("error", "decode")])
+def test_no_client_learns_what_a_landing_is_loaded_with(model_dir: Path, fault: Any, where: str) -> None:
+    """Neither from the answer nor from the story of a request, also when an engine's error repeats what it was sent.
+    The token goes to prefill alone and the claim secret to decode alone; both get the transfer's id."""
+
+    async def scenario(rig: Rig) -> None:
+        if where == "prefill":
+            rig.prefillers[0].faults.prefill = fault
+        elif where == "decode":
+            rig.decoders[0].faults = EngineFaults(decode=fault, remaining=1)
+        for engine in (*rig.prefillers, *rig.decoders):
+            engine.faults.echo = True
+        reply, answer = await rig.complete(prompt=LONG)
+        assert reply.status == 200
+        secrets = {rig.prefillers[0].seen[0].params["transfer_id"], rig.prefillers[0].seen[0].params["token"]}
+        assert "claim_secret" not in rig.prefillers[0].seen[0].params
+        for leg in rig.decoders[0].legs("decode"):
+            assert "token" not in leg.params
+            secrets |= {leg.params["transfer_id"], leg.params["claim_secret"]}
+        shown = json.dumps([await rig.story(reply), answer, dict(reply.headers)], ensure_ascii=False)
+        assert [secret for secret in secrets if secret in shown] == []
+        assert ("…" in shown) == (where != "everywhere"), "the error was there, without its secrets"
+
+    drive(model_dir, scenario)
+
+
+def test_a_decode_engine_with_another_prompt_or_secret_loads_nothing(model_dir: Path) -> None:
+    """Whoever reaches the decode engine's port with a transfer's id: the landing stays for its own request."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.decoders[0].faults.decode = "stall"
+        asking = asyncio.create_task(rig.complete(prompt=LONG, max_tokens=2))
+        await until(lambda: bool(rig.decoders[0].legs("decode")))
+        (seen,) = rig.decoders[0].legs("decode")
+        (landing,) = rig.decode_nodes[0].live_landings
+        rig.decoders[0].faults.decode = "none"
+        for change in ({"claim_secret": "a guess, long enough to be one"}, {"token_digest": "0" * 64}):
+            stolen = {**seen.body["kv_transfer_params"], "prfaas": {**seen.params, **change}}
+            prompt = LONG if "claim_secret" in change else "my own prompt"
+            body = {"model": MODEL, "prompt": prompt, "kv_transfer_params": stolen}
+            async with rig.session.post(f"{rig.decoders[0].url}/v1/completions", json=body) as reply:
+                assert reply.status == 200
+            assert landing.state == "landed"
+        rig.decoders[0].release.set()
+        reply, _ = await asking
+        assert (await rig.story(reply))["tokens_recomputed"] == 1
+
+    drive(model_dir, scenario)
+
+
 @pytest.mark.parametrize("fault", ["cut", "half_event", "no_done"])
 @pytest.mark.parametrize("prompt", [SHORT, LONG])
 def test_stream_that_breaks_ends_with_an_error_event_and_done(model_dir: Path, fault: Any, prompt: str) -> None:

@@ -18,7 +18,7 @@ from prfaas.core.transfer.landings import LandingState
 from prfaas.core.wire.frames import HEADER_BYTES
 from prfaas.core.wire.lane import LaneProtocol
 from prfaas.core.wire.messages import Hello
-from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
+from prfaas.testing.node_pair import FAST_LIMITS, NodePair, claim_key, node_pair, wait_until
 from prfaas.transport.outbound import Dial
 from prfaas.transport.sockets import bytes_moved, shut
 
@@ -49,7 +49,7 @@ def test_image_lands_whole(tmp_path: Path, kind: str) -> None:
         image = send(pair, "a", 1000)
         pair.wait_state("a", "landed")
         assert pair.landed_bytes("a") == image
-        pair.sink.claim("engine", "a", 1000)
+        pair.sink.claim("engine", "a", claim_key(1000))
         assert pair.sink.consumed("engine", "a", 999, 1)
         wait_until(lambda: idle(pair))
 

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from prfaas.core.transfer.extents import Extent, ExtentAllocator
-from prfaas.core.transfer.landings import ChunkVerdict, Landings, LandingState
+from prfaas.core.transfer.landings import ChunkVerdict, ClaimKey, Landings, LandingState
 from prfaas.core.transfer.outbound import Chunk, Outbound, TransferState
 
 CHUNK = 1000
@@ -45,7 +45,7 @@ class World:
     def open(self, name: str, size: int) -> None:
         handle = len(self.images) + 1
         self.landings.reserve(
-            name, token="t", handle=handle, num_bytes=size, num_prompt_tokens=2, skip_tokens=0,
+            name, token="t", claim_key=ClaimKey(2, "d", "s"), handle=handle, num_bytes=size, skip_tokens=0,
             fingerprint="f", now_s=self.now_s, lease_s=1e9,
         )  # fmt: skip
         self.images[name] = self.random.randbytes(size)

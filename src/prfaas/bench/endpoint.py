@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
+from prfaas.core.transfer.landings import ClaimKey
 from prfaas.core.wire.frames import checksum
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.config import KVNodeConfig
@@ -96,7 +97,7 @@ class Endpoint:
 
     def reserve(self, *, transfer_id: str, num_bytes: int) -> dict[str, Any]:
         """A landing at this node."""
-        return self.node.reserve(transfer_id, num_tokens(num_bytes), 0, _DEADLINE_S)
+        return self.node.reserve(transfer_id, ClaimKey(num_tokens(num_bytes), "no prompt", "no secret"), 0, _DEADLINE_S)
 
     def prepare(self, *, transfer_id: str, peer: str, reservation: dict[str, Any]) -> dict[str, Any]:
         """Open the transfer and fill its staging with bytes that differ from place to place. Returns their checksum."""

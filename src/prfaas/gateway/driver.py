@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 import uuid
 from collections.abc import Callable
@@ -103,8 +104,11 @@ class RequestDriver:
         """None if it failed and the request must run locally."""
         offload = Offload(self._spec(decode), decode, prefill, self._service.clients, self.phase)
         story = self._story
-        story.transfer_id, story.skip_tokens = offload.spec.transfer_id, offload.spec.skip_tokens
+        story.skip_tokens = offload.spec.skip_tokens
         story.decode_instance, story.prefill_instance = decode.name, prefill.name
+        story.hidden = (offload.spec.transfer_id, offload.spec.claim_secret)
+        # Only the log joins the two ids: the story, which clients can read, must not name the landing.
+        logger.info("offload request_id=%s transfer_id=%s", story.request_id, offload.spec.transfer_id)
         try:
             with decode.busy():
                 await offload.run()
@@ -126,6 +130,7 @@ class RequestDriver:
             transfer_id=uuid.uuid4().hex,
             token_ids=self._count.token_ids,
             token_digest=token_digest(self._count.packed),
+            claim_secret=secrets.token_urlsafe(32),
             skip_tokens=match_prefix(decode, self._count.chains).skippable_tokens,
             model=self._service.deployment.served_model.name,
             cache_salt=self._request.cache_salt,

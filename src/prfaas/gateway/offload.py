@@ -139,9 +139,7 @@ class Offload:
 
     async def _reserve_once(self) -> dict[str, Any]:
         nodes, spec = self._clients.nodes, self.spec
-        asking = nodes.reserve(
-            self.decode.kvnode_url, spec.transfer_id, len(spec.token_ids), self.spec.skip_tokens, spec.lease_s
-        )
+        asking = nodes.reserve(self.decode.kvnode_url, spec)
         # Shielded: were it cancelled half way, nobody would know whether there is a landing to drop.
         self._reserving = asyncio.ensure_future(asking)
         try:

@@ -15,7 +15,10 @@ SETTLING_WAIT_S: Final = 2.0
 
 @dataclass(slots=True)
 class Story:
-    """One request. None means not known, or not yet. Times are seconds since the request was read."""
+    """One request. None means not known, or not yet. Times are seconds since the request was read.
+
+    Clients can read what `public` gives. `hidden` are words that errors of nodes and engines may repeat and that no
+    client may learn: with a transfer id and its claim secret, the landing could be loaded."""
 
     request_id: str
     endpoint: str
@@ -30,7 +33,6 @@ class Story:
     completion_tokens: int | None = None
     decode_instance: str | None = None
     prefill_instance: str | None = None
-    transfer_id: str | None = None
     kv_bytes_expected: int | None = None
     kv_bytes_moved: int = 0
     kv_bytes_resent: int | None = None
@@ -46,6 +48,16 @@ class Story:
     total_s: float | None = None
     phases_s: dict[str, float] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
+    hidden: tuple[str, ...] = field(default=(), repr=False)
+
+    def public(self) -> dict[str, Any]:
+        """As JSON, without `hidden`, which is blotted out of every text."""
+        shown = asdict(self)
+        for word in shown.pop("hidden"):
+            shown = {
+                name: value.replace(word, "…") if isinstance(value, str) else value for name, value in shown.items()
+            }
+        return shown
 
 
 class StoryBook:
@@ -83,4 +95,4 @@ class StoryBook:
                     await closed.wait()
             except TimeoutError:
                 pass
-        return {**asdict(story), "closed": closed.is_set()}
+        return {**story.public(), "closed": closed.is_set()}

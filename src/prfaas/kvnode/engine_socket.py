@@ -10,6 +10,7 @@ from typing import Any
 
 from prfaas.core.errors import Refused
 from prfaas.core.model.layout import KVLayout
+from prfaas.core.transfer.landings import ClaimKey
 from prfaas.core.wire.engine import LENGTH, MAX_MESSAGE_BYTES, decode, encode
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.node import KVNode
@@ -45,12 +46,14 @@ class EngineConnection:
             case "stage_close":
                 node.stage_close(transfer_id)
             case "claim":
-                return node.claim(boot_id, transfer_id, int(message["num_prompt_tokens"]))
+                digest, secret = str(message["token_digest"]), str(message["claim_secret"])
+                return node.claim(boot_id, transfer_id, ClaimKey(int(message["num_prompt_tokens"]), digest, secret))
             case "consumed":
                 valid = node.consumed(boot_id, transfer_id, int(message["loaded"]), int(message["recomputed"]))
                 return {"valid": valid}
             case "declined":
-                node.declined(transfer_id, str(message["reason"]), int(message["recomputed"]))
+                secret, reason = str(message["claim_secret"]), str(message["reason"])
+                node.declined(transfer_id, secret, reason, int(message["recomputed"]))
             case _:
                 raise Refused("bad_request", f"unknown operation {operation!r}")
         return {}

@@ -12,7 +12,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from prfaas.core.errors import Refused
-from prfaas.core.transfer.landings import FINAL_STATES, OPEN_STATES, Landing
+from prfaas.core.transfer.landings import FINAL_STATES, OPEN_STATES, ClaimKey, Landing
 from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.kvnode.node import KVNode
 
@@ -21,6 +21,8 @@ MAX_BODY_BYTES: Final = 64 * 1024
 #: A poll longer than this would outlive proxies and hide a dead gateway.
 MAX_WAIT_S: Final = 60.0
 MAX_LEASE_S: Final = 3600.0
+#: 22 characters of base64 hold 128 bits; a shorter secret could be guessed.
+MIN_SECRET_CHARS: Final = 22
 
 #: What long polls for links wait on; no transfer id, which have no slash.
 LINKS: Final = "/links"
@@ -136,9 +138,14 @@ class Control:
     async def reserve(self, request: web.Request) -> web.Response:
         """POST /v1/landings."""
         body = await _json(request)
+        key = ClaimKey(
+            _integer(body, "num_prompt_tokens"),
+            _text(body, "token_digest"),
+            _text(body, "claim_secret", MIN_SECRET_CHARS),
+        )
         reply = self.node.reserve(
             _text(body, "transfer_id"),
-            _integer(body, "num_prompt_tokens"),
+            key,
             _integer(body, "skip_tokens", 0),
             _number(body, "lease_s", 30.0, MAX_LEASE_S),
         )
@@ -198,10 +205,10 @@ async def _json(request: web.Request) -> dict[str, Any]:
     return body
 
 
-def _text(body: dict[str, Any], name: str) -> str:
+def _text(body: dict[str, Any], name: str, min_chars: int = 1) -> str:
     value = body.get(name)
-    if not isinstance(value, str) or not 1 <= len(value) <= 128:
-        raise Refused("bad_request", f"{name} must be a string of 1 to 128 characters")
+    if not isinstance(value, str) or not min_chars <= len(value) <= 128:
+        raise Refused("bad_request", f"{name} must be a string of {min_chars} to 128 characters")
     return value
 
 

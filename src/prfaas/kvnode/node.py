@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from prfaas.core.errors import Refused
 from prfaas.core.model.layout import KVLayout
 from prfaas.core.transfer.extents import Extent
-from prfaas.core.transfer.landings import Landing
+from prfaas.core.transfer.landings import ClaimKey, Landing
 from prfaas.core.transfer.outbound import OutboundTransfer
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.config import KVNodeConfig
@@ -131,13 +131,13 @@ class KVNode:
 
     # -- the gateway's operations
 
-    def reserve(self, transfer_id: str, num_prompt_tokens: int, skip_tokens: int, lease_s: float) -> dict[str, object]:
+    def reserve(self, transfer_id: str, claim_key: ClaimKey, skip_tokens: int, lease_s: float) -> dict[str, object]:
         """POST /v1/landings. Raises Refused."""
         engine = self._serving_engine()
         layout = engine.layout
         assert layout is not None
         try:
-            image = layout.image(num_prompt_tokens, skip_tokens)
+            image = layout.image(claim_key.num_prompt_tokens, skip_tokens)
         except ValueError as error:
             raise Refused("bad_request", str(error)) from None
         token, handle = secrets.token_urlsafe(16), secrets.randbits(63)
@@ -145,9 +145,9 @@ class KVNode:
             landing = self.ledgers.landings.reserve(
                 transfer_id,
                 token=token,
+                claim_key=claim_key,
                 handle=handle,
                 num_bytes=image.num_bytes,
-                num_prompt_tokens=num_prompt_tokens,
                 skip_tokens=skip_tokens,
                 fingerprint=layout.fingerprint,
                 now_s=self.ledgers.now_s(),
@@ -166,17 +166,17 @@ class KVNode:
     def landing(self, transfer_id: str) -> Landing:
         """Raises Refused with `unknown`."""
         with self.ledgers.lock:
-            return _known(self.ledgers.landings.find(transfer_id), transfer_id)
+            return _known(self.ledgers.landings.find(transfer_id))
 
     def renew(self, transfer_id: str, lease_s: float) -> Landing:
         """POST …/renew. Raises Refused with `unknown`."""
         with self.ledgers.lock:
-            return _known(self.ledgers.landings.renew(transfer_id, self.ledgers.now_s(), lease_s), transfer_id)
+            return _known(self.ledgers.landings.renew(transfer_id, self.ledgers.now_s(), lease_s))
 
     def drop(self, transfer_id: str) -> Landing:
         """DELETE. Raises Refused with `unknown`."""
         with self.ledgers.lock:
-            landing = _known(self.ledgers.landings.drop(transfer_id, "released by the gateway"), transfer_id)
+            landing = _known(self.ledgers.landings.drop(transfer_id, "released by the gateway"))
         self.ledgers.on_change(transfer_id)
         return landing
 
@@ -187,7 +187,7 @@ class KVNode:
             live = None if staging is None else self.links[staging.peer].ledger.find(transfer_id)
             record = live.record() if live is not None else self.sent.get(transfer_id)
         if record is None:
-            raise Refused("unknown", f"no transfer {transfer_id} is known here")
+            raise Refused("unknown", "no such transfer is known here")
         return record
 
     def link_records(self) -> dict[str, dict[str, object]]:
@@ -258,7 +258,7 @@ class KVNode:
             raise Refused("unknown_peer", f"node {self.config.name} has no peer {peer!r}; it has {sorted(self.links)}")
         with self.ledgers.lock:
             if message.transfer_id in self._stagings:
-                raise Refused("exists", f"transfer {message.transfer_id} is being staged already")
+                raise Refused("exists", "this transfer is being staged already")
             extent = self.ledgers.extents.allocate(message.num_bytes)
             if extent is None:
                 free = self.ledgers.extents.free_bytes
@@ -289,15 +289,10 @@ class KVNode:
             staging.engine_writes = False
             self._free_if_over(staging)
 
-    def claim(self, boot_id: str, transfer_id: str, num_prompt_tokens: int) -> dict[str, object]:
-        """The engine wants to load a landing. Raises Refused with `not_landed` or `wrong_prompt`."""
+    def claim(self, boot_id: str, transfer_id: str, claim_key: ClaimKey) -> dict[str, object]:
+        """The engine wants to load a landing. Raises Refused with `unknown_landing` or `not_landed`."""
         with self.ledgers.lock:
-            landing = self.ledgers.landings.find(transfer_id)
-            if landing is not None and landing.num_prompt_tokens != num_prompt_tokens:
-                raise Refused(
-                    "wrong_prompt", f"landing is for {landing.num_prompt_tokens} tokens, not {num_prompt_tokens}"
-                )
-            landing = self.ledgers.landings.claim(transfer_id, boot_id)
+            landing = self.ledgers.landings.claim(transfer_id, boot_id, claim_key)
         self.ledgers.on_change(transfer_id)
         return {
             "arena_offset": landing.extent.start,
@@ -309,16 +304,14 @@ class KVNode:
     def consumed(self, boot_id: str, transfer_id: str, tokens_loaded: int, tokens_recomputed: int) -> bool:
         """The engine has copied what it wanted. False if its claim had ended: then the copy must not be used."""
         with self.ledgers.lock:
-            landing = self.ledgers.landings.find(transfer_id)
-            valid = landing is not None and landing.claimed_by == boot_id and landing.reason is None
-            self.ledgers.landings.consumed(transfer_id, tokens_loaded, tokens_recomputed)
+            valid = self.ledgers.landings.consumed(transfer_id, boot_id, tokens_loaded, tokens_recomputed)
         self.ledgers.on_change(transfer_id)
         return valid
 
-    def declined(self, transfer_id: str, reason: str, tokens_recomputed: int) -> None:
-        """The engine computes the prompt itself."""
+    def declined(self, transfer_id: str, claim_secret: str, reason: str, tokens_recomputed: int) -> None:
+        """The engine computes the prompt itself. Ends the landing only if the secret is the landing's."""
         with self.ledgers.lock:
-            self.ledgers.landings.declined(transfer_id, reason, tokens_recomputed)
+            self.ledgers.landings.declined(transfer_id, claim_secret, reason, tokens_recomputed)
         logger.warning("transfer %s was not loaded: %s", transfer_id, reason)
         self.ledgers.on_change(transfer_id)
 
@@ -351,9 +344,9 @@ class KVNode:
             self.ledgers.extents.free(staging.extent)
 
 
-def _known(landing: Landing | None, transfer_id: str) -> Landing:
+def _known(landing: Landing | None) -> Landing:
     if landing is None:
-        raise Refused("unknown", f"no landing {transfer_id} is known here")
+        raise Refused("unknown", "no landing of this transfer is known here")
     return landing
 
 

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from prfaas.core.cache.hashing import pack_tokens, token_digest
+from prfaas.core.transfer.landings import ClaimKey
+from prfaas.gateway.upstream.params import PROTOCOL_VERSION
 from prfaas.testing.fake_kvnode import FakeKVNode
 from prfaas.testing.fake_server import FakeServer
 
@@ -26,11 +29,13 @@ class EngineFaults:
     """`prefill`: die (connection cut), error (500), failed (status failed), silent (no transfer spoken of),
     zero_bytes (staged nothing), stage_only (staged, but nothing ever lands), stall (never answers).
     `decode`: die (cut before the first byte), error (500), refuse (400), cut (after some events), half_event (in the
-    middle of one), no_done (ends without [DONE]), stall (headers only after `release`), decline (does not load)."""
+    middle of one), no_done (ends without [DONE]), stall (headers only after `release`), decline (does not load).
+    `echo`: errors repeat our part of the request, as engines' validation errors do."""
 
     prefill: PrefillFault = "none"
     decode: DecodeFault = "none"
     healthy: bool = True
+    echo: bool = False
     event_gap_s: float = 0.0
     fresh_only: bool = False
     remaining: int | None = None
@@ -55,6 +60,11 @@ class Seen:
     is_cut_by_client: bool = False
 
     @property
+    def params(self) -> dict[str, Any]:
+        """Our part of `kv_transfer_params`; empty for a fresh request."""
+        return dict((self.body.get("kv_transfer_params") or {}).get("prfaas") or {})
+
+    @property
     def leg(self) -> str:
         """`prefill`, `decode` or `fresh`."""
         params = self.body.get("kv_transfer_params") or {}
@@ -64,7 +74,7 @@ class Seen:
 @dataclass(eq=False)
 class FakeEngine(FakeServer):
     """`nodes` are the KV nodes that it can ship to, by name; `node` is the one beside it, from which it loads.
-    `tokenize` makes token ids of a body; with it, a decode leg whose `token_digest` differs is declined."""
+    `tokenize` makes token ids of a body; without it, the engine takes the digest that came along for its prompt's."""
 
     nodes: Mapping[str, FakeKVNode] = field(default_factory=dict)
     node: FakeKVNode | None = None
@@ -105,11 +115,13 @@ class FakeEngine(FakeServer):
 
     async def _prefill(self, request: web.Request, seen: Seen) -> web.StreamResponse:
         fault = self.faults.take(self.faults.prefill)
-        params = seen.body["kv_transfer_params"]["prfaas"]
+        params = seen.params
+        if params["version"] != PROTOCOL_VERSION:
+            fault = "failed"
         if fault == "die":
             return _cut(request)
         if fault == "error":
-            return web.json_response({"error": {"message": "engine died", "type": "InternalServerError"}}, status=500)
+            return self._died(seen)
         if fault == "stall":
             await self.release.wait()
         reply: dict[str, Any] = {**_answer(seen.body, 1, "text_completion")}
@@ -125,12 +137,17 @@ class FakeEngine(FakeServer):
             "error": None,
         }
         if fault == "failed":
-            return {**said, "status": "failed", "num_bytes": 0, "error": "out of blocks"}
+            error = f"out of blocks for {_repeated(params)}" if self.faults.echo else "out of blocks"
+            return {**said, "status": "failed", "num_bytes": 0, "error": error}
         if fault == "zero_bytes":
             return {**said, "num_bytes": 0}
         if fault != "stage_only":
             self.nodes[params["peer"]].land(params["transfer_id"], params["token"])
         return said
+
+    def _died(self, seen: Seen) -> web.Response:
+        message = f"engine died of {_repeated(seen.params)}" if self.faults.echo else "engine died"
+        return web.json_response({"error": {"message": message, "type": "InternalServerError"}}, status=500)
 
     async def _decode(self, request: web.Request, seen: Seen) -> web.StreamResponse:
         wanted = "none" if self.faults.fresh_only and seen.leg != "fresh" else self.faults.decode
@@ -138,7 +155,7 @@ class FakeEngine(FakeServer):
         if fault == "die":
             return _cut(request)
         if fault == "error":
-            return web.json_response({"error": {"message": "engine died", "type": "InternalServerError"}}, status=500)
+            return self._died(seen)
         if fault == "refuse":
             return web.json_response({"object": "error", "message": "no such voice", "code": 400}, status=400)
         if fault == "stall":
@@ -153,10 +170,14 @@ class FakeEngine(FakeServer):
 
     def _load(self, body: dict[str, Any]) -> None:
         params = body["kv_transfer_params"]["prfaas"]
-        if self.tokenize is not None and _digest(self.tokenize(body)) != params["token_digest"]:
+        if self.node is None or params["version"] != PROTOCOL_VERSION:
             return
-        if self.node is not None:
-            self.node.consume(params["transfer_id"], params["num_prompt_tokens"] - 1 - params["skip_tokens"], 1)
+        digest, num_tokens = params["token_digest"], params["num_prompt_tokens"]
+        if self.tokenize is not None:
+            token_ids = self.tokenize(body)
+            digest, num_tokens = token_digest(pack_tokens(token_ids)), len(token_ids)
+        key = ClaimKey(num_tokens, digest, params["claim_secret"])
+        self.node.consume(params["transfer_id"], key, num_tokens - 1 - params["skip_tokens"], 1)
 
     async def _stream(
         self, request: web.Request, body: dict[str, Any], num_tokens: int, kind: str, fault: str
@@ -183,6 +204,11 @@ class FakeEngine(FakeServer):
                 await asyncio.sleep(self.faults.event_gap_s)
         if (body.get("stream_options") or {}).get("include_usage"):
             yield _event({**_chunk(body, kind, None), "choices": [], "usage": _usage(num_tokens)})
+
+
+def _repeated(params: dict[str, Any]) -> str:
+    # Short, because the gateway keeps only an error's beginning.
+    return " ".join(str(params[name]) for name in ("transfer_id", "claim_secret") if name in params)
 
 
 def _cut(request: web.Request) -> web.Response:
@@ -224,7 +250,3 @@ def _usage(num_tokens: int) -> dict[str, int]:
 
 def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(content).encode() + b"\n\n"
-
-
-def _digest(token_ids: list[int]) -> str:
-    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in token_ids)).hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from prfaas.core.transfer.landings import ClaimKey
 from prfaas.testing.fake_server import FakeServer
 
 OPEN_STATES = ("reserved", "receiving")
@@ -24,6 +25,7 @@ class FakeLanding:
 
     transfer_id: str
     token: str
+    claim_key: ClaimKey
     num_prompt_tokens: int
     skip_tokens: int
     num_bytes: int
@@ -99,10 +101,10 @@ class FakeKVNode(FakeServer):
         if landing is not None and landing.state not in FINAL_STATES:
             self._change(landing, "aborted", reason)
 
-    def consume(self, transfer_id: str, tokens_loaded: int, tokens_recomputed: int) -> bool:
-        """The decode engine loads the landing. False if there is nothing to load."""
+    def consume(self, transfer_id: str, claim_key: ClaimKey, tokens_loaded: int, tokens_recomputed: int) -> bool:
+        """The decode engine claims and loads the landing. False if there is nothing to load for that key."""
         landing = self.landings.get(transfer_id)
-        if landing is None or landing.state != "landed":
+        if landing is None or not landing.claim_key.opens(claim_key) or landing.state != "landed":
             return False
         landing.tokens_loaded, landing.tokens_recomputed = tokens_loaded, tokens_recomputed
         self._change(landing, "consumed")
@@ -148,8 +150,10 @@ class FakeKVNode(FakeServer):
         if body["transfer_id"] in self.landings:
             return _error(409, "exists")
         num_bytes = max(0, body["num_prompt_tokens"] - 1 - body["skip_tokens"]) * self.bytes_per_token
+        num_tokens = body["num_prompt_tokens"]
+        key = ClaimKey(num_tokens, body["token_digest"], body["claim_secret"])
         landing = FakeLanding(
-            body["transfer_id"], secrets.token_hex(8), body["num_prompt_tokens"], body["skip_tokens"], num_bytes
+            body["transfer_id"], secrets.token_hex(8), key, num_tokens, body["skip_tokens"], num_bytes
         )
         self.landings[landing.transfer_id] = landing
         self._lease(landing, body["lease_s"])

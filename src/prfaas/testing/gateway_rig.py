@@ -26,12 +26,13 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+#: One token per character.
+TOKEN_IDS = {chr(code): code - 31 for code in range(32, 127)} | {"\n": 96}
 
 
 def write_tiny_model(model_dir: Path, *, recurrent: bool = False, chat_template: str | None = CHAT_TEMPLATE) -> None:
     """A model directory for the gateway: one token per character of printable ASCII, a chat template, a config."""
-    vocab = {chr(code): code - 31 for code in range(32, 127)} | {"\n": 96, "<unk>": 0}
-    tokenizer = Tokenizer(models.WordLevel(vocab=vocab, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(vocab={**TOKEN_IDS, "<unk>": 0}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.save(str(model_dir / "tokenizer.json"))
     config: dict[str, Any] = {"unk_token": "<unk>"}
@@ -40,6 +41,17 @@ def write_tiny_model(model_dir: Path, *, recurrent: bool = False, chat_template:
     (model_dir / "tokenizer_config.json").write_text(json.dumps(config))
     kinds = ["linear_attention", "full_attention"] if recurrent else ["full_attention"]
     (model_dir / "config.json").write_text(json.dumps({"layer_types": kinds}))
+
+
+def tiny_tokens(body: dict[str, Any]) -> list[int]:
+    """Token ids of a request's body, as an engine with the tiny model makes them."""
+    prompt = body.get("prompt")
+    if prompt is None:
+        turns = [f"<|{message['role']}|>{message['content']}\n" for message in body["messages"]]
+        prompt = "".join([*turns, "<|assistant|>"])
+    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+        (prompt,) = prompt
+    return prompt if isinstance(prompt, list) else [TOKEN_IDS.get(character, 0) for character in prompt]
 
 
 @dataclass
@@ -109,7 +121,9 @@ async def gateway_rig(
         decode_nodes = [await stack.enter_async_context(FakeKVNode(f"pd-{i}")) for i in range(num_decoders)]
         prefill_nodes = [await stack.enter_async_context(FakeKVNode(f"prfaas-{i}")) for i in range(num_prefillers)]
         by_name = {node.name: node for node in decode_nodes}
-        decoders = [await stack.enter_async_context(FakeEngine(node=node)) for node in decode_nodes]
+        decoders = [
+            await stack.enter_async_context(FakeEngine(node=node, tokenize=tiny_tokens)) for node in decode_nodes
+        ]
         prefillers = [await stack.enter_async_context(FakeEngine(nodes=by_name)) for _ in prefill_nodes]
         clusters = {
             "pd": {"role": "pd", "endpoints": _endpoints(decoders, decode_nodes)},

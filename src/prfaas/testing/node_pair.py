@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from prfaas.certs.throwaway import issue_throwaway
 from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
+from prfaas.core.transfer.landings import ClaimKey
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.node import KVNode
@@ -43,6 +44,11 @@ SMALL_LAYOUT = KVLayout(
 FAST_LIMITS = LaneLimits(
     chunk_bytes=64 << 10, credit_bytes=1 << 20, heartbeat_s=0.2, lane_dead_after_s=1.0, peer_lost_after_s=1.0
 )
+
+
+def claim_key(num_prompt_tokens: int) -> ClaimKey:
+    """The key of every landing that tests and benchmarks reserve by hand."""
+    return ClaimKey(num_prompt_tokens, "no prompt", "no secret")
 
 
 class PairListener:
@@ -98,7 +104,7 @@ class NodePair:
 
     def reserve(self, transfer_id: str, num_prompt_tokens: int, lease_s: float = 30.0) -> dict[str, object]:
         """What the gateway does first."""
-        return self.sink.reserve(transfer_id, num_prompt_tokens, 0, lease_s)
+        return self.sink.reserve(transfer_id, claim_key(num_prompt_tokens), 0, lease_s)
 
     def stage_open(self, transfer_id: str, reservation: dict[str, object], deadline_s: float = 30.0) -> memoryview:
         """What the prefill engine's scheduler does; returns the staging memory."""

@@ -190,6 +190,11 @@ class Site:
 
         return wait_until(finished, 30.0)
 
+    def transfer_id(self, answer: Answer) -> str:
+        """The transfer of an offloaded answer, from the gateway's log: no client may know it."""
+        marker = f"offload request_id={answer.request_id} transfer_id="
+        return wait_until(lambda: self.log("gateway").partition(marker)[2].partition("\n")[0] or None)
+
     def metric(self, url: str, name: str, **labels: str) -> float:
         """Sum of a Prometheus sample over everything that carries `labels`."""
         text, _ = http(f"{url}/metrics")

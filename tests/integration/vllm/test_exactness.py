@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from prfaas.testing.node_pair import wait_until
-from prfaas.testing.site import Site
+from prfaas.testing.site import MODEL_NAME, Site, http
 from tests.integration.vllm.by_hand import decode_by_hand, ship_by_hand
 from tests.integration.vllm.exactness import Case, distance, make_case, offload
 
@@ -139,6 +139,43 @@ def test_partial_prefix_hit_on_the_decode_engine(site: Site) -> None:
     assert story["skip_tokens"] > 0
     assert story["tokens_recomputed"] == 1
     assert story["kv_bytes_moved"] < predicted_bytes(site.kind, 1100)  # type: ignore[attr-defined]
+
+
+def test_only_its_own_request_is_answered_from_a_landing(site: Site) -> None:
+    """At the decode engine's own port, a transfer's id alone loads nothing, whatever prompt or version comes with it;
+    the landing stays for the request that has the secret, whose answer is exact."""
+    case = make_case(site, 600, random.Random(6))
+    transfer_id = ship_by_hand(site, case.prompt)
+    mine = [token ^ 1 for token in case.prompt]
+    alone = site.ask(mine, 8, url=site.decode)
+    guess = {"claim_secret": "a guess that is long enough"}
+    for prompt, fields in ((mine, guess), (case.prompt, guess), (case.prompt, {"version": 1, "claim_secret": None})):
+        answer = decode_by_hand(site, prompt, transfer_id, **fields)
+        assert prompt is case.prompt or answer.tokens == alone.tokens
+        record, _ = http(f"{site.decode_node}/v1/landings/{transfer_id}")
+        assert (record["state"], record["tokens_loaded"]) == ("landed", None), fields
+    answer = decode_by_hand(site, case.prompt, transfer_id)
+    record, _ = http(f"{site.decode_node}/v1/landings/{transfer_id}")
+    assert (record["state"], record["tokens_loaded"]) == ("consumed", 599)
+    assert distance(case, answer) == 0.0
+
+
+def test_another_version_of_the_parameters_is_refused(site: Site) -> None:
+    """Either engine says which two versions met, and nothing moves; the prompt is answered all the same."""
+    prompt = make_case(site, 600, random.Random(7)).prompt
+    ours = {"version": 1, "transfer_id": "old", "peer": "east-0", "token": "t", "num_prompt_tokens": 600,
+            "skip_tokens": 0, "num_bytes": 1, "deadline_s": 5.0}  # fmt: skip
+    params = {"do_remote_decode": True, "do_remote_prefill": False, "prfaas": ours}
+    body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": 1, "kv_transfer_params": params}
+    reply, _ = http(f"{site.prefill}/v1/completions", body)
+    report = reply["kv_transfer_params"]["prfaas"]
+    assert report["status"] == "failed"
+    assert "version 1" in report["error"]
+    transfer_id = ship_by_hand(site, prompt)
+    assert len(decode_by_hand(site, prompt, transfer_id, version=3).tokens) == 8
+    record, _ = http(f"{site.decode_node}/v1/landings/{transfer_id}?until=final&wait_s=20")
+    assert (record["state"], record["tokens_loaded"]) == ("aborted", 0)
+    assert "version 3" in record["reason"]
 
 
 def test_one_token_prompt_is_served_locally(site: Site) -> None:

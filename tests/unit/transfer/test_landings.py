@@ -12,7 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from prfaas.core.errors import Refused
 from prfaas.core.transfer import landings as module
 from prfaas.core.transfer.extents import Extent, ExtentAllocator
-from prfaas.core.transfer.landings import ChunkVerdict, Landing, Landings, LandingState, Occupied
+from prfaas.core.transfer.landings import ChunkVerdict, ClaimKey, Landing, Landings, LandingState, Occupied
+
+KEY = ClaimKey(5, "digest", "secret")
 
 
 @pytest.fixture
@@ -26,8 +28,8 @@ def arena() -> Iterator[ExtentAllocator]:
 def reserve(landings: Landings, name: str = "a", size: int = 1000, lease_s: float = 10.0) -> Landing:
     """A landing at time 0 whose handle is its name's hash."""
     return landings.reserve(
-        name, token="t", handle=hash(name) & 0xFFFF, num_bytes=size, num_prompt_tokens=5, skip_tokens=0,
-        fingerprint="f", now_s=0.0, lease_s=lease_s,
+        name, token="t", claim_key=KEY, handle=hash(name) & 0xFFFF, num_bytes=size, skip_tokens=0, fingerprint="f",
+        now_s=0.0, lease_s=lease_s,
     )  # fmt: skip
 
 
@@ -87,7 +89,7 @@ def test_a_lease_runs_out_unless_renewed_or_claimed(arena: ExtentAllocator) -> N
     claimed = reserve(landings, "c")
     landings.open("peer", "c", "t", 1000, "f")
     write(landings, claimed, 0, 1000)
-    landings.claim("c", "engine")
+    landings.claim("c", "engine", KEY)
     landings.renew("b", 5.0, 10.0)
     assert [landing.transfer_id for landing in landings.expire(10.0)] == ["a"]
     assert [landing.transfer_id for landing in landings.expire(1000.0)] == ["b"]
@@ -153,6 +155,68 @@ def test_final_records_are_bounded(arena: ExtentAllocator, monkeypatch: pytest.M
     assert [landings.find(f"x{index}") is None for index in range(5)] == [True, True, False, False, False]
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("b", KEY),
+        ("a", ClaimKey(5, "digest", "another secret")),
+        ("a", ClaimKey(5, "digest", "")),
+        ("a", ClaimKey(5, "another digest", "secret")),
+        ("a", ClaimKey(6, "digest", "secret")),
+        ("a", ClaimKey(5, "digest", "s\u00e9cret\udc80")),
+    ],
+    ids=["id", "secret", "no secret", "digest", "length", "not ascii"],
+)
+def test_a_claim_needs_id_secret_and_prompt(arena: ExtentAllocator, name: str, key: ClaimKey) -> None:
+    """A wrong one of them gets the one answer that an unknown landing gets, whatever state the landing is in."""
+    landings = Landings(arena)
+    landing = reserve(landings)
+    texts = set()
+    for _ in range(2):
+        with pytest.raises(Refused) as refused:
+            landings.claim(name, "engine", key)
+        assert refused.value.code == "unknown_landing"
+        texts.add(refused.value.message)
+        if landing.state is LandingState.RESERVED:
+            landings.open("peer", "a", "t", 1000, "f")
+            write(landings, landing, 0, 1000)
+    with pytest.raises(Refused) as unknown:
+        landings.claim("never reserved", "engine", KEY)
+    assert texts == {unknown.value.message}
+    assert landing.state is LandingState.LANDED
+    assert landings.claim("a", "engine", KEY) is landing
+
+
+def test_only_who_knows_the_secret_can_decline(arena: ExtentAllocator) -> None:
+    """A request that names somebody's landing does not end it; its own engine may, whatever it made of the prompt."""
+    landings = Landings(arena)
+    landing = reserve(landings)
+    assert landings.declined("a", "guess", "why", 5) is None
+    assert landing.state is LandingState.RESERVED
+    assert landings.declined("a", KEY.secret, "why", 5) is landing
+    assert (landing.state, landing.reason, landing.tokens_recomputed) == (LandingState.ABORTED, "why", 5)
+
+
+def test_another_engine_cannot_end_a_claim(arena: ExtentAllocator) -> None:
+    """What it read after its claim was over must not be used, and the new loader's claim stays."""
+    landings = Landings(arena)
+    landing = reserve(landings)
+    landings.open("peer", "a", "t", 1000, "f")
+    write(landings, landing, 0, 1000)
+    landings.claim("a", "engine", KEY)
+    assert not landings.consumed("a", "former life", 4, 1)
+    assert landings.consumed("a", "engine", 4, 1)
+    assert not landings.consumed("a", "engine", 4, 1), "a second report finds the claim over"
+
+
+def test_neither_records_nor_reprs_show_secrets(arena: ExtentAllocator) -> None:
+    """They go into answers, assertions and logs."""
+    landing = reserve(Landings(arena))
+    for shown in (repr(landing), str(landing.record())):
+        assert KEY.secret not in shown
+        assert "token='t'" not in shown
+
+
 def test_limits_are_answers(arena: ExtentAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full arena, too many landings, and a name that is taken."""
     landings = Landings(arena)
@@ -188,8 +252,8 @@ class LandingsMachine(RuleBasedStateMachine):
     def reserve(self, name: str) -> None:
         try:
             self.landings.reserve(
-                f"{name}{self.generation}", token="t", handle=ord(name) + 1000 * self.generation, num_bytes=900,
-                num_prompt_tokens=5, skip_tokens=0, fingerprint="f", now_s=self.now_s, lease_s=5.0,
+                f"{name}{self.generation}", token="t", claim_key=KEY, handle=ord(name) + 1000 * self.generation,
+                num_bytes=900, skip_tokens=0, fingerprint="f", now_s=self.now_s, lease_s=5.0,
             )  # fmt: skip
         except Refused:
             return
@@ -226,11 +290,11 @@ class LandingsMachine(RuleBasedStateMachine):
         elif how == "claim":
             landing = self.landing(name)
             if landing is not None and landing.state is LandingState.LANDED:
-                self.landings.claim(key, "engine")
+                self.landings.claim(key, "engine", KEY)
         elif how == "consume":
-            self.landings.consumed(key, 4, 1)
+            self.landings.consumed(key, "engine", 4, 1)
         elif how == "decline":
-            self.landings.declined(key, "test", 5)
+            self.landings.declined(key, KEY.secret, "test", 5)
         elif how == "engine":
             self.landings.engine_gone("engine")
         else:

@@ -3,6 +3,8 @@
 Laws of this file:
 - A landing is written only by a sender that showed its token, only where nothing verified lies yet, and only in
   RESERVED and RECEIVING. It becomes LANDED when, and only when, every byte is verified.
+- A landing is claimed only by an engine that shows the claim secret and computes the digest of the reserved prompt.
+  Sender and loader know different secrets: whoever may write a landing may not read it.
 - A landing that nobody renews expires, unless an engine has claimed it; a claim lives as long as its engine.
 - Two lanes never write the same bytes. A chunk whose place another lane is still writing waits until that lane has
   ended: it is neither damaged nor refused, so nothing is sent again for it.
@@ -12,6 +14,7 @@ Laws of this file:
 
 from __future__ import annotations
 
+import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,15 +46,29 @@ FINAL_STATES: Final = frozenset({LandingState.CONSUMED, LandingState.ABORTED, La
 OPEN_STATES: Final = frozenset({LandingState.RESERVED, LandingState.RECEIVING})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ClaimKey:
+    """What only the gateway's decode leg can show: the claim secret, and a prompt with this `token_digest`."""
+
+    num_prompt_tokens: int
+    token_digest: str
+    secret: str = field(repr=False)
+
+    def opens(self, shown: ClaimKey) -> bool:
+        """Whether `shown` is this key. Every part is compared, whichever differs."""
+        same_length = self.num_prompt_tokens == shown.num_prompt_tokens
+        return same_length & _same(self.token_digest, shown.token_digest) & _same(self.secret, shown.secret)
+
+
 @dataclass(eq=False)
 class Landing:
     """One reserved image. Times are the node's monotonic seconds."""
 
     transfer_id: str
-    token: str
+    token: str = field(repr=False)
+    claim_key: ClaimKey
     handle: int
     extent: Extent
-    num_prompt_tokens: int
     skip_tokens: int
     fingerprint: str
     reserved_s: float
@@ -76,7 +93,7 @@ class Landing:
             "reason": self.reason,
             "num_bytes": self.extent.size,
             "bytes_landed": self.verified.size,
-            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_prompt_tokens": self.claim_key.num_prompt_tokens,
             "skip_tokens": self.skip_tokens,
             "tokens_loaded": self.tokens_loaded,
             "tokens_recomputed": self.tokens_recomputed,
@@ -110,9 +127,9 @@ class Landings:
         transfer_id: str,
         *,
         token: str,
+        claim_key: ClaimKey,
         handle: int,
         num_bytes: int,
-        num_prompt_tokens: int,
         skip_tokens: int,
         fingerprint: str,
         now_s: float,
@@ -120,7 +137,7 @@ class Landings:
     ) -> Landing:
         """Reserve space. Raises Refused with `exists`, `too_many_landings` or `arena_full`."""
         if transfer_id in self._live or transfer_id in self._final:
-            raise Refused("exists", f"transfer {transfer_id} has a landing already")
+            raise Refused("exists", "this transfer has a landing already")
         if len(self._live) >= MAX_LANDINGS:
             raise Refused("too_many_landings", f"this node holds {MAX_LANDINGS} landings already")
         extent = self._arena.allocate(num_bytes)
@@ -128,7 +145,7 @@ class Landings:
             free = self._arena.free_bytes
             raise Refused("arena_full", f"no room for {num_bytes} bytes: {free} of {self._arena.capacity} are free")
         landing = Landing(
-            transfer_id, token, handle, extent, num_prompt_tokens, skip_tokens, fingerprint, now_s, now_s + lease_s
+            transfer_id, token, claim_key, handle, extent, skip_tokens, fingerprint, now_s, now_s + lease_s
         )
         self._live[transfer_id] = self._by_handle[handle] = landing
         return landing
@@ -171,7 +188,7 @@ class Landings:
     def open(self, sender: str, transfer_id: str, token: str, num_bytes: int, fingerprint: str) -> Landing:
         """A sender asks to write. Idempotent for the same sender. Raises Refused; the code goes into the Abort."""
         landing = self._live.get(transfer_id)
-        if landing is None or landing.token != token:
+        if landing is None or not _same(landing.token, token):
             # One answer for both, so that ids cannot be probed without their tokens.
             raise Refused("unknown_landing", f"no landing for transfer {transfer_id} with that token")
         if landing.fingerprint != fingerprint:
@@ -240,29 +257,36 @@ class Landings:
 
     # -- the engine's side
 
-    def claim(self, transfer_id: str, engine: str) -> Landing:
-        """The decode engine will load it. Idempotent per engine. Raises Refused with `not_landed`."""
-        landing = self._live.get(transfer_id)
-        again = landing is not None and landing.state is LandingState.CLAIMED and landing.claimed_by == engine
-        if landing is None or not (landing.state is LandingState.LANDED or again):
-            known = self.find(transfer_id)
-            state = "unknown" if known is None else known.state.value
-            raise Refused("not_landed", f"transfer {transfer_id} cannot be loaded: it is {state}")
-        landing.state, landing.claimed_by = LandingState.CLAIMED, engine
-        return landing
+    def claim(self, transfer_id: str, engine: str, key: ClaimKey) -> Landing:
+        """The decode engine will load it. Idempotent per engine. Raises Refused: `unknown_landing` unless id and key
+        belong together, then `not_landed` unless it has landed."""
+        known = self.find(transfer_id)
+        if known is None or not known.claim_key.opens(key):
+            # One answer for all, so that ids, prompts and secrets cannot be probed one by one.
+            raise Refused("unknown_landing", "no landing here has that transfer id, claim secret and prompt")
+        again = known.state is LandingState.CLAIMED and known.claimed_by == engine
+        if not (known.state is LandingState.LANDED or again):
+            raise Refused("not_landed", f"the landing cannot be loaded: it is {known.state.value}")
+        known.state, known.claimed_by = LandingState.CLAIMED, engine
+        return known
 
-    def consumed(self, transfer_id: str, tokens_loaded: int, tokens_recomputed: int) -> Landing | None:
-        """The engine has loaded what it wanted and reads the arena no more."""
+    def consumed(self, transfer_id: str, engine: str, tokens_loaded: int, tokens_recomputed: int) -> bool:
+        """The engine has loaded what it wanted and reads the arena no more. False if its claim had ended: then what
+        it loaded must not be used."""
         landing = self._live.get(transfer_id)
-        if landing is not None and landing.state is LandingState.CLAIMED:
-            landing.tokens_loaded, landing.tokens_recomputed = tokens_loaded, tokens_recomputed
-            self._finish(landing, LandingState.CONSUMED, None)
-        return landing
+        if landing is None or landing.state is not LandingState.CLAIMED or landing.claimed_by != engine:
+            return False
+        landing.tokens_loaded, landing.tokens_recomputed = tokens_loaded, tokens_recomputed
+        self._finish(landing, LandingState.CONSUMED, None)
+        return True
 
-    def declined(self, transfer_id: str, reason: str, tokens_recomputed: int) -> Landing | None:
-        """The engine will not load it, and computes the prompt itself."""
+    def declined(self, transfer_id: str, secret: str, reason: str, tokens_recomputed: int) -> Landing | None:
+        """The engine will not load it, and computes the prompt itself. Without the claim secret nothing happens: a
+        request that only names somebody's landing must not end it. The prompt may differ; that is why it declines."""
         landing = self.find(transfer_id)
-        if landing is not None and landing.state is not LandingState.CONSUMED:
+        if landing is None or not _same(landing.claim_key.secret, secret):
+            return None
+        if landing.state is not LandingState.CONSUMED:
             landing.tokens_loaded, landing.tokens_recomputed = 0, tokens_recomputed
             if landing.state not in FINAL_STATES:
                 self._finish(landing, LandingState.ABORTED, reason)
@@ -313,6 +337,11 @@ class Landings:
             self._arena.free(landing.extent)
             landing.extent_freed = True
             self._by_handle.pop(landing.handle, None)
+
+
+def _same(ours: str, shown: str) -> bool:
+    # In a time that does not tell how many characters are right.
+    return hmac.compare_digest(ours.encode("utf-8", "surrogatepass"), shown.encode("utf-8", "surrogatepass"))
 
 
 class ChunkVerdict(StrEnum):

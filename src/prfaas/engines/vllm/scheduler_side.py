@@ -7,7 +7,7 @@ answer costs a transfer, never a request.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vllm.prfaas")
 
-#: Version of our part of kv_transfer_params.
-PARAMS_VERSION = 1
+#: Version of our part of kv_transfer_params; 2 brought the claim secret.
+PARAMS_VERSION = 2
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Incoming:
     """A request whose prompt was prefilled elsewhere and has landed at our node."""
 
     transfer_id: str
+    claim_secret: str = field(repr=False)
     num_prompt_tokens: int
     stage: LoadStage
     node_boot_id: str = ""
@@ -82,6 +83,7 @@ class SchedulerSide:
         outgoing = Outgoing(str(params.get("transfer_id")), request.num_prompt_tokens, 0)
         self._outgoing[request.request_id] = outgoing
         try:
+            _check_version(params)
             self._open(request, params, outgoing)
         except (PrfaasError, KeyError, TypeError, ValueError) as error:
             outgoing.error = f"{type(error).__name__}: {error}"
@@ -161,12 +163,21 @@ class SchedulerSide:
 
     def _claim(self, request: Request, params: dict[str, Any]) -> Incoming:
         num_tokens = request.num_prompt_tokens
-        incoming = Incoming(str(params.get("transfer_id")), num_tokens, LoadStage.OVER)
-        if token_digest(pack_tokens(request.prompt_token_ids or [])) != params.get("token_digest"):
-            self._decline(incoming, "the engine tokenized the prompt differently from the gateway", num_tokens)
-            return incoming
+        secret = str(params.get("claim_secret"))
+        incoming = Incoming(str(params.get("transfer_id")), secret, num_tokens, LoadStage.OVER)
+        # Of the tokens that this engine has, whatever digest came along: the node compares it with the reserved one.
+        digest = token_digest(pack_tokens(request.prompt_token_ids or []))
         try:
-            reply = self._client.call("claim", transfer_id=incoming.transfer_id, num_prompt_tokens=num_tokens)
+            _check_version(params)
+            if digest != params.get("token_digest"):
+                raise Refused("other_prompt", "the engine tokenized the prompt differently from the gateway")
+            reply = self._client.call(
+                "claim",
+                transfer_id=incoming.transfer_id,
+                num_prompt_tokens=num_tokens,
+                token_digest=digest,
+                claim_secret=secret,
+            )
         except Refused as error:
             self._decline(incoming, f"{error.code}: {error.message}", num_tokens)
             return incoming
@@ -230,7 +241,8 @@ class SchedulerSide:
     def _decline(self, incoming: Incoming, reason: str, recomputed: int) -> None:
         incoming.stage = LoadStage.OVER
         logger.warning("transfer %s is not loaded: %s", incoming.transfer_id, reason)
-        self._tell("declined", incoming.transfer_id, reason=reason, recomputed=recomputed)
+        secret = incoming.claim_secret
+        self._tell("declined", incoming.transfer_id, claim_secret=secret, reason=reason, recomputed=recomputed)
 
     def _tell(self, operation: str, transfer_id: str, **fields: Any) -> None:
         try:
@@ -244,6 +256,13 @@ def _our_params(request: Request, flag: str) -> dict[str, Any] | None:
     if not params or not params.get(flag):
         return None
     ours = params.get("prfaas")
-    if not isinstance(ours, dict) or ours.get("version") != PARAMS_VERSION:
-        return None
-    return ours
+    return ours if isinstance(ours, dict) else None
+
+
+def _check_version(params: dict[str, Any]) -> None:
+    version = params.get("version")
+    if version != PARAMS_VERSION:
+        raise Refused(
+            "version",
+            f"kv_transfer_params of version {version}, this connector speaks {PARAMS_VERSION}; upgrade the older one",
+        )

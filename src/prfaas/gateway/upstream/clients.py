@@ -11,6 +11,7 @@ import aiohttp
 import orjson
 
 from prfaas.gateway.api.http import Scope, headers_of
+from prfaas.gateway.upstream.params import OffloadSpec
 
 #: vLLM's server drops idle connections after 5 s; reusing one at that moment would fail a healthy request.
 POOL_KEEPALIVE_S: Final = 3.0
@@ -120,15 +121,15 @@ class Nodes:
         url = f"{node_url}/v1/links?after={'' if after is None else after}&wait_s={wait_s:g}"
         return await self._call("GET", url, wait_s + CONTROL_TIMEOUT_S)
 
-    async def reserve(
-        self, node_url: str, transfer_id: str, num_prompt_tokens: int, skip_tokens: int, lease_s: float
-    ) -> dict[str, Any]:
+    async def reserve(self, node_url: str, spec: OffloadSpec) -> dict[str, Any]:
         """POST /v1/landings."""
         body = {
-            "transfer_id": transfer_id,
-            "num_prompt_tokens": num_prompt_tokens,
-            "skip_tokens": skip_tokens,
-            "lease_s": lease_s,
+            "transfer_id": spec.transfer_id,
+            "num_prompt_tokens": len(spec.token_ids),
+            "skip_tokens": spec.skip_tokens,
+            "lease_s": spec.lease_s,
+            "token_digest": spec.token_digest,
+            "claim_secret": spec.claim_secret,
         }
         return await self._call("POST", f"{node_url}/v1/landings", CONTROL_TIMEOUT_S, body)
 

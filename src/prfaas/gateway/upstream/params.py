@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class OffloadSpec:
-    """What to move where. Times in seconds; `model`, `headers` and `cache_salt` are for the prefill leg."""
+    """What to move where. Times in seconds; `model`, `headers` and `cache_salt` are for the prefill leg, `claim_secret`
+    for the decode leg alone."""
 
     transfer_id: str
     token_ids: list[int]
     token_digest: str
+    claim_secret: str = field(repr=False)
     skip_tokens: int
     model: str
     cache_salt: str
@@ -48,7 +50,7 @@ def prefill_body(spec: OffloadSpec, landing: dict[str, Any], num_bytes: int) -> 
 
 def decode_params(spec: OffloadSpec) -> dict[str, Any]:
     """`kv_transfer_params` of the decode leg, which goes with the client's own body."""
-    prfaas = {**_common(spec), "token_digest": spec.token_digest}
+    prfaas = {**_common(spec), "token_digest": spec.token_digest, "claim_secret": spec.claim_secret}
     return {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": prfaas}
 
 
