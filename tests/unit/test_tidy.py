@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from prfaas.observe.metrics import TABLE
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
@@ -31,6 +33,9 @@ BANNED_FILES = {
     "helpers.py": "the noun it is about",
     "common.py": "its owner's name",
 }
+
+#: Words that begin as metrics do: results of a plan, a route's reason.
+NOT_METRICS = {"prfaas_prefill", "prfaas_rps", "prfaas_unhealthy"}
 
 #: Commands talk on standard output; everything else logs. `testing` and `__main__` blocks are commands of their own.
 MAY_PRINT = ("src/prfaas/cli/", "src/prfaas/observe/metrics.py")
@@ -106,6 +111,33 @@ def test_banned_calls() -> None:
             problems.append(f"{where}: calls {name}; use {BANNED_CALLS[name]}")
         if name == "print" and not where.startswith(MAY_PRINT):
             problems.append(f"{where}: prints; use logging, or rich in a command")
+    told(problems)
+
+
+def test_a_metrics_help_stands_in_the_table_only() -> None:
+    """No call outside it is given the name of a metric and a text, so that docs/metrics.md says what is served."""
+    problems = []
+    for where, node in each(SOURCES, ast.Call):
+        assert isinstance(node, ast.Call)
+        words = [argument.value for argument in [*node.args, *(keyword.value for keyword in node.keywords)]
+                 if isinstance(argument, ast.Constant) and isinstance(argument.value, str)]  # fmt: skip
+        named = [word for word in words if word.startswith("prfaas_")]
+        if named and any(" " in word for word in words) and not where.startswith("src/prfaas/observe/metrics.py"):
+            problems.append(f"{where}: {named[0]} with a text of its own; use spec() of prfaas.observe.metrics")
+    told(problems)
+
+
+def test_metrics_are_named_as_in_the_table() -> None:
+    """A name that begins like a metric's and is none is a slip of the pen."""
+    known = {row.name for row in TABLE} | NOT_METRICS
+    problems = [
+        f"{where}: {node.value} is not in the table of prfaas.observe.metrics"
+        for where, node in each(SOURCES, ast.Constant)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"prfaas_[a-z_]+", node.value)
+        and node.value not in known
+    ]
     told(problems)
 
 

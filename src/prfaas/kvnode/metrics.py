@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -25,6 +25,11 @@ _LINK_GAUGES: Final[dict[str, Callable[[LinkState], float | None]]] = {
     "prfaas_link_unsent_bytes": lambda state: state.unsent_bytes,
     "prfaas_link_verdict": lambda state: state.verdict,
 }
+#: Figures without labels, by metric: what the exchange counts them as.
+_UNLABELLED: Final = {
+    "prfaas_chunk_checksum_failures_total": "checksum_failures",
+    "prfaas_landings_expired_total": "landings_expired",
+}
 
 
 class NodeMetrics(Collector):
@@ -38,7 +43,6 @@ class NodeMetrics(Collector):
         self._registry.register(self)
 
     def render(self) -> bytes:
-        """Prometheus text."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -52,61 +56,54 @@ class NodeMetrics(Collector):
         def counted(metric: str) -> dict[str, float]:
             return {label: float(value) for (name, label), value in counters.items() if name == metric}
 
-        moved = CounterMetricFamily("prfaas_lane_bytes", "KV payload bytes over lanes.", labels=["direction", "peer"])
-        for direction, name in (("out", "bytes_sent"), ("in", "bytes_received")):
-            for peer, value in counted(name).items():
-                moved.add_metric([direction, peer], value)
-        yield moved
         yield _family(
-            "prfaas_lane_bytes_resent", "Bytes given to another lane after a loss.", "peer", counted("bytes_resent")
+            "prfaas_lane_bytes_total",
+            [
+                ((direction, peer), value)
+                for direction, name in (("out", "bytes_sent"), ("in", "bytes_received"))
+                for peer, value in counted(name).items()
+            ],
         )
-        yield _family("prfaas_frames_rejected", "Frames and peers refused.", "reason", counted("frames_rejected"))
-        transfers = CounterMetricFamily("prfaas_transfers", "Transfers ended.", labels=["direction", "outcome"])
-        for label, value in counted("transfers").items():
-            transfers.add_metric(label.split(":"), value)
-        yield transfers
-        failures = counted("checksum_failures").get("", 0.0)
-        yield CounterMetricFamily("prfaas_chunk_checksum_failures", "Chunks that came damaged.", value=failures)
-        expired = counted("landings_expired").get("", 0.0)
-        yield CounterMetricFamily("prfaas_landings_expired", "Landings whose lease ran out.", value=expired)
-        up = {name: float(link.lanes_up) for name, link in self._node.links.items()}
-        yield _gauge("prfaas_lane_up", "Lanes up, per peer that this node sends to.", "peer", up)
-        live = {state.value: float(count) for state, count in landings.items()}
-        yield _gauge("prfaas_landings", "Landings now, by state.", "state", live)
-        bytes_by_state = {"free": float(free), "used": float(capacity - free)}
-        yield _gauge("prfaas_arena_bytes", "Arena bytes, by state.", "state", bytes_by_state)
+        yield _by_label("prfaas_lane_bytes_resent_total", counted("bytes_resent"))
+        yield _by_label("prfaas_frames_rejected_total", counted("frames_rejected"))
+        ended = counted("transfers").items()
+        yield _family("prfaas_transfers_total", [(label.split(":"), value) for label, value in ended])
+        for metric, name in _UNLABELLED.items():
+            yield _family(metric, [((), counted(name).get("", 0.0))])
+        yield _by_label("prfaas_lane_up", {name: float(link.lanes_up) for name, link in self._node.links.items()})
+        yield _by_label("prfaas_landings", {state.value: float(count) for state, count in landings.items()})
+        yield _by_label("prfaas_arena_bytes", {"free": float(free), "used": float(capacity - free)})
         states = self._node.link_monitor.states()
         for metric, read in _LINK_GAUGES.items():
             figures = {peer: read(state) for peer, state in states.items()}
             known = {peer: float(figure) for peer, figure in figures.items() if figure is not None}
-            yield _gauge(metric, spec(metric).help, "peer", known)
+            yield _by_label(metric, known)
         yield from self._lanes()
 
     def _lanes(self) -> Iterator[Metric]:
         node = self._node
         paced = {peer: rate or 0.0 for peer, rate in node.link_monitor.paced_bytes_per_s().items()}
-        name = "prfaas_link_paced_bytes_per_second"
-        yield _gauge(name, spec(name).help, "peer", paced)
-        name = "prfaas_lane_congestion_control"
-        lanes = GaugeMetricFamily(name, spec(name).help, labels=["peer", "algorithm"])
-        for peer, link in node.links.items():
-            for algorithm, count in Counter(lane.congestion for lane in link.lanes if lane.is_up).items():
-                lanes.add_metric([peer, algorithm or "unknown"], count)
-        yield lanes
+        yield _by_label("prfaas_link_paced_bytes_per_second", paced)
+        lanes = [
+            ((peer, algorithm or "unknown"), float(count))
+            for peer, link in node.links.items()
+            for algorithm, count in Counter(lane.congestion for lane in link.lanes if lane.is_up).items()
+        ]
+        yield _family("prfaas_lane_congestion_control", lanes)
         if node.security is not None:
-            name = "prfaas_certificate_expiry_seconds"
-            yield GaugeMetricFamily(name, spec(name).help, value=node.security.credentials.not_after_s)
+            yield _family("prfaas_certificate_expiry_seconds", [((), node.security.credentials.not_after_s)])
 
 
-def _family(name: str, text: str, label: str, values: dict[str, float]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], value)
-    return family
+def _by_label(name: str, values: dict[str, float]) -> Metric:
+    return _family(name, [((label,), value) for label, value in values.items()])
 
 
-def _gauge(name: str, text: str, label: str, values: dict[str, float]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], value)
+def _family(name: str, samples: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    """A metric of the table: each sample has a value for every label of its row."""
+    row = spec(name)
+    kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+    family = kind(row.name, row.help, labels=row.labels)
+    for labels, value in samples:
+        assert len(labels) == len(row.labels), (name, labels)
+        family.add_metric(labels, value)
     return family
