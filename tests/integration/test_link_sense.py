@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import socket
 import threading
@@ -18,6 +19,7 @@ from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.observe.metrics import TABLE
 from prfaas.testing.node_pair import NodePair, node_pair, wait_until
 from prfaas.transport.limits import LaneLimits
+from prfaas.transport.link_sense import LinkSense
 from prfaas.transport.outbound import Dial, PeerLink
 from prfaas.transport.tcp_info import tcp_info
 
@@ -106,15 +108,28 @@ def test_lanes_that_are_no_tcp_and_lost_lanes_are_no_trouble(tmp_path: Path) -> 
 
 
 def test_a_redialled_lane_is_another_connection(tmp_path: Path) -> None:
-    """Counters of a new connection are never compared with those of the old one."""
+    """Counters of a new connection are never compared with those of the old one: what it has sent before it is first
+    looked at counts for nothing, what it sends after that counts."""
     with node_pair(tmp_path) as pair:
         link = pair.source.links["sink"]
+        pair.source.link_sense.stop()
+        ticks = itertools.count()
+        sense = LinkSense(pair.source.links, lambda: next(ticks) / 10)
         wait_until(lambda: link.lanes_up == 4)
+        sense.sample()
         old = link.live_sockets()
         for sock in old.values():
             sock.shutdown(socket.SHUT_RDWR)
         wait_until(lambda: len(new := link.live_sockets()) == 4 and not set(new) & set(old))
-        send(pair, "a", 1000)
+        num_bytes = send(pair, "a", 1000)
+        wait_until(lambda: acknowledged(link) >= num_bytes)
+        sense.sample()
+        assert sense.states()["sink"].delivered_bytes_per_s == 0
+        before = acknowledged(link)
+        num_bytes = send(pair, "b", 1000)
+        wait_until(lambda: acknowledged(link) >= before + num_bytes)
+        sense.sample()
+        assert sense.states()["sink"].delivered_bytes_per_s > 0
 
 
 def sensing() -> list[threading.Thread]:

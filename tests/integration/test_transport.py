@@ -143,6 +143,7 @@ def test_flipped_bit_is_caught_and_resent(tmp_path: Path, kind: str) -> None:
         assert noticed + rejected >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_stalled_link_aborts_both_ends(tmp_path: Path, kind: str) -> None:
     """A link that swallows everything half way ends the transfer within its limits and frees both sides."""
@@ -237,6 +238,7 @@ def garbage(rng: random.Random) -> bytes:
     return b"PRFS" + struct.pack("<BBHQQIIII", 1, 6, 0, 1, 0, 0xFFFFFFFF, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_ten_thousand_garbage_frames(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Noise on a node's port costs it nothing: no crash, no memory, no threads, and good peers still get through."""
     import resource

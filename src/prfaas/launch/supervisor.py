@@ -82,8 +82,9 @@ class Supervisor:
     """Owns a set of processes for as long as its `with` block runs. Standard output and error of each go to
     `logs/NAME.log`."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, *, grace_s: float = GRACE_S) -> None:
         self.logs = logs
+        self._grace_s = grace_s
         self.processes: dict[str, Running] = {}
         self._guard: subprocess.Popen[str] | None = None
 
@@ -174,12 +175,12 @@ class Supervisor:
             os.killpg(before.pid, signal.SIGKILL)
 
     def _signal_all(self, number: signal.Signals) -> bool:
-        """Send a signal to every group and give them GRACE_S; True if one is left."""
+        """Send a signal to every group and give them the grace; True if one is left."""
         for running in self.processes.values():
             if self._group_alive(running):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(running.pid, number)
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + self._grace_s
         while any(self._group_alive(running) for running in self.processes.values()):
             if time.monotonic() > deadline:
                 return True

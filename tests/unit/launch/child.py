@@ -1,7 +1,7 @@
 """A process to supervise: says where its own child is, then answers /health.
 
-Arguments: port, file to write the grandchild's process id to, then any of `stubborn` (ignores SIGINT and SIGTERM, and
-so does the grandchild), `dies` (prints a reason and ends with status 1), `mute` (never answers).
+Arguments: port, file to write the grandchild's process id to, then any of `stubborn` (survives SIGINT and SIGTERM, as
+does the grandchild, and makes FILE.interrupted at the first SIGINT), `dies` (prints a reason and ends with status 1), `mute` (never answers).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 port, grandchild_file, *modes = sys.argv[1:]
 if "dies" in modes:
@@ -22,6 +23,8 @@ if "stubborn" in modes:
 grandchild = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
 with open(grandchild_file, "w", encoding="ascii") as stream:
     stream.write(str(grandchild.pid))
+if "stubborn" in modes:
+    signal.signal(signal.SIGINT, lambda *_: Path(f"{grandchild_file}.interrupted").touch())
 if "mute" in modes:
     time.sleep(600)
 

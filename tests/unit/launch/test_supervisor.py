@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from prfaas.launch import supervisor as module
 from prfaas.launch.guard import groups_left
 from prfaas.launch.plan import ProcessSpec
-from prfaas.launch.supervisor import NotHealthy, ProcessDied, Supervisor
+from prfaas.launch.supervisor import NotHealthy, ProcessDied, Supervisor, describe_end
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -27,7 +26,7 @@ from pathlib import Path
 from prfaas.launch.plan import ProcessSpec
 from prfaas.launch.supervisor import Supervisor
 logs, url, *argv = sys.argv[1:]
-with Supervisor(Path(logs)) as supervisor:
+with Supervisor(Path(logs), grace_s=60) as supervisor:
     supervisor.start([ProcessSpec("child", tuple(argv), {}, url)])
     supervisor.wait_healthy(30)
     print("ready", flush=True)
@@ -104,7 +103,7 @@ def test_a_killed_child_is_reported_once_and_not_restarted(tmp_path: Path) -> No
         until(lambda: not running.is_alive)
         assert [one.spec.name for one in supervisor.newly_ended()] == ["child"]
         assert supervisor.newly_ended() == []
-        assert module.describe_end(running).startswith("child was killed by signal 9")
+        assert describe_end(running).startswith("child was killed by signal 9")
         assert runs(left)
     assert not runs(left)
 
@@ -140,10 +139,9 @@ def test_a_node_is_healthy_only_when_its_engine_has_registered(tmp_path: Path) -
         assert not supervisor.processes["node"].healthy
 
 
-def test_what_ignores_polite_signals_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ignores_polite_signals_is_killed(tmp_path: Path) -> None:
     """SIGINT, SIGTERM, then SIGKILL, each after its grace."""
-    monkeypatch.setattr(module, "GRACE_S", 0.2)
-    with Supervisor(tmp_path) as supervisor:
+    with Supervisor(tmp_path, grace_s=0.2) as supervisor:
         supervisor.start([child_spec(tmp_path, "child", "stubborn")])
         supervisor.wait_healthy(20)
         pids = [supervisor.processes["child"].pid, grandchild(tmp_path)]
@@ -171,14 +169,14 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_kills_at_once(tmp_path: Path) -> None:
-    """Nobody waits 16 s of grace for a stubborn child."""
+    """Nobody waits two minutes of grace for a stubborn child."""
     process, pids = owner(tmp_path, "stubborn")
     with process:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        until((tmp_path / "child.pid.interrupted").exists)
         assert runs(pids[0])
         process.send_signal(signal.SIGINT)
-        process.wait(5)
+        process.wait(30)
     until(lambda: not any(runs(pid) for pid in pids))
 
 

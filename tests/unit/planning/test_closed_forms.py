@@ -17,7 +17,7 @@ SEED = 20260421
 PARAMETERS = [(9.9, 1.0, 128, 131072), (8.0, 0.3, 1000, 20000), (6.0, 2.5, 1, 1_000_000), (7.0, 1.0, 60_000, 131072)]
 
 
-@pytest.fixture(scope="module", params=PARAMETERS, ids=str)
+@pytest.fixture(scope="module", params=[pytest.param(p, marks=pytest.mark.slow) for p in PARAMETERS], ids=str)
 def sampled(request: pytest.FixtureRequest) -> tuple[TruncatedLogNormal, np.ndarray]:
     """A distribution and ten million lengths from it, by rejection; the far tail has as many as fall into it."""
     mu, sigma, low, high = request.param

@@ -72,7 +72,7 @@ def tail_beyond(a: float, b: float, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(found)[:NUM_TAIL_SAMPLES]
 
 
-@pytest.fixture(scope="module", params=[*BODIES, *TAILS], ids=str)
+@pytest.fixture(scope="module", params=[pytest.param(p, marks=pytest.mark.slow) for p in [*BODIES, *TAILS]], ids=str)
 def sampled(request: pytest.FixtureRequest, normals: np.ndarray) -> tuple[TruncatedLogNormal, Samples]:
     """A distribution and lengths from it."""
     mu, sigma, low, high = request.param

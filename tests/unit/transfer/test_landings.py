@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from prfaas.core.errors import Refused
-from prfaas.core.transfer import landings as module
 from prfaas.core.transfer.extents import Extent, ExtentAllocator
 from prfaas.core.transfer.landings import ChunkVerdict, ClaimKey, Landing, Landings, LandingState, Occupied
 
@@ -145,10 +144,9 @@ def test_chunks_outside_the_landing_touch_nothing(arena: ExtentAllocator) -> Non
         assert landings.begin_chunk("peer", 1, landing.handle, offset, 100) is None
 
 
-def test_final_records_are_bounded(arena: ExtentAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_final_records_are_bounded(arena: ExtentAllocator) -> None:
     """The oldest is forgotten."""
-    monkeypatch.setattr(module, "MAX_FINAL_RECORDS", 3)
-    landings = Landings(arena)
+    landings = Landings(arena, max_final_records=3)
     for index in range(5):
         reserve(landings, f"x{index}")
         landings.drop(f"x{index}", "test")
@@ -217,15 +215,15 @@ def test_neither_records_nor_reprs_show_secrets(arena: ExtentAllocator) -> None:
         assert "token='t'" not in shown
 
 
-def test_limits_are_answers(arena: ExtentAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_answers(arena: ExtentAllocator) -> None:
     """A full arena, too many landings, and a name that is taken."""
-    landings = Landings(arena)
+    landings = Landings(arena, max_landings=2)
     reserve(landings)
     for size, code in ((1000, "exists"), (100_000, "arena_full")):
         with pytest.raises(Refused) as refused:
             reserve(landings, "a" if code == "exists" else "b", size)
         assert refused.value.code == code
-    monkeypatch.setattr(module, "MAX_LANDINGS", 1)
+    reserve(landings, "b")
     with pytest.raises(Refused) as refused:
         reserve(landings, "c")
     assert refused.value.code == "too_many_landings"

@@ -27,6 +27,9 @@ from prfaas.core.wire.frames import (
 from prfaas.core.wire.lane import TRANSITIONS, LaneProtocol, LaneState, Received
 from prfaas.core.wire.messages import Abort, Hello, Message, Open, Opened, Refuse, Welcome
 
+#: CI's; the fuzzer takes another one at every run.
+SEED = 20261125
+
 HELLO = Hello("west-0", "boot", "east-0", 0, "sha256", "seed", "f")
 WELCOME = Welcome("east-0", "boot", 1 << 20, 1 << 24)
 MESSAGES: list[Message] = [
@@ -189,18 +192,17 @@ def test_random_streams(data: bytes, dialer: bool, step: int) -> None:
         assert protocol.state is LaneState.CLOSED
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_attacked_streams() -> None:
     """Good conversations, plain and encrypted, with one thing flipped, cut, repeated, swapped, dropped or put in: what is
     delivered was sent, in its order, once."""
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    print(f"seed {SEED}")
+    rng = random.Random(SEED)
     for index in range(100_000):
         fuzz_attack(rng, bool(index & 1))
 
 
 def test_short_fuzz() -> None:
     """The fuzzer's short form; `python -m fuzz.frames --inputs 10000000` is the long one."""
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    assert fuzz_frames(seed, 20_000) == 20_000
+    print(f"seed {SEED}")
+    assert fuzz_frames(SEED, 20_000) == 20_000

@@ -101,9 +101,9 @@ def test_no_nonce_twice_under_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
             used.add((self.key, nonce))
 
     monkeypatch.setattr(seal, "AESGCM", Recording)
-    monkeypatch.setattr(FrameSeal.__init__, "__kwdefaults__", {"rekey_bytes": 100, "max_frames": 7})
     for lane in range(10):
-        both = lane_seals(DIALER, lane.to_bytes(SHARE_BYTES, "big"), dialer=True)
+        acceptor = lane.to_bytes(SHARE_BYTES, "big")
+        both = lane_seals(DIALER, acceptor, dialer=True, rekey_bytes=100, max_frames=7)
         for index in range(200):
             sealed(both.outgoing, bytes(index % 50))
             sealed(both.incoming, bytes(index % 50))

@@ -113,8 +113,12 @@ class Occupied:
 class Landings:
     """All landings of one node. Every method is synchronous; the shell holds one lock around each call."""
 
-    def __init__(self, arena: ExtentAllocator) -> None:
+    def __init__(
+        self, arena: ExtentAllocator, *, max_landings: int = MAX_LANDINGS, max_final_records: int = MAX_FINAL_RECORDS
+    ) -> None:
         self._arena = arena
+        self._max_landings = max_landings
+        self._max_final_records = max_final_records
         self._live: dict[str, Landing] = {}
         self._by_handle: dict[int, Landing] = {}
         self._final: OrderedDict[str, Landing] = OrderedDict()
@@ -138,8 +142,8 @@ class Landings:
         """Reserve space. Raises Refused with `exists`, `too_many_landings` or `arena_full`."""
         if transfer_id in self._live or transfer_id in self._final:
             raise Refused("exists", "this transfer has a landing already")
-        if len(self._live) >= MAX_LANDINGS:
-            raise Refused("too_many_landings", f"this node holds {MAX_LANDINGS} landings already")
+        if len(self._live) >= self._max_landings:
+            raise Refused("too_many_landings", f"this node holds {self._max_landings} landings already")
         extent = self._arena.allocate(num_bytes)
         if extent is None:
             free = self._arena.free_bytes
@@ -318,6 +322,8 @@ class Landings:
             assert landing.state not in FINAL_STATES and not landing.extent_freed, landing.record()
             complete = landing.verified.size == landing.extent.size
             assert complete == (landing.state in (LandingState.LANDED, LandingState.CLAIMED)), landing.record()
+        held = len(self._live) + len(self._lingering)
+        assert held <= self._arena.num_live, f"{held} landings hold {self._arena.num_live} extents"
         for landing in self._lingering:
             assert landing.writing and not landing.extent_freed, landing.record()
         assert all(landing.extent_freed or landing in self._lingering for landing in self._final.values())
@@ -326,7 +332,7 @@ class Landings:
         landing.state, landing.reason = state, reason
         del self._live[landing.transfer_id]
         self._final[landing.transfer_id] = landing
-        while len(self._final) > MAX_FINAL_RECORDS:
+        while len(self._final) > self._max_final_records:
             self._final.popitem(last=False)
         self._lingering.add(landing)
         self._free_if_idle(landing)

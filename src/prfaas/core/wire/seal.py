@@ -93,15 +93,24 @@ class LaneSeals:
     incoming: FrameSeal
 
 
-def lane_seals(dialer_share: bytes, acceptor_share: bytes, *, dialer: bool) -> LaneSeals:
+def lane_seals(
+    dialer_share: bytes,
+    acceptor_share: bytes,
+    *,
+    dialer: bool,
+    rekey_bytes: int = REKEY_BYTES,
+    max_frames: int = MAX_FRAMES,
+) -> LaneSeals:
     """Keys of a lane from the random bytes that its ends told each other inside TLS. `dialer` says which end asks."""
     if len(dialer_share) != SHARE_BYTES or len(acceptor_share) != SHARE_BYTES:
         raise LocalProtocolError(f"a key share has {SHARE_BYTES} bytes")
     extract = HMAC(_SALT, hashes.SHA256())
     extract.update(dialer_share + acceptor_share)
     master = extract.finalize()
-    forth = FrameSeal(_expand(master, b"dialer to acceptor", 32))
-    back = FrameSeal(_expand(master, b"acceptor to dialer", 32))
+    forth, back = (
+        FrameSeal(_expand(master, label, 32), rekey_bytes=rekey_bytes, max_frames=max_frames)
+        for label in (b"dialer to acceptor", b"acceptor to dialer")
+    )
     return LaneSeals(forth, back) if dialer else LaneSeals(back, forth)
 
 

@@ -103,12 +103,12 @@ class EventStream:
         await self._response.write(KEEP_ALIVE)
 
 
-def split_events(data: bytes) -> tuple[bytes, bytes]:
-    """(whole events, the begun one after them). Raises StreamCut if an event has no end."""
+def split_events(data: bytes, max_held_bytes: int = MAX_HELD_BYTES) -> tuple[bytes, bytes]:
+    """(whole events, the begun one after them). Raises StreamCut if the begun one is too long."""
     if data.endswith(b"\n\n"):
         return data, b""
     end = max(_end_of_last(data, b"\n\n"), _end_of_last(data, b"\r\n\r\n"))
-    if len(data) - end > MAX_HELD_BYTES:
+    if len(data) - end > max_held_bytes:
         raise StreamCut
     return data[:end], data[end:]
 
