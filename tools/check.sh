@@ -22,5 +22,6 @@ check lint "$bin/ruff" check --quiet .
 check types "$bin/mypy" --no-error-summary
 check imports "$bin/lint-imports" --no-cache
 check schema current docs/deployment.schema.json prfaas.deployment.schema
+check wire "$bin/python" tools/wire_doc.py --check
 check metrics current docs/metrics.md prfaas.observe.metrics
 exit "$failed"

@@ -68,6 +68,9 @@ def _transitions() -> list[str]:
 
 
 if __name__ == "__main__":
-    text = rewritten(PAGE.read_text(encoding="utf-8"))
+    before = PAGE.read_text(encoding="utf-8")
+    text = rewritten(before)
+    if "--check" in sys.argv:
+        sys.exit(0 if text == before else f"{PAGE} is not current; run 'make docs'")
     PAGE.write_text(text, encoding="utf-8")
     sys.stdout.write(f"{PAGE} is current\n")

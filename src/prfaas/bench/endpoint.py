@@ -81,7 +81,6 @@ class Endpoint:
         return {"port": listener.getsockname()[1]}
 
     def stop(self) -> dict[str, Any]:
-        """Stop the node and free its arena."""
         if self._node is not None:
             self._node.stop()
         if self._arena is not None:
@@ -92,7 +91,8 @@ class Endpoint:
 
     def wait_lanes(self, *, peer: str, count: int) -> dict[str, Any]:
         """Until so many lanes to `peer` are up."""
-        self._wait(lambda: self.node.links[peer].lanes_up >= count)
+        link = self.node.links[peer]
+        self._wait(lambda: link.lanes_up >= count, lambda: f"{link.lanes_up} of {count} lanes to {peer} are up")
         return {}
 
     def reserve(self, *, transfer_id: str, num_bytes: int) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Endpoint:
         """
         started_s, cpu_s = time.perf_counter(), cpu_seconds()
         self.stage(transfer_id=transfer_id, num_pieces=num_pieces, interval_s=interval_s)
-        self._wait(lambda: self.node.sent.get(transfer_id) is not None)
+        self.finished(transfer_ids=[transfer_id])
         seconds = time.perf_counter() - started_s
         return {"seconds": seconds, "cpu_s": cpu_seconds() - cpu_s, "record": self.node.sent.get(transfer_id)}
 
@@ -142,7 +142,11 @@ class Endpoint:
 
     def finished(self, *, transfer_ids: list[str]) -> dict[str, Any]:
         """Wait for all of these; returns their records."""
-        self._wait(lambda: all(self.node.sent.get(name) is not None for name in transfer_ids))
+
+        def pending() -> list[str]:
+            return [name for name in transfer_ids if self.node.sent.get(name) is None]
+
+        self._wait(lambda: not pending(), lambda: f"transfers {', '.join(pending())} have not ended")
         return {name: self.node.sent.get(name) for name in transfer_ids}
 
     def forget(self, *, transfer_id: str) -> dict[str, Any]:
@@ -174,13 +178,14 @@ class Endpoint:
         with self._ended:
             self._ended.notify_all()
 
-    def _wait(self, probe: Callable[[], bool]) -> None:
+    def _wait(self, probe: Callable[[], bool], missing: Callable[[], str]) -> None:
+        """`missing` says what has not come. Raises TimeoutError."""
         deadline_s = time.monotonic() + _DEADLINE_S
         with self._ended:
             while not probe():
                 self._ended.wait(0.01)  # lanes that come up tell nobody
                 if time.monotonic() > deadline_s:
-                    raise TimeoutError("nothing happened")
+                    raise TimeoutError(f"{missing()} after {_DEADLINE_S:g} s; is the link cut?")
 
 
 def cpu_seconds() -> float:

@@ -68,7 +68,6 @@ class Process:
             raise BenchError("an end of the benchmark has died; see its output above") from None
 
     def answer(self) -> dict[str, Any]:
-        """The next answer."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -79,7 +78,6 @@ class Process:
         return answer
 
     def close(self) -> None:
-        """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -116,7 +114,6 @@ class NodeBench:
         self.source.ask("wait_lanes", peer=SINK, count=1)
 
     def stop(self) -> None:
-        """End both."""
         for end in (self.source, self.sink):
             end.close()
 

@@ -27,8 +27,6 @@ class BadAuthority(PrfaasError):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A certificate and its private key."""
-
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 

@@ -27,12 +27,10 @@ class BadCertificateFile(PrfaasError):
 
 
 def certificate_path(directory: Path, name: str) -> Path:
-    """Where the certificate called `name` is."""
     return directory / f"{name}.pem"
 
 
 def key_path(directory: Path, name: str) -> Path:
-    """Where its private key is."""
     return directory / f"{name}.key"
 
 

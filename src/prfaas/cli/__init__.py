@@ -1,1 +1,1 @@
-"""The command line: thin, and lazy in its imports, so that `--help` is quick."""
+"""The command line: options in, exit status out. Imports are inside commands, so that `--help` is quick."""

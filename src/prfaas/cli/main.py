@@ -78,7 +78,7 @@ def kvnode(
     arena: Annotated[str, typer.Option(metavar="SIZE", help="Shared memory for KV, e.g. 4GiB.")] = "256MiB",
     peer: Annotated[list[str] | None, typer.Option(metavar="NAME=HOST:PORT", help="A node to send to; repeat.")] = None,
     num_lanes: Annotated[int, typer.Option(min=1, max=64, help="TCP connections per peer, at first.")] = 4,
-    max_lanes: Annotated[int, typer.Option(min=1, max=64, help="As many if they leave the link unused.")] = 32,
+    max_lanes: Annotated[int, typer.Option(min=1, max=64, help="Most; opened if fewer cannot fill the link.")] = 32,
     chunk: Annotated[str, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = "16MiB",
     congestion: Annotated[
         str, typer.Option(metavar="NAME", help="TCP congestion control of outgoing lanes; auto: BBR or cubic by trial.")

@@ -184,7 +184,6 @@ def _send(gateway: Client, case: Case) -> Served:
 
 
 def requests_table(served: list[Served]) -> Table:
-    """One row per request."""
     table = Table(title="How each request was served", title_justify="left")
     table.add_column("request")
     for column in ("route", "why"):

@@ -127,7 +127,6 @@ def _save_tokenizer(directory: Path) -> None:
 
 
 def main() -> None:
-    """Command-line entry point."""
     parser = argparse.ArgumentParser(description="Make tiny random-weight models.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--model", choices=MODELS, action="append")

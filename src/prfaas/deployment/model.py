@@ -1,4 +1,4 @@
-"""The deployment file as typed values. One file is planned, simulated, started and served.
+"""The deployment file as typed values. One file is planned, started and served.
 
 Rules of this module: every field says its unit in its name or is one of the unit types of `units`; unknown keys are
 errors; nothing here reads a file (see `load`).

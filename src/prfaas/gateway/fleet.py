@@ -1,4 +1,4 @@
-"""The instances that a deployment names, and how they are: the gateway's only mutable view of the world."""
+"""The instances that a deployment names, and how they are now."""
 
 from __future__ import annotations
 

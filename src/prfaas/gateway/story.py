@@ -68,7 +68,6 @@ class StoryBook:
         self._stories: OrderedDict[str, tuple[Story, asyncio.Event]] = OrderedDict()
 
     def open(self, story: Story) -> None:
-        """A request has begun."""
         self._stories[story.request_id] = (story, asyncio.Event())
         self._stories.move_to_end(story.request_id)
         while len(self._stories) > self._max_stories:

@@ -89,7 +89,6 @@ class Control:
         self.metrics = metrics
 
     def application(self) -> web.Application:
-        """The aiohttp application."""
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[errors_as_json])
         app.add_routes(
             [
@@ -106,7 +105,6 @@ class Control:
         return app
 
     async def health(self, request: web.Request) -> web.Response:
-        """GET /health."""
         node = self.node
         engines = [
             {
@@ -132,7 +130,6 @@ class Control:
         return web.json_response(body)
 
     async def scrape(self, request: web.Request) -> web.Response:
-        """GET /metrics."""
         return web.Response(body=self.metrics.render(), headers={"Content-Type": self.metrics.content_type})
 
     async def reserve(self, request: web.Request) -> web.Response:
@@ -168,12 +165,10 @@ class Control:
         return _record(self.node.landing(transfer_id))
 
     async def renew(self, request: web.Request) -> web.Response:
-        """POST /v1/landings/{id}/renew."""
         lease_s = _number(await _json(request), "lease_s", 30.0, MAX_LEASE_S)
         return _record(self.node.renew(request.match_info["id"], lease_s))
 
     async def drop(self, request: web.Request) -> web.Response:
-        """DELETE /v1/landings/{id}."""
         return _record(self.node.drop(request.match_info["id"]))
 
     async def transfer(self, request: web.Request) -> web.Response:

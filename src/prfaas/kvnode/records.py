@@ -16,11 +16,9 @@ class RecentRecords:
         self._limit = limit
 
     def put(self, transfer_id: str, record: dict[str, object]) -> None:
-        """Remember a record."""
         self._records[transfer_id] = record
         while len(self._records) > self._limit:
             self._records.popitem(last=False)
 
     def get(self, transfer_id: str) -> dict[str, object] | None:
-        """The record, if still remembered."""
         return self._records.get(transfer_id)

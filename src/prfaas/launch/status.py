@@ -21,7 +21,6 @@ _STYLES = {"healthy": "green", "starting": "yellow"}
 
 
 def health_table(supervisor: Supervisor) -> Table:
-    """One row per process."""
     table = Table(title=f"PrfaaS processes; logs are in {supervisor.logs}/", title_justify="left")
     for column in ("process", "pid", "health", "address"):
         table.add_column(column, no_wrap=True)

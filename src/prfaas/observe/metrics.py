@@ -180,15 +180,12 @@ class Metrics:
         }
 
     def counter(self, name: str, **labels: str) -> Counter:
-        """A counter, or its child for `labels`."""
         return _child(self._counters[name], labels)
 
     def gauge(self, name: str, **labels: str) -> Gauge:
-        """A gauge, or its child for `labels`."""
         return _child(self._gauges[name], labels)
 
     def histogram(self, name: str, **labels: str) -> Histogram:
-        """A histogram, or its child for `labels`."""
         return _child(self._histograms[name], labels)
 
 

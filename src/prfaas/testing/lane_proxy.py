@@ -38,12 +38,10 @@ class LaneProxy:
         return f"{host}:{port}"
 
     def heal(self) -> None:
-        """Forget every fault."""
         self.rate_bytes_per_s = self.stall_after_bytes = None
         self.stalled, self.flips_left, self.bytes_forward = False, 0, 0
 
     def cut(self) -> None:
-        """Reset every connection now; new ones are accepted."""
         with self._lock:
             sockets, self._open = self._open, set()
         for sock in sockets:
@@ -51,7 +49,6 @@ class LaneProxy:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the proxy."""
         self._listener.close()
         self.cut()
 

@@ -60,7 +60,6 @@ class PairListener:
         self._closed = False
 
     def connect(self) -> socket.socket:
-        """The dialing end of a new connection."""
         ours, theirs = socket.socketpair()
         with self._wake:
             if self._closed:
@@ -89,7 +88,6 @@ class PairListener:
             self._wake.notify_all()
 
     def close(self) -> None:
-        """End the listener."""
         self.shutdown(socket.SHUT_RDWR)
 
 

@@ -165,7 +165,6 @@ class Site:
         self.wait_ready()
 
     def log(self, name: str) -> str:
-        """What a process has logged."""
         return (self.directory / "logs" / f"{name}.log").read_text(errors="replace")
 
     def ask(self, prompt: list[int], max_tokens: int, url: str | None = None, **extra: Any) -> Answer:

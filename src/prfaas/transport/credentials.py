@@ -91,7 +91,7 @@ def _contexts(files: CredentialFiles) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     for protocol in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER):
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # Who the peer may be is ours to say (`peer_identity`): a node's name is no host's name.
+        # Who the peer may be is ours to say (`LaneSecurity.problem_with`): a node's name is no host's name.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED
         context.options |= ssl.OP_NO_TICKET

@@ -242,7 +242,6 @@ class InboundServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the listener and every lane."""
         self._stopped.set()
         shut(self._listener)
         self._listener.close()

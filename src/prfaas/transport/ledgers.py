@@ -65,11 +65,9 @@ class Ledgers:
             return self._next_lane
 
     def memory(self, extent: Extent) -> memoryview:
-        """The arena's bytes of `extent`."""
         return self.arena.view[extent.start : extent.end]
 
     def count(self, metric: str, label: str = "", amount: int = 1) -> None:
-        """Add to a counter."""
         with self.lock:
             self.counters[metric, label] += amount
 

@@ -62,7 +62,6 @@ class LinkMonitor:
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()

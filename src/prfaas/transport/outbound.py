@@ -96,7 +96,7 @@ class PeerLink:
         if count == len(self.lanes):
             return False
         logger.info(
-            "%d lanes to %s in place of %d: their windows leave the link unused", count, self.peer, len(self.lanes)
+            "%d lanes to %s in place of %d, whose windows cannot fill the link", count, self.peer, len(self.lanes)
         )
         self._have_lanes(count)
         return True

@@ -58,8 +58,6 @@ def lane_sample(sock: socket.socket) -> LaneSample | None:
         delivery_rate_bytes_per_s=info.delivery_rate,
         delivery_is_app_limited=bool(info.flags & 1),
         unsent_bytes=info.notsent_bytes,
-        congestion_window_bytes=info.snd_cwnd * info.snd_mss,
         busy_s=info.busy_time * _US,
         receiver_limited_s=info.rwnd_limited * _US,
-        send_buffer_limited_s=info.sndbuf_limited * _US,
     )

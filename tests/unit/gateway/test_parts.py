@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +205,15 @@ def test_the_gateways_page_lists_every_reason_route_header_and_stripped_field() 
     headers = ["x-request-id", "x-prfaas-route", "x-prfaas-reason", "x-prfaas-kv-bytes", "x-prfaas-tokens-recomputed"]
     for word in [*OBSTACLES, *FallbackReason, *RouteReason, *STRIPPED_FIELDS, *headers, *routes]:
         assert f"`{word}" in page or f" {word}" in page, word
+
+
+def test_the_gateways_page_lists_every_field_of_a_story() -> None:
+    """And names none that is not answered."""
+    page = (DOCS / "gateway.md").read_text(encoding="utf-8")
+    section = page.split("## The story of a request")[1].split("\n## ")[0]
+    listed = re.search(r"^Fields: (.*?)`phases_s`", section, re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    answered = {field.name for field in fields(Story)} | {"closed"}
+    named = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", listed[1])))
+    assert named == answered - {"phases_s"}
+    assert "`phases_s`" in section

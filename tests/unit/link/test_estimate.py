@@ -352,8 +352,7 @@ def test_the_newest_rate_is_of_several_round_trips(rtt_s: float, highest: float)
 seconds = st.floats(0, 1e4)
 counters = st.integers(0, 2**63)
 lane_samples = st.builds(
-    LaneSample, seconds, seconds, counters, counters, counters, counters, st.booleans(), counters, counters, seconds,
-    seconds, seconds,
+    LaneSample, seconds, seconds, counters, counters, counters, counters, st.booleans(), counters, seconds, seconds,
 )  # fmt: skip
 looks = st.lists(st.tuples(st.floats(-1, 3), st.dictionaries(st.integers(0, 3), lane_samples, max_size=4)), max_size=30)
 

@@ -48,10 +48,8 @@ class LaneSample:
     delivery_rate_bytes_per_s: int
     delivery_is_app_limited: bool
     unsent_bytes: int
-    congestion_window_bytes: int = 0
     busy_s: float = 0.0
     receiver_limited_s: float = 0.0
-    send_buffer_limited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,6 @@ class Fields:
         return Fields({**defaults, **present}, self.model_type, self.prefix)
 
     def section(self, name: str) -> Fields:
-        """A nested object."""
         value = self.required(name)
         if not isinstance(value, Mapping):
             raise self.wrong(name, f"must be an object, got {value!r:.80}")
@@ -164,7 +163,6 @@ class Dtypes:
         return self.model() if self.cache_dtype is None else self._given("cache_dtype", self.cache_dtype)
 
     def state(self) -> Dtype:
-        """Recurrent state."""
         if self.state_dtype is not None:
             return self._given("state_dtype", self.state_dtype)
         for name in ("mamba_ssm_dtype", "mamba_ssm_cache_dtype"):

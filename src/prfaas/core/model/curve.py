@@ -39,12 +39,10 @@ class Curve:
         return [piece.start_tokens for piece in self.pieces[1:]]
 
     def at(self, num_tokens: float) -> float:
-        """The value at a length."""
         _, c0, c1, c2 = self.pieces[bisect_left(self._inner_starts, num_tokens)]
         return c0 + (c1 + c2 * num_tokens) * num_tokens
 
     def scaled(self, factor: float) -> Curve:
-        """The curve times a number."""
         return Curve(tuple(Piece(start, c0 * factor, c1 * factor, c2 * factor) for start, c0, c1, c2 in self.pieces))
 
     def __add__(self, other: Curve) -> Curve:

@@ -44,7 +44,6 @@ class Cost:
 
     @property
     def per_hour(self) -> float:
-        """Everything."""
         return self.gpu_per_hour + self.egress_per_hour
 
 

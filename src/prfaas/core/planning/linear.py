@@ -89,5 +89,10 @@ class LinearProgramme:
             solver.run()
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             # Nothing at all is always feasible, and every rate is bounded by some instance.
-            raise PlanningError(f"the solver gave up: {solver.modelStatusToString(solver.getModelStatus())}")
+            status = solver.modelStatusToString(solver.getModelStatus())
+            size = f"{len(self._costs)} rates and {len(self._bounds)} limits"
+            raise PlanningError(
+                f"HiGHS found no best plan of {size} and says: {status}; this is a defect of the planner or of HiGHS,"
+                " please report it with the deployment file"
+            )
         return solver.getObjectiveValue(), [float(value) for value in solver.getSolution().col_value]

@@ -119,7 +119,6 @@ class Scenario:
 
     @cached_property
     def pd_by_name(self) -> dict[str, PdCluster]:
-        """PD clusters."""
         return {cluster.name: cluster for cluster in self.pd}
 
     def service(self, curve: Curve, band: Band) -> float:

@@ -73,7 +73,6 @@ class Response:
         self.headers.append((name, clean))
 
     async def start(self, status: int, content_type: bytes, extra: list[tuple[bytes, bytes]] | None = None) -> None:
-        """Send the status line and headers."""
         assert not self.started, "a response starts once"
         self.started, self.status = True, status
         headers = [(b"content-type", content_type), *self.headers, *(extra or ())]
@@ -84,14 +83,12 @@ class Response:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self, chunk: bytes = b"") -> None:
-        """Send the last part."""
         self.ended = True
         await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
 
     async def whole(
         self, status: int, body: bytes, content_type: bytes = JSON, extra: list[tuple[bytes, bytes]] | None = None
     ) -> None:
-        """Send a whole response."""
         length = (b"content-length", b"%d" % len(body))
         await self.start(status, content_type, [length, *(extra or ())])
         await self.end(body)

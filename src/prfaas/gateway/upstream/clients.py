@@ -99,7 +99,6 @@ class Engines:
             return reply.status, await reply.read()
 
     async def healthy(self, engine_url: str, timeout_s: float) -> bool:
-        """GET /health. Raises UpstreamDown."""
         url = f"{engine_url}/health"
         async with _translated(url), asyncio.timeout(timeout_s), self._session.get(url) as reply:
             await reply.read()
@@ -113,7 +112,6 @@ class Nodes:
         self._session = session
 
     async def health(self, node_url: str, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
-        """GET /health."""
         return await self._call("GET", f"{node_url}/health", timeout_s)
 
     async def links(self, node_url: str, *, after: int | None, wait_s: float) -> dict[str, Any]:
@@ -139,12 +137,10 @@ class Nodes:
         return await self._call("GET", url, wait_s + CONTROL_TIMEOUT_S)
 
     async def renew(self, node_url: str, transfer_id: str, lease_s: float) -> dict[str, Any]:
-        """POST renew."""
         url = f"{node_url}/v1/landings/{transfer_id}/renew"
         return await self._call("POST", url, CONTROL_TIMEOUT_S, {"lease_s": lease_s})
 
     async def drop(self, node_url: str, transfer_id: str) -> dict[str, Any]:
-        """DELETE a landing."""
         return await self._call("DELETE", f"{node_url}/v1/landings/{transfer_id}", CONTROL_TIMEOUT_S)
 
     async def _call(self, method: str, url: str, timeout_s: float, body: object = None) -> dict[str, Any]:

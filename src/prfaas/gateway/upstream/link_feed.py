@@ -37,7 +37,6 @@ class LinkFeed:
         self._tasks = [asyncio.create_task(self._watch(instance)) for instance in self._fleet.prefillers]
 
     async def stop(self) -> None:
-        """End all watches."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

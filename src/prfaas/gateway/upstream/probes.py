@@ -43,7 +43,6 @@ class Prober:
             task.cancel()
 
     async def stop(self) -> None:
-        """End all probes."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
