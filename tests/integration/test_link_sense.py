@@ -19,7 +19,7 @@ from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.observe.metrics import TABLE
 from prfaas.testing.node_pair import NodePair, node_pair, wait_until
 from prfaas.transport.limits import LaneLimits
-from prfaas.transport.link_sense import LinkSense
+from prfaas.transport.link_monitor import LinkMonitor
 from prfaas.transport.outbound import Dial, PeerLink
 from prfaas.transport.tcp_info import tcp_info
 
@@ -112,24 +112,24 @@ def test_a_redialled_lane_is_another_connection(tmp_path: Path) -> None:
     looked at counts for nothing, what it sends after that counts."""
     with node_pair(tmp_path) as pair:
         link = pair.source.links["sink"]
-        pair.source.link_sense.stop()
+        pair.source.link_monitor.stop()
         ticks = itertools.count()
-        sense = LinkSense(pair.source.links, lambda: next(ticks) / 10)
+        monitor = LinkMonitor(pair.source.links, lambda: next(ticks) / 10)
         wait_until(lambda: link.lanes_up == 4)
-        sense.sample()
+        monitor.sample()
         old = link.live_sockets()
         for sock in old.values():
             sock.shutdown(socket.SHUT_RDWR)
         wait_until(lambda: len(new := link.live_sockets()) == 4 and not set(new) & set(old))
         num_bytes = send(pair, "a", 1000)
         wait_until(lambda: acknowledged(link) >= num_bytes)
-        sense.sample()
-        assert sense.states()["sink"].delivered_bytes_per_s == 0
+        monitor.sample()
+        assert monitor.states()["sink"].delivered_bytes_per_s == 0
         before = acknowledged(link)
         num_bytes = send(pair, "b", 1000)
         wait_until(lambda: acknowledged(link) >= before + num_bytes)
-        sense.sample()
-        assert sense.states()["sink"].delivered_bytes_per_s > 0
+        monitor.sample()
+        assert monitor.states()["sink"].delivered_bytes_per_s > 0
 
 
 def sensing() -> list[threading.Thread]:
