@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
+import socket
 from typing import Any
 
 from prfaas.core.errors import Refused
@@ -73,16 +72,9 @@ class EngineConnection:
             self.node.detach(self.boot_id, is_worker=self.is_worker)
 
 
-async def serve_engines(node: KVNode) -> asyncio.Server:
-    """Listen on the node's Unix socket, readable by this user only. A stale socket file is replaced."""
-    path = node.config.socket_path
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    mask = os.umask(0o177)
-    try:
-        return await asyncio.start_unix_server(lambda reader, writer: _serve(node, reader, writer), path)
-    finally:
-        os.umask(mask)
+async def serve_engines(node: KVNode, listener: socket.socket) -> asyncio.Server:
+    """Serve engines at a listening Unix socket; `EnginePath` has made it."""
+    return await asyncio.start_unix_server(lambda reader, writer: _serve(node, reader, writer), sock=listener)
 
 
 async def _serve(node: KVNode, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

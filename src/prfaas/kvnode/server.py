@@ -16,6 +16,7 @@ import uvloop
 from aiohttp import web
 
 from prfaas.kvnode.config import KVNodeConfig
+from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
 from prfaas.kvnode.http import LINKS, Changes, Control
 from prfaas.kvnode.metrics import NodeMetrics
@@ -63,7 +64,8 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
         node.link_monitor.on_verdict_change = partial(changes.notify, LINKS)
         runner = web.AppRunner(Control(node, changes, NodeMetrics(node)).application(), access_log=None)
         await runner.setup()
-        engines = await serve_engines(node)
+        engine_path = EnginePath(config.socket_path)
+        engines = await serve_engines(node, engine_path.listener)
         try:
             await web.TCPSite(runner, config.http_host, config.http_port).start()
             node.start()
@@ -77,8 +79,7 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
             engines.close()
             await runner.cleanup()
             node.stop()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(config.socket_path)
+            engine_path.close()
 
 
 def lane_security(config: KVNodeConfig) -> LaneSecurity | None:
