@@ -21,7 +21,7 @@ from prfaas.core.wire.frames import checksum
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.node import KVNode
-from prfaas.kvnode.server import arena_path, listen
+from prfaas.kvnode.server import arena_path, lanes_address
 from prfaas.transport.arena import Arena
 from prfaas.transport.credentials import CredentialFiles, Credentials
 from prfaas.transport.limits import LaneLimits
@@ -70,7 +70,9 @@ class Endpoint:
     ) -> dict[str, Any]:
         """Start the node; `peer` is [name, host, port]. Returns the port of its lanes."""
         self._arena = Arena(arena_path(name), arena_bytes, create=True)
-        listener = listen(host, 0)
+        lanes = lanes_address(host, 0)
+        lanes.listen()
+        listener = lanes.sockets[0]
         peers = {str(peer[0]): (str(peer[1]), int(peer[2]))} if peer else {}
         config = KVNodeConfig(name, host, 0, host, 0, "", arena_bytes, peers)
         security = LaneSecurity(Credentials(CredentialFiles(**tls)), {}) if tls else None

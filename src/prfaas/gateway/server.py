@@ -7,7 +7,7 @@ import gc
 import logging
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from prfaas.gateway.service import Service, build_service
 from prfaas.gateway.upstream.clients import Engines, Nodes, open_session
 from prfaas.gateway.upstream.link_feed import LinkFeed
 from prfaas.gateway.upstream.probes import PROBE_INTERVAL_S, Prober
+from prfaas.transport.listening import ListenAddress
 
 logger = logging.getLogger("prfaas.gateway")
 
@@ -56,15 +57,20 @@ async def serve(
     port: int | None = None,
     sockets: list[socket.socket] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. `sockets` are listening ones to use instead of host and port. Raises OSError or
-    ValueError if the model directory's tokenizer is broken, SystemExit if the port is taken."""
+    """Serve until SIGINT or SIGTERM. `sockets` are listening ones to use instead of host and port. Raises OSError if
+    the address is taken, OSError or ValueError if the model directory's tokenizer is broken."""
     settings = deployment.gateway
-    service = build_service(deployment, model_dir)
-    async with running(service) as app:
+    asked = (host or settings.host, settings.port if port is None else port)
+    # Before anything is read or started: a process that cannot have its address must say only that.
+    address = None if sockets else ListenAddress(*asked, "gateway.host or gateway.port")
+    async with AsyncExitStack() as stack:
+        if address is not None:
+            stack.callback(address.close)
+        app = await stack.enter_async_context(running(build_service(deployment, model_dir)))
         config = uvicorn.Config(
             app,
-            host=host or settings.host,
-            port=settings.port if port is None else port,
+            host=asked[0],
+            port=asked[1],
             http="httptools",
             ws="none",
             proxy_headers=False,
@@ -74,6 +80,9 @@ async def serve(
             server_header=False,
             timeout_graceful_shutdown=DRAIN_S,
         )
+        if address is not None:
+            address.listen()
+            sockets = address.sockets
         logger.info("listening host=%s port=%d model=%s", config.host, config.port, deployment.served_model.name)
         await uvicorn.Server(config).serve(sockets)
 

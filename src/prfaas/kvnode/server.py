@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+from contextlib import AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from prfaas.kvnode.node import KVNode
 from prfaas.transport.arena import Arena
 from prfaas.transport.credentials import BadCredentials, Credentials
 from prfaas.transport.limits import LaneLimits
+from prfaas.transport.listening import ListenAddress
 from prfaas.transport.secure import LaneSecurity
 
 logger = logging.getLogger("prfaas.kvnode")
@@ -54,20 +56,26 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
         congestion=config.congestion,
         pacing=config.pacing,
     )
-    sweep_arenas(config.name)
     security = lane_security(config)
-    with Arena(arena_path(config.name), config.arena_bytes, create=True) as arena:
-        listener = listen(config.lanes_host, config.lanes_port)
-        node = KVNode(config, arena, listener, limits, security=security)
+    async with AsyncExitStack() as stack:
+        # What somebody else may have comes first: the arena is expensive, and nobody is asked to wait for it.
+        control = stack.enter_context(closing(ListenAddress(config.http_host, config.http_port, "--http")))
+        lanes = stack.enter_context(closing(lanes_address(config.lanes_host, config.lanes_port)))
+        engine_path = stack.enter_context(closing(EnginePath(config.socket_path)))
+        sweep_arenas(config.name)
+        arena = stack.enter_context(Arena(arena_path(config.name), config.arena_bytes, create=True))
+        lanes.listen()
+        control.listen()
+        node = KVNode(config, arena, lanes.sockets[0], limits, security=security)
         changes = Changes(loop)
         node.ledgers.on_change = changes.notify
         node.link_monitor.on_verdict_change = partial(changes.notify, LINKS)
         runner = web.AppRunner(Control(node, changes, NodeMetrics(node)).application(), access_log=None)
         await runner.setup()
-        engine_path = EnginePath(config.socket_path)
         engines = await serve_engines(node, engine_path.listener)
         try:
-            await web.TCPSite(runner, config.http_host, config.http_port).start()
+            for sock in control.sockets:
+                await web.SockSite(runner, sock).start()
             node.start()
             logger.info("node %s: control on %s:%d, lanes on %s:%d, engines at %s, arena %d MiB", config.name,
                         config.http_host, config.http_port, *node.inbound.address, config.socket_path,
@@ -79,7 +87,6 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
             engines.close()
             await runner.cleanup()
             node.stop()
-            engine_path.close()
 
 
 def lane_security(config: KVNodeConfig) -> LaneSecurity | None:
@@ -99,18 +106,9 @@ def lane_security(config: KVNodeConfig) -> LaneSecurity | None:
     return LaneSecurity(credentials, config.identities)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"lanes address {host}:{port}: {error.strerror}") from None
-    return listener
+def lanes_address(host: str, port: int) -> ListenAddress:
+    """Where lanes arrive: one address, also of a name that has several."""
+    return ListenAddress(host, port, "--lanes", socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def _shared_memory() -> Path:

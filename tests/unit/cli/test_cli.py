@@ -18,6 +18,7 @@ from prfaas.cli.arguments import BadArgument, host_port, identities, node_name, 
 from prfaas.cli.main import app
 from prfaas.demo.requests import Served, prompt_of
 from prfaas.kvnode.config import KVNodeConfig
+from prfaas.testing.gateway_rig import write_tiny_model
 from prfaas.transport.credentials import CredentialFiles
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
@@ -190,6 +191,59 @@ def test_a_node_starts_answers_and_ends_on_ctrl_c(tmp_path: Path) -> None:
                 time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
+
+
+def node_options(folder: Path) -> dict[str, str]:
+    return {"--name": "cli-test", "--http": "127.0.0.1:0", "--lanes": "127.0.0.1:0", "--socket": str(folder / "s"),
+            "--arena": "1MiB"}  # fmt: skip
+
+
+def failed_start(*argv: str) -> list[str]:
+    """The lines that a command says before it ends with status 1."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prfaas", *argv], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.splitlines() if "lanes are plain" not in line]
+
+
+@pytest.mark.parametrize("option", ["--http", "--lanes"])
+def test_a_node_whose_address_is_taken_says_so_before_it_makes_anything(tmp_path: Path, option: str) -> None:
+    """One line with the address and the option, status 1; no arena was made, and the socket's path is free again."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        options = {**node_options(tmp_path), option: address, "--arena": "1024TiB"}
+        (line,) = failed_start("kvnode", "--plain", *(part for pair in options.items() for part in pair))
+    expected = f"KV node cli-test cannot start: {address} is in use by another process; stop it, or change {option}"
+    assert line.endswith(expected)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_node_does_not_take_another_ones_socket(tmp_path: Path) -> None:
+    """The first goes on."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "s"))
+        other.listen()
+        (line,) = failed_start("kvnode", "--plain", *(part for pair in node_options(tmp_path).items() for part in pair))
+        assert f"cannot start: --socket {tmp_path}/s: another process listens there" in line
+        assert (tmp_path / "s").is_socket()
+
+
+def test_a_gateway_whose_port_is_taken_says_so_and_never_that_it_listens(tmp_path: Path) -> None:
+    """One line with host, port and what to change, status 1."""
+    write_tiny_model(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        endpoint = '{engine: "http://127.0.0.1:9", kvnode: "http://127.0.0.1:10", lanes: "127.0.0.1:11"}'
+        (tmp_path / "deployment.yaml").write_text(
+            f"model: {{name: tiny, path: ., max_model_tokens: 64}}\n"
+            f"clusters:\n  pd: {{role: pd, endpoints: [{endpoint}]}}\n"
+            f"policy: {{kind: homogeneous}}\ngateway: {{port: {port}}}\n"
+        )
+        (line,) = failed_start("gateway", str(tmp_path / "deployment.yaml"))
+    what_to_do = "stop it, or change gateway.host or gateway.port"
+    assert line == f"the gateway cannot start: 127.0.0.1:{port} is in use by another process; {what_to_do}"
 
 
 @pytest.mark.parametrize(

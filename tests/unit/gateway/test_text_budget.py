@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from prfaas.gateway.text_budget import TextBudget
+from prfaas.gateway.prompt.text_budget import TextBudget
 
 
 def test_texts_go_in_as_they_came_and_as_there_is_room() -> None:

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from prfaas.gateway.api.openai import ApiRequest, check_length, prompt_too_long
 from prfaas.gateway.prompt.chat_template import ChatTemplate, ChatTemplateError, RenderedTooLong
-from prfaas.gateway.text_budget import TextBudget
+from prfaas.gateway.prompt.text_budget import TextBudget
 
 #: Below this a hand-over to a thread costs more than the work (measured at about 1 ms per 8 KiB of text).
 MAX_INLINE_CHARS: Final = 8 * 1024
