@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from prfaas.core.errors import Refused
 from prfaas.engines.node_client import NodeClient
+from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
 from prfaas.kvnode.http import Changes, Control
 from prfaas.kvnode.metrics import NodeMetrics
@@ -30,20 +31,24 @@ Scenario = Callable[[NodePair, TestClient[Any, Any], NodeClient], Awaitable[None
 def drive(directory: Path, scenario: Scenario) -> None:
     """Run it against the receiving node's HTTP control and an engine's connection to its socket."""
 
-    async def main(pair: NodePair) -> None:
-        pair.sink.config = dataclasses.replace(pair.sink.config, socket_path=str(directory / "node.sock"))
+    async def main() -> None:
         changes = Changes(asyncio.get_running_loop())
-        pair.sink.ledgers.on_change = changes.notify
+        with (
+            node_pair(directory, kind="inproc", on_change=changes.notify) as pair,
+            contextlib.closing(EnginePath(str(directory / "node.sock"))) as engine_path,
+        ):
+            await serve(pair, changes, engine_path)
+
+    async def serve(pair: NodePair, changes: Changes, engine_path: EnginePath) -> None:
         control = Control(pair.sink, changes, NodeMetrics(pair.sink))
-        engines = await serve_engines(pair.sink)
-        engine = NodeClient(pair.sink.config.socket_path, {"engine_id": "e", "boot_id": "b", "layout": None}, 30.0)
+        engines = await serve_engines(pair.sink, engine_path.listener)
+        engine = NodeClient(engine_path.path, {"engine_id": "e", "boot_id": "b", "layout": None}, 30.0)
         async with asyncio.timeout(60), TestClient(TestServer(control.application())) as http:
             await scenario(pair, http, engine)
             await asyncio.to_thread(engine.close)
         engines.close()
 
-    with node_pair(directory, kind="inproc") as pair:
-        asyncio.run(main(pair))
+    asyncio.run(main())
 
 
 def ship(pair: NodePair, reservation: dict[str, object]) -> None:

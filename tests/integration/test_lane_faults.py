@@ -61,8 +61,8 @@ def stage(pair: NodePair, name: str, num_tokens: int = TOKENS) -> bytes:
 
 def nothing_left(pair: NodePair) -> bool:
     """No memory is held on either side and nothing counts as under way."""
-    ends = (pair.source.ledgers, pair.sink.ledgers)
-    return all(end.extents.num_live == 0 for end in ends) and not pair.source.links["sink"].ledger.live()
+    ends = (pair.source.plane, pair.sink.plane)
+    return all(end.ledgers.extents.num_live == 0 for end in ends) and not pair.source.links["sink"].ledger.live()
 
 
 def descriptors() -> int:
@@ -114,7 +114,7 @@ def test_a_short_cut_costs_what_was_not_acknowledged(tmp_path: Path, kind: str) 
 def test_a_stalled_or_half_open_link_is_noticed_and_given_up(tmp_path: Path, kind: str) -> None:
     """Bytes vanish while connections stay open, as when a peer loses its power. Both ends abort, and both recover."""
     with recovering(tmp_path, kind) as (pair, proxy):
-        received = pair.sink.ledgers.counters
+        received = pair.sink.plane.counters
         start = received["bytes_received", "source"]
         stage(pair, "a")
         wait_until(lambda: received["bytes_received", "source"] > start + (2 << 20))
@@ -139,7 +139,7 @@ def test_resets_in_mid_frame(tmp_path: Path, kind: str) -> None:
         for sock in pair.sockets:
             pace(sock, 10e6)
         image = stage(pair, "a")
-        received = pair.sink.ledgers.counters
+        received = pair.sink.plane.counters
         for step in range(1, 4):
             wait_until(lambda step=step: received["bytes_received", "source"] > step << 20)  # type: ignore[misc]
             victim = pair.sockets[step]
@@ -157,27 +157,29 @@ def test_resets_in_mid_frame(tmp_path: Path, kind: str) -> None:
 def test_a_chunk_waits_for_the_lane_that_still_writes_its_bytes(tmp_path: Path, kind: str) -> None:
     """As after a cut on a busy machine, when the dead lane's thread has not woken yet. Nothing is refused meanwhile."""
     with node_pair(tmp_path, kind=kind, arena_bytes=64 << 20) as pair:
-        link, ledgers = pair.source.links["sink"], pair.sink.ledgers
+        link, plane = pair.source.links["sink"], pair.sink.plane
         wait_until(lambda: link.lanes_up == FAST_LIMITS.num_lanes)
         memory = pair.stage_open("a", pair.reserve("a", TOKENS))
         wait_until(lambda: pair.sink.landing("a").state is LandingState.RECEIVING)
         landing, late = pair.sink.landing("a"), 1 << 30
-        with ledgers.lock:
+        with plane.lock:
             assert landing.sender is not None
             length = FAST_LIMITS.chunk_bytes
-            assert isinstance(ledgers.landings.begin_chunk(landing.sender, late, landing.handle, 0, length), Extent)
+            assert isinstance(
+                plane.ledgers.landings.begin_chunk(landing.sender, late, landing.handle, 0, length), Extent
+            )
         memory[:] = random.Random(kind).randbytes(len(memory))
         image = bytes(memory)
         pair.source.staged("a", [(0, len(memory))])
         pair.source.stage_close("a")
         wait_until(lambda: not link.ledger.has_room)
-        with ledgers.lock:
+        with plane.lock:
             assert late in landing.writing
-            ledgers.landings.lane_lost(late)
-            ledgers.place_freed.notify_all()
+            plane.ledgers.landings.lane_lost(late)
+            plane.place_freed.notify_all()
         assert pair.wait_state("a", "landed", "aborted") == "landed"
         assert pair.landed_bytes("a") == image
-        assert pair.source.ledgers.counters["chunks_nacked", "sink"] == 0
+        assert pair.source.plane.counters["chunks_nacked", "sink"] == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -112,10 +112,10 @@ def test_encrypted_and_plain_do_not_meet(tmp_path: Path) -> None:
     """Neither falls back to what the other speaks, and both name the setting."""
     credentials = issue_credentials(tmp_path)
     with node_pair(tmp_path, kind="tcp", credentials={"source": credentials["source"]}) as pair:
-        wait_until(lambda: pair.sink.ledgers.counters["frames_rejected", "bad_magic"] > 0)
+        wait_until(lambda: pair.sink.plane.counters["frames_rejected", "bad_magic"] > 0)
         assert pair.source.links["sink"].lanes_up == 0
     with node_pair(tmp_path, kind="tcp", credentials={"sink": credentials["sink"]}) as pair:
-        wait_until(lambda: pair.sink.ledgers.counters["frames_rejected", "tls"] > 0)
+        wait_until(lambda: pair.sink.plane.counters["frames_rejected", "tls"] > 0)
         assert pair.source.links["sink"].lanes_up == 0
 
 
@@ -137,13 +137,13 @@ def test_certificates_change_under_load(tmp_path: Path) -> None:
             assert pair.landed_bytes(f"x{sent}") == image
             pair.sink.drop(f"x{sent}")
             sent += 1
-            version = pair.source.ledgers.security.credentials.version  # type: ignore[union-attr]
+            version = pair.source.plane.security.credentials.version  # type: ignore[union-attr]
             lanes = [lane for lane in link.lanes if lane.is_up and lane.credentials_version == version]
             return version > 0 and len(lanes) == FAST_LIMITS.num_lanes
 
         wait_until(renewed)
         assert all(sock.fileno() == -1 for sock in first), "the lanes of the old certificate are closed"
-        assert pair.source.ledgers.counters["bytes_resent", "sink"] == 0
+        assert pair.source.plane.counters["bytes_resent", "sink"] == 0
 
 
 def test_a_certificate_that_ends_ends_its_lanes(tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_a_replayed_handshake_opens_nothing(tmp_path: Path) -> None:
     with node_pair(tmp_path, kind="tcp+tls", wrap_dial=recording) as pair:
         image = send(pair, "a")
         pair.wait_state("a", "landed")
-        rejected = pair.sink.ledgers.counters["frames_rejected", "tls"]
-        received = pair.sink.ledgers.counters["bytes_received", "source"]
+        rejected = pair.sink.plane.counters["frames_rejected", "tls"]
+        received = pair.sink.plane.counters["bytes_received", "source"]
         for cut in (None, 1, 2):
             with socket.create_connection(pair.sink.inbound.address) as sock:
                 sock.settimeout(30)
@@ -245,8 +245,8 @@ def test_a_replayed_handshake_opens_nothing(tmp_path: Path) -> None:
                         pass
                 except ConnectionError:
                     pass
-        wait_until(lambda: pair.sink.ledgers.counters["frames_rejected", "tls"] > rejected)
-        assert pair.sink.ledgers.counters["bytes_received", "source"] == received
+        wait_until(lambda: pair.sink.plane.counters["frames_rejected", "tls"] > rejected)
+        assert pair.sink.plane.counters["bytes_received", "source"] == received
         assert pair.landed_bytes("a") == image
 
 

@@ -81,7 +81,7 @@ def test_capacity_becomes_known_and_is_told(tmp_path: Path) -> None:
             <= wait_until(lambda: acked if (acked := acknowledged(link)) >= num_bytes else None)
             <= 1.01 * num_bytes
         )
-        assert pair.source.ledgers.counters["bytes_sent", "sink"] == num_bytes
+        assert pair.source.plane.counters["bytes_sent", "sink"] == num_bytes
         links, metrics = asyncio.run(answers(pair))
         assert links["node"] == "source"
         told = links["links"]["sink"]

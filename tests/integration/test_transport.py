@@ -39,7 +39,7 @@ def send(pair: NodePair, name: str, num_prompt_tokens: int, pieces: int = 5) -> 
 
 def idle(pair: NodePair) -> bool:
     """Nothing is held on either side."""
-    return pair.source.ledgers.extents.num_live == 0 and pair.sink.ledgers.extents.num_live == 0
+    return pair.source.plane.ledgers.extents.num_live == 0 and pair.sink.plane.ledgers.extents.num_live == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,8 +138,8 @@ def test_flipped_bit_is_caught_and_resent(tmp_path: Path, kind: str) -> None:
         pair.wait_state("a", "landed", "aborted")
         assert pair.landed_bytes("a") == image
         assert pair.sink.landing("a").state is LandingState.LANDED
-        noticed = pair.sink.ledgers.counters["checksum_failures", ""]
-        rejected = sum(v for (name, _), v in pair.sink.ledgers.counters.items() if name == "frames_rejected")
+        noticed = pair.sink.plane.counters["checksum_failures", ""]
+        rejected = sum(v for (name, _), v in pair.sink.plane.counters.items() if name == "frames_rejected")
         assert noticed + rejected >= 1
 
 
@@ -184,6 +184,7 @@ def test_stalled_link_aborts_both_ends(tmp_path: Path, kind: str) -> None:
 def test_lease_runs_out(tmp_path: Path, kind: str) -> None:
     """A landing nobody renews expires, its sender is told, and both sides are empty."""
     with node_pair(tmp_path, kind=kind) as pair:
+        wait_until(lambda: pair.source.links["sink"].lanes_up)
         memory = pair.stage_open("a", pair.reserve("a", 1000, lease_s=0.3))
         pair.source.staged("a", [(0, 1000)])
         assert pair.wait_state("a", "expired") == "expired"
@@ -196,6 +197,7 @@ def test_lease_runs_out(tmp_path: Path, kind: str) -> None:
 def test_staging_of_a_dead_engine_is_freed(tmp_path: Path, kind: str) -> None:
     """An engine that dies in mid-prefill strands nothing."""
     with node_pair(tmp_path, kind=kind) as pair:
+        wait_until(lambda: pair.source.links["sink"].lanes_up)
         pair.stage_open("a", pair.reserve("a", 1000))
         pair.source.staged("a", [(0, 4096)])
         pair.source.detach("engine", is_worker=True)
@@ -207,6 +209,7 @@ def test_staging_of_a_dead_engine_is_freed(tmp_path: Path, kind: str) -> None:
 def test_wrong_token_is_refused(tmp_path: Path, kind: str) -> None:
     """Knowing a transfer's id is not enough to write into its landing."""
     with node_pair(tmp_path, kind=kind) as pair:
+        wait_until(lambda: pair.source.links["sink"].lanes_up)
         reservation = pair.reserve("a", 1000)
         memory = pair.stage_open("a", {**reservation, "token": "guess"})
         pair.source.staged("a", [(0, len(memory))])
@@ -272,7 +275,7 @@ def test_a_peer_that_does_not_agree_is_refused_with_the_reason(tmp_path: Path, k
     """Another KV layout, another hash seed, or simply the wrong node: no lane comes up, and both sides can say why."""
     with node_pair(tmp_path, kind=kind) as pair:
         wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
-        sink = pair.sink.ledgers
+        sink = pair.sink.plane
         if field == "layout":
             sink.fingerprint = "another"
         elif field == "hash_seed":
@@ -306,4 +309,4 @@ def test_another_protocol_version_is_refused(tmp_path: Path) -> None:
             sock.sendall(hello)
             with contextlib.suppress(ConnectionResetError):
                 assert sock.recv(1) == b""
-        wait_until(lambda: pair.sink.ledgers.counters["frames_rejected", "version"] == 1)
+        wait_until(lambda: pair.sink.plane.counters["frames_rejected", "version"] == 1)

@@ -76,8 +76,9 @@ class Endpoint:
         peers = {str(peer[0]): (str(peer[1]), int(peer[2]))} if peer else {}
         config = KVNodeConfig(name, host, 0, host, 0, "", arena_bytes, peers)
         security = LaneSecurity(Credentials(CredentialFiles(**tls)), {}) if tls else None
-        self._node = KVNode(config, self._arena, listener, LaneLimits(**limits), security=security)
-        self._node.ledgers.on_change = self._changed
+        self._node = KVNode(
+            config, self._arena, listener, LaneLimits(**limits), security=security, on_change=self._changed
+        )
         self._node.attach("bench", "bench", bench_layout())
         self._node.start()
         return {"port": listener.getsockname()[1]}
@@ -161,7 +162,7 @@ class Endpoint:
         """Free the landing; with `verify` returns its state and checksum first."""
         landing = self.node.landing(transfer_id)
         found = {"state": landing.state.value}  # before dropping changes it
-        crc = checksum(self.node.ledgers.memory(landing.extent)) if verify else None
+        crc = checksum(self.node.plane.memory(landing.extent)) if verify else None
         self.node.drop(transfer_id)
         return {**found, "checksum": crc}
 
@@ -171,9 +172,9 @@ class Endpoint:
             "cpu_s": cpu_seconds(),
             "links": self.node.link_records(),
             "paced": self.node.link_monitor.paced_bytes_per_s(),
-            "counters": {"/".join(key): value for key, value in self.node.ledgers.counters.items()},
+            "counters": {"/".join(key): value for key, value in self.node.plane.counters.items()},
             "descriptors": len(os.listdir("/proc/self/fd")),
-            "free_bytes": self.node.ledgers.extents.free_bytes,
+            "free_bytes": self.node.plane.ledgers.extents.free_bytes,
         }
 
     def _changed(self, transfer_id: str) -> None:

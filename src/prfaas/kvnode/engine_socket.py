@@ -38,7 +38,7 @@ class EngineConnection:
         transfer_id = str(message["transfer_id"])
         match operation:
             case "stage_open":
-                wire = Open(transfer_id, str(message["token"]), int(message["num_bytes"]), node.ledgers.fingerprint)
+                wire = Open(transfer_id, str(message["token"]), int(message["num_bytes"]), node.plane.fingerprint)
                 return node.stage_open(boot_id, wire, str(message["peer"]), float(message["deadline_s"]))
             case "staged":
                 node.staged(transfer_id, [(int(start), int(end)) for start, end in message["ranges"]])

@@ -29,6 +29,7 @@ _LINK_GAUGES: Final[dict[str, Callable[[LinkState], float | None]]] = {
 _UNLABELLED: Final = {
     "prfaas_chunk_checksum_failures_total": "checksum_failures",
     "prfaas_landings_expired_total": "landings_expired",
+    "prfaas_ledger_faults_total": "ledger_faults",
 }
 
 
@@ -47,11 +48,11 @@ class NodeMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry for every scrape."""
-        ledgers = self._node.ledgers
-        with ledgers.lock:
-            counters = dict(ledgers.counters)
-            landings = ledgers.landings.count_by_state()
-            free, capacity = ledgers.extents.free_bytes, ledgers.extents.capacity
+        plane = self._node.plane
+        with plane.lock:
+            counters = dict(plane.counters)
+            landings = plane.ledgers.landings.count_by_state()
+            free, capacity = plane.ledgers.extents.free_bytes, plane.ledgers.extents.capacity
 
         def counted(metric: str) -> dict[str, float]:
             return {label: float(value) for (name, label), value in counters.items() if name == metric}

@@ -1,9 +1,8 @@
 """The KV node without its sockets to engines and gateway: what each operation does, under which lock.
 
 Methods are synchronous, quick and thread-safe; the HTTP and engine shells call them from the event loop, the monitor
-from its own thread. Laws:
-- A staging's bytes are freed when the transfer has ended *and* the engine has stopped writing them.
-- What an engine held is freed when its connection ends, whatever ended it.
+from its own thread. Who holds which bytes of the arena is `core.transfer.ledgers`' business. Law of this file: what an
+engine held is freed when its connection ends, whatever ended it.
 """
 
 from __future__ import annotations
@@ -12,19 +11,19 @@ import logging
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from prfaas.core.errors import Refused
 from prfaas.core.model.layout import KVLayout
-from prfaas.core.transfer.extents import Extent
 from prfaas.core.transfer.landings import ClaimKey, Landing
 from prfaas.core.transfer.outbound import OutboundTransfer
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.records import RecentRecords
 from prfaas.transport.arena import Arena
+from prfaas.transport.data_plane import DataPlane, NodeIdentity
 from prfaas.transport.inbound import InboundServer
-from prfaas.transport.ledgers import Ledgers, NodeIdentity
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.link_monitor import LinkMonitor
 from prfaas.transport.outbound import Dial, PeerLink, tcp_dialer
@@ -34,6 +33,8 @@ logger = logging.getLogger("prfaas.kvnode")
 
 #: Ticks of the monitor. A quarter of a second keeps every deadline within 10% of the shortest (3 s).
 MONITOR_TICK_S = 0.25
+#: Between two checks of the ledgers: soon enough to say which requests came before, rare enough to cost nothing.
+CHECK_EVERY_S = 10.0
 
 
 @dataclass(eq=False)
@@ -48,20 +49,12 @@ class Engine:
 
 
 @dataclass(eq=False)
-class Staging:
-    """Bytes of the arena that an engine fills and lanes send."""
-
-    transfer_id: str
-    peer: str
-    extent: Extent
-    engine: str
-    engine_writes: bool = True
-    transfer_live: bool = True
-
-
-@dataclass(eq=False)
 class KVNode:
-    """One node. `dial` is replaced in tests."""
+    """One node. `dials` are replaced in tests.
+
+    `on_change(transfer_id)` is called from any thread after a landing or transfer has changed, `on_link_change()` after
+    a link's verdict has.
+    """
 
     config: KVNodeConfig
     arena: Arena
@@ -70,21 +63,23 @@ class KVNode:
     boot_id: str = field(default_factory=lambda: secrets.token_hex(8))
     dials: dict[str, Dial] = field(default_factory=dict)
     security: LaneSecurity | None = None
+    on_change: Callable[[str], None] = lambda transfer_id: None
+    on_link_change: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         config = self.config
         identity = NodeIdentity(config.name, self.boot_id, config.hash_algorithm, config.hash_seed)
-        self.ledgers = Ledgers(identity, self.arena, self.limits, self.security)
-        self.inbound = InboundServer(self.ledgers, self.listener)
+        self.plane = DataPlane(identity, self.arena, self.limits, self.security, self.on_change)
+        self.inbound = InboundServer(self.plane, self.listener)
         self.engines: dict[str, Engine] = {}
         self.sent = RecentRecords()
-        self._stagings: dict[str, Staging] = {}
+        self._checked_s = self.plane.now_s()
         self._stopping = threading.Event()
         self.links: dict[str, PeerLink] = {}
         for name, (host, port) in config.peers.items():
             dial = self.dials.get(name) or tcp_dialer(host, port, self.limits.lane_dead_after_s)
-            self.links[name] = PeerLink(self.ledgers, name, dial, self._transfer_done)
-        self.link_monitor = LinkMonitor(self.links, self.ledgers.now_s)
+            self.links[name] = PeerLink(self.plane, name, dial, self._transfer_done)
+        self.link_monitor = LinkMonitor(self.links, self.plane.now_s, self.on_link_change)
         self._monitor = threading.Thread(target=self._watch, name="prfaas-monitor", daemon=True)
 
     # -- life
@@ -115,19 +110,40 @@ class KVNode:
                 logger.exception("the monitor failed; it goes on")
 
     def _tick(self) -> None:
-        now_s = self.ledgers.now_s()
+        now_s = self.plane.now_s()
         if self.security is not None:
             self.security.credentials.reload()
         for link in self.links.values():
             link.check(now_s)
         changed = self.inbound.check(now_s)
-        with self.ledgers.lock:
-            expired = self.ledgers.landings.expire(now_s)
-            self.ledgers.counters["landings_expired", ""] += len(expired)
+        with self.plane.lock:
+            expired = self.plane.ledgers.landings.expire(now_s)
+            self.plane.counters["landings_expired", ""] += len(expired)
         for landing in expired:
             logger.warning("landing %s expired after %s of %s bytes", *_progress(landing))
         for transfer_id in [*changed, *(landing.transfer_id for landing in expired)]:
-            self.ledgers.on_change(transfer_id)
+            self.on_change(transfer_id)
+        if now_s - self._checked_s >= CHECK_EVERY_S:
+            self._checked_s = now_s
+            self.check_ledgers()
+
+    def check_ledgers(self) -> None:
+        """Check the invariants of all ledgers, if nothing is under way: then it costs a millisecond and holds nobody
+        up. What is broken is counted and logged with the record that shows it, and the node goes on."""
+        with self.plane.lock:
+            outbound = [link.ledger for link in self.links.values()]
+            if self.plane.ledgers.landings.receiving_senders() or any(ledger.live() for ledger in outbound):
+                return
+            broken = ""
+            try:
+                self.plane.ledgers.check()
+                for ledger in outbound:
+                    ledger.check()
+            except AssertionError as error:
+                self.plane.counters["ledger_faults", ""] += 1
+                broken = str(error) or repr(error)
+        if broken:
+            logger.error("a ledger of this node is broken; report it, and restart the node: %s", broken)
 
     # -- the gateway's operations
 
@@ -141,8 +157,8 @@ class KVNode:
         except ValueError as error:
             raise Refused("bad_request", str(error)) from None
         token, handle = secrets.token_urlsafe(16), secrets.randbits(63)
-        with self.ledgers.lock:
-            landing = self.ledgers.landings.reserve(
+        with self.plane.lock:
+            landing = self.plane.ledgers.landings.reserve(
                 transfer_id,
                 token=token,
                 claim_key=claim_key,
@@ -150,7 +166,7 @@ class KVNode:
                 num_bytes=image.num_bytes,
                 skip_tokens=skip_tokens,
                 fingerprint=layout.fingerprint,
-                now_s=self.ledgers.now_s(),
+                now_s=self.plane.now_s(),
                 lease_s=lease_s,
             )
         return {
@@ -165,25 +181,25 @@ class KVNode:
 
     def landing(self, transfer_id: str) -> Landing:
         """Raises Refused with `unknown`."""
-        with self.ledgers.lock:
-            return _known(self.ledgers.landings.find(transfer_id))
+        with self.plane.lock:
+            return _known(self.plane.ledgers.landings.find(transfer_id))
 
     def renew(self, transfer_id: str, lease_s: float) -> Landing:
         """POST …/renew. Raises Refused with `unknown`."""
-        with self.ledgers.lock:
-            return _known(self.ledgers.landings.renew(transfer_id, self.ledgers.now_s(), lease_s))
+        with self.plane.lock:
+            return _known(self.plane.ledgers.landings.renew(transfer_id, self.plane.now_s(), lease_s))
 
     def drop(self, transfer_id: str) -> Landing:
         """DELETE. Raises Refused with `unknown`."""
-        with self.ledgers.lock:
-            landing = _known(self.ledgers.landings.drop(transfer_id, "released by the gateway"))
-        self.ledgers.on_change(transfer_id)
+        with self.plane.lock:
+            landing = _known(self.plane.ledgers.landings.drop(transfer_id, "released by the gateway"))
+        self.on_change(transfer_id)
         return landing
 
     def transfer_record(self, transfer_id: str) -> dict[str, object]:
         """GET /v1/transfers/{id}. Raises Refused with `unknown`."""
-        with self.ledgers.lock:
-            staging = self._stagings.get(transfer_id)
+        with self.plane.lock:
+            staging = self.plane.ledgers.stagings.find(transfer_id)
             live = None if staging is None else self.links[staging.peer].ledger.find(transfer_id)
             record = live.record() if live is not None else self.sent.get(transfer_id)
         if record is None:
@@ -192,7 +208,7 @@ class KVNode:
 
     def link_records(self) -> dict[str, dict[str, object]]:
         """GET /v1/links, by peer."""
-        now_s = self.ledgers.now_s()
+        now_s = self.plane.now_s()
         return {
             peer: {"lanes_up": self.links[peer].lanes_up, **state.record(now_s)}
             for peer, state in self.link_monitor.states().items()
@@ -202,7 +218,7 @@ class KVNode:
 
     def attach(self, engine_id: str, boot_id: str, layout: KVLayout | None) -> dict[str, object]:
         """An engine's part connected. Raises Refused with `layout_mismatch` if another live engine differs."""
-        with self.ledgers.lock:
+        with self.plane.lock:
             others = [e.layout for e in self.engines.values() if e.layout is not None and e.boot_id != boot_id]
             if layout is not None and any(other.fingerprint != layout.fingerprint for other in others):
                 raise Refused("layout_mismatch", "another engine with a different KV layout uses this node")
@@ -212,7 +228,7 @@ class KVNode:
             else:
                 engine.workers += 1
                 engine.layout = layout
-                self.ledgers.fingerprint = layout.fingerprint
+                self.plane.fingerprint = layout.fingerprint
         if layout is not None:
             logger.info(
                 "engine %s registered layout %.12s, %d tokens a block", boot_id, layout.fingerprint, layout.block_tokens
@@ -227,7 +243,7 @@ class KVNode:
     def detach(self, boot_id: str, *, is_worker: bool) -> None:
         """One of the engine's connections ended. Only the worker touches the arena, so it is the end of the worker's
         that frees what the engine held: a worker closes it before it goes on, and a dead one writes nothing."""
-        with self.ledgers.lock:
+        with self.plane.lock:
             engine = self.engines.get(boot_id)
             if engine is None:
                 return
@@ -241,12 +257,12 @@ class KVNode:
                 del self.engines[boot_id]
             elif not is_worker:
                 return
-            dropped = self.ledgers.landings.engine_gone(boot_id)
-            held = [staging for staging in self._stagings.values() if staging.engine == boot_id]
+            dropped = self.plane.ledgers.landings.engine_gone(boot_id)
+            held = self.plane.ledgers.stagings.of_engine(boot_id)
         for staging in held:
             self.stage_close(staging.transfer_id)
         for landing in dropped:
-            self.ledgers.on_change(landing.transfer_id)
+            self.on_change(landing.transfer_id)
         logger.info(
             "engine %s disconnected; %d landings and %d stagings were its own", boot_id, len(dropped), len(held)
         )
@@ -256,44 +272,38 @@ class KVNode:
         link = self.links.get(peer)
         if link is None:
             raise Refused("unknown_peer", f"node {self.config.name} has no peer {peer!r}; it has {sorted(self.links)}")
-        with self.ledgers.lock:
-            if message.transfer_id in self._stagings:
-                raise Refused("exists", "this transfer is being staged already")
-            extent = self.ledgers.extents.allocate(message.num_bytes)
-            if extent is None:
-                free = self.ledgers.extents.free_bytes
-                raise Refused("arena_full", f"no room to stage {message.num_bytes} bytes; {free} are free")
-            self._stagings[message.transfer_id] = Staging(message.transfer_id, peer, extent, boot_id)
+        stagings = self.plane.ledgers.stagings
+        with self.plane.lock:
+            staging = stagings.open(message.transfer_id, peer, message.num_bytes, boot_id)
         try:
-            link.open(message, extent, deadline_s)
+            link.open(message, staging.extent, deadline_s)
         except Refused:
-            with self.ledgers.lock:
-                self.ledgers.extents.free(extent)
-                del self._stagings[message.transfer_id]
+            with self.plane.lock:
+                stagings.withdraw(staging)
             raise
+        extent = staging.extent
         return {"arena_offset": extent.start, "num_bytes": extent.size, "node_boot_id": self.boot_id}
 
     def staged(self, transfer_id: str, ranges: list[tuple[int, int]]) -> None:
         """Byte ranges of the image are final."""
-        staging = self._stagings.get(transfer_id)
+        staging = self.plane.ledgers.stagings.find(transfer_id)
         if staging is not None:
             self.links[staging.peer].stage(transfer_id, ranges)
 
     def stage_close(self, transfer_id: str) -> None:
         """The engine will not write this staging any more."""
-        staging = self._stagings.get(transfer_id)
+        staging = self.plane.ledgers.stagings.find(transfer_id)
         if staging is None:
             return
         self.links[staging.peer].close_transfer(transfer_id)
-        with self.ledgers.lock:
-            staging.engine_writes = False
-            self._free_if_over(staging)
+        with self.plane.lock:
+            self.plane.ledgers.stagings.engine_stopped(staging)
 
     def claim(self, boot_id: str, transfer_id: str, claim_key: ClaimKey) -> dict[str, object]:
         """The engine wants to load a landing. Raises Refused with `unknown_landing` or `not_landed`."""
-        with self.ledgers.lock:
-            landing = self.ledgers.landings.claim(transfer_id, boot_id, claim_key)
-        self.ledgers.on_change(transfer_id)
+        with self.plane.lock:
+            landing = self.plane.ledgers.landings.claim(transfer_id, boot_id, claim_key)
+        self.on_change(transfer_id)
         return {
             "arena_offset": landing.extent.start,
             "num_bytes": landing.extent.size,
@@ -303,17 +313,17 @@ class KVNode:
 
     def consumed(self, boot_id: str, transfer_id: str, tokens_loaded: int, tokens_recomputed: int) -> bool:
         """The engine has copied what it wanted. False if its claim had ended: then the copy must not be used."""
-        with self.ledgers.lock:
-            valid = self.ledgers.landings.consumed(transfer_id, boot_id, tokens_loaded, tokens_recomputed)
-        self.ledgers.on_change(transfer_id)
+        with self.plane.lock:
+            valid = self.plane.ledgers.landings.consumed(transfer_id, boot_id, tokens_loaded, tokens_recomputed)
+        self.on_change(transfer_id)
         return valid
 
     def declined(self, transfer_id: str, claim_secret: str, reason: str, tokens_recomputed: int) -> None:
         """The engine computes the prompt itself. Ends the landing only if the secret is the landing's."""
-        with self.ledgers.lock:
-            self.ledgers.landings.declined(transfer_id, claim_secret, reason, tokens_recomputed)
+        with self.plane.lock:
+            self.plane.ledgers.landings.declined(transfer_id, claim_secret, reason, tokens_recomputed)
         logger.warning("transfer %s was not loaded: %s", transfer_id, reason)
-        self.ledgers.on_change(transfer_id)
+        self.on_change(transfer_id)
 
     # -- helpers
 
@@ -324,24 +334,13 @@ class KVNode:
         return engine
 
     def _transfer_done(self, transfer: OutboundTransfer) -> None:
-        with self.ledgers.lock:
-            self.ledgers.counters["transfers", f"out:{transfer.state.value}"] += 1
+        with self.plane.lock:
+            self.plane.counters["transfers", f"out:{transfer.state.value}"] += 1
             self.sent.put(transfer.transfer_id, transfer.record())
-            staging = self._stagings.get(transfer.transfer_id)
-            if staging is not None:
-                staging.transfer_live = False
-                self._free_if_over(staging)
+            self.plane.ledgers.stagings.transfer_ended(transfer.transfer_id)
         if transfer.reason is not None:
             logger.warning("transfer %s to node aborted: %s", transfer.transfer_id, transfer.reason)
-        self.ledgers.on_change(transfer.transfer_id)
-
-    def _free_if_over(self, staging: Staging) -> None:
-        if (
-            not staging.engine_writes
-            and not staging.transfer_live
-            and self._stagings.pop(staging.transfer_id, None) is staging
-        ):
-            self.ledgers.extents.free(staging.extent)
+        self.on_change(transfer.transfer_id)
 
 
 def _known(landing: Landing | None) -> Landing:

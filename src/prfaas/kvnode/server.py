@@ -66,10 +66,16 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
         arena = stack.enter_context(Arena(arena_path(config.name), config.arena_bytes, create=True))
         lanes.listen()
         control.listen()
-        node = KVNode(config, arena, lanes.sockets[0], limits, security=security)
         changes = Changes(loop)
-        node.ledgers.on_change = changes.notify
-        node.link_monitor.on_verdict_change = partial(changes.notify, LINKS)
+        node = KVNode(
+            config,
+            arena,
+            lanes.sockets[0],
+            limits,
+            security=security,
+            on_change=changes.notify,
+            on_link_change=partial(changes.notify, LINKS),
+        )
         runner = web.AppRunner(Control(node, changes, NodeMetrics(node)).application(), access_log=None)
         await runner.setup()
         engines = await serve_engines(node, engine_path.listener)

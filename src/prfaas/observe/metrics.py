@@ -109,6 +109,10 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     ),
     MetricSpec("prfaas_landings", "gauge", "kvnode", "landings", "Landings now, by state.", ("state",)),
     MetricSpec("prfaas_landings_expired_total", "counter", "kvnode", "landings", "Landings whose lease ran out."),
+    MetricSpec(
+        "prfaas_ledger_faults_total", "counter", "kvnode", "checks",
+        "Checks of an idle node's ledgers that found one broken: a bug, and the log has the record.",
+    ),
     MetricSpec("prfaas_arena_bytes", "gauge", "kvnode", "bytes", "Arena bytes, by state.", ("state",)),
     MetricSpec(
         "prfaas_frames_rejected_total", "counter", "kvnode", "frames", "Frames and peers refused.", ("reason",)

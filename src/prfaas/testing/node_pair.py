@@ -115,7 +115,7 @@ class NodePair:
 
     def landed_bytes(self, transfer_id: str) -> bytes:
         """The landing's content."""
-        return bytes(self.sink.ledgers.memory(self.sink.landing(transfer_id).extent))
+        return bytes(self.sink.plane.memory(self.sink.landing(transfer_id).extent))
 
     def wait_state(self, transfer_id: str, *states: str, timeout_s: float = 30.0) -> str:
         """Wait until the landing is in one of `states`."""
@@ -146,6 +146,7 @@ def _node(
     limits: LaneLimits,
     dial: Dial | None,
     files: CredentialFiles | None,
+    on_change: Callable[[str], None],
 ) -> KVNode:
     arena = Arena(str(directory / f"{name}-{secrets.token_hex(4)}.arena"), arena_bytes, create=True)
     peers = {"sink": ("127.0.0.1", 1)} if dial else {}
@@ -153,7 +154,7 @@ def _node(
     dials = {"sink": dial} if dial else {}
     other = "source" if name == "sink" else "sink"
     security = LaneSecurity(Credentials(files), {other: other}) if files else None
-    return KVNode(config, arena, listener, limits, dials=dials, security=security)  # type: ignore[arg-type]
+    return KVNode(config, arena, listener, limits, dials=dials, security=security, on_change=on_change)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -166,9 +167,10 @@ def node_pair(
     arena_bytes: int = 8 << 20,
     wrap_dial: Callable[[Dial], Dial] = lambda dial: dial,
     credentials: Mapping[str, CredentialFiles] | None = None,
+    on_change: Callable[[str], None] = lambda transfer_id: None,
 ) -> Iterator[NodePair]:
     """Two started nodes with an attached engine each. `kind` is `tcp`, `inproc`, or either with `+tls`, for which
-    `credentials` may replace those of `issue_credentials`; `wrap_dial` may add faults."""
+    `credentials` may replace those of `issue_credentials`; `wrap_dial` may add faults; `on_change` hears of both."""
     if kind.endswith("+tls") and credentials is None:
         credentials = issue_credentials(directory / "certs")
     files = credentials or {}
@@ -188,8 +190,8 @@ def node_pair(
         return sock
 
     own = socket.create_server(("127.0.0.1", 0))
-    sink = _node("sink", directory, arena_bytes, listener, limits, None, files.get("sink"))
-    source = _node("source", directory, arena_bytes, own, limits, recording, files.get("source"))
+    sink = _node("sink", directory, arena_bytes, listener, limits, None, files.get("sink"), on_change)
+    source = _node("source", directory, arena_bytes, own, limits, recording, files.get("source"), on_change)
     pair = NodePair(source, sink, layout, sockets)
     for node in (sink, source):
         node.attach("engine", "engine", layout)

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from prfaas.core.errors import Refused, RemoteProtocolError
 from prfaas.core.transfer.extents import Extent
@@ -14,7 +15,7 @@ from prfaas.core.transfer.landings import ChunkVerdict, Occupied
 from prfaas.core.wire.frames import TRAILER_BYTES, FrameType, Header, checksum, segments
 from prfaas.core.wire.lane import LaneProtocol, LaneState, Received
 from prfaas.core.wire.messages import Abort, Hello, Open, Opened, Refuse, Welcome
-from prfaas.transport.ledgers import Ledgers
+from prfaas.transport.data_plane import DataPlane
 from prfaas.transport.liveness import Liveness
 from prfaas.transport.secure import SecurePeer, shake_hands
 from prfaas.transport.sockets import LaneClosed, Scratch, receive_into, send_all, shut, tune
@@ -22,31 +23,33 @@ from prfaas.transport.sockets import LaneClosed, Scratch, receive_into, send_all
 logger = logging.getLogger("prfaas.lanes")
 
 
-def check_hello(ledgers: Ledgers, hello: Hello) -> Refuse | None:
+def check_hello(plane: DataPlane, hello: Hello) -> Refuse | None:
     """Why this peer must not send to us, or None. An empty fingerprint is checked later, at Open."""
-    me = ledgers.identity
+    me = plane.identity
     if hello.target != me.name:
         return Refuse("wrong_node", f"you want node {hello.target!r}, this is {me.name!r}; check the endpoints")
     ours, theirs = (me.hash_algorithm, me.hash_seed), (hello.hash_algorithm, hello.hash_seed)
     if ours != theirs:
         return Refuse("hash_mismatch", "block hash algorithm or seed differ; set transfer.hash alike on both sides")
-    if hello.fingerprint and ledgers.fingerprint and hello.fingerprint != ledgers.fingerprint:
+    if hello.fingerprint and plane.fingerprint and hello.fingerprint != plane.fingerprint:
         return Refuse("layout_mismatch", "the two engines' KV layouts differ; compare model, dtype and block size")
     return None
 
 
 class InboundLane:
-    """One accepted connection. Its thread is the only one that reads from or writes to the socket."""
+    """One accepted connection. Its thread is the only one that reads from or writes to the socket. `close_lane` shuts
+    another inbound lane down, by number."""
 
-    def __init__(self, ledgers: Ledgers, sock: socket.socket) -> None:
-        self.ledgers = ledgers
+    def __init__(self, plane: DataPlane, sock: socket.socket, close_lane: Callable[[int], None]) -> None:
+        self.plane = plane
         self.sock = sock
-        self.number = ledgers.new_lane_number()
+        self._close_lane = close_lane
+        self.number = plane.new_lane_number()
         self.sender: str | None = None
         self.node = "?"
-        now_s = ledgers.now_s()
-        self.liveness = Liveness(sock, now_s, now_s + ledgers.limits.handshake_s)
-        self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=ledgers.limits.chunk_bytes)
+        now_s = plane.now_s()
+        self.liveness = Liveness(sock, now_s, now_s + plane.limits.handshake_s)
+        self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=plane.limits.chunk_bytes)
         self._peer: SecurePeer | None = None
         self._control = memoryview(bytearray(64 * 1024))
         self._sealed, self._unwanted = Scratch(), Scratch()
@@ -54,12 +57,12 @@ class InboundLane:
     def run(self) -> None:
         """Serve the lane until it ends; never raises."""
         try:
-            tune(self.sock, self.ledgers.limits.lane_dead_after_s)
+            tune(self.sock, self.plane.limits.lane_dead_after_s)
             self._secure()
             while self._protocol.state is not LaneState.CLOSED:
                 self._serve_frame()
         except RemoteProtocolError as error:
-            self.ledgers.count("frames_rejected", error.code)
+            self.plane.count("frames_rejected", error.code)
             # Strangers knock all the time: counted for everyone, told only for peers that had said who they are.
             level = logging.WARNING if self.liveness.greeted else logging.DEBUG
             logger.log(level, "lane from %s closed: %s", self.node, error)
@@ -69,23 +72,23 @@ class InboundLane:
             logger.exception("lane from %s failed", self.node)
         finally:
             self.sock.close()
-            with self.ledgers.lock:
-                self.ledgers.landings.lane_lost(self.number)
-                self.ledgers.place_freed.notify_all()
+            with self.plane.lock:
+                self.plane.ledgers.landings.lane_lost(self.number)
+                self.plane.place_freed.notify_all()
 
     def check(self, now_s: float) -> str | None:
         """Monitor's tick: shut the lane down if it is dead or its peer's certificate has ended; returns why."""
         if self._peer is not None and time.time() > self._peer.not_after_s:
             shut(self.sock)
             return "the certificate of the peer has expired"
-        return self.liveness.check(now_s, self.ledgers.limits.lane_dead_after_s)
+        return self.liveness.check(now_s, self.plane.limits.lane_dead_after_s)
 
     def _secure(self) -> None:
-        security = self.ledgers.security
+        security = self.plane.security
         if security is None:
             return
         self._peer = shake_hands(self.sock, security.credentials, dialer=False)
-        limit = self.ledgers.limits.chunk_bytes
+        limit = self.plane.limits.chunk_bytes
         self._protocol = LaneProtocol(dialer=False, max_chunk_bytes=limit, seals=self._peer.seals)
 
     def _serve_frame(self) -> None:
@@ -94,7 +97,7 @@ class InboundLane:
         received = self._protocol.receive(buffer)
         if received is None:
             return
-        self.liveness.touch(self.ledgers.now_s())
+        self.liveness.touch(self.plane.now_s())
         if received.header.type is FrameType.DATA:
             self._take_chunk(received.header)
         else:
@@ -107,30 +110,30 @@ class InboundLane:
         elif isinstance(message, Open):
             self._open(message)
         elif isinstance(message, Abort):
-            with self.ledgers.lock:
-                landing = self.ledgers.landings.find(message.transfer_id)
+            with self.plane.lock:
+                landing = self.plane.ledgers.landings.find(message.transfer_id)
                 if landing is not None and landing.token == message.token:
-                    self.ledgers.landings.drop(message.transfer_id, f"sender gave up: {message.message}")
-            self.ledgers.on_change(message.transfer_id)
+                    self.plane.ledgers.landings.drop(message.transfer_id, f"sender gave up: {message.message}")
+            self.plane.on_change(message.transfer_id)
         elif received.header.type is FrameType.PING:
             self._send(self._protocol.send_signal(FrameType.PONG))
 
     def _greet(self, hello: Hello) -> None:
-        ledgers = self.ledgers
+        plane = self.plane
         self.node = hello.node
-        refusal = self._check_identity(hello) or check_hello(ledgers, hello)
+        refusal = self._check_identity(hello) or check_hello(plane, hello)
         if refusal is not None:
-            ledgers.count("frames_rejected", refusal.code)
+            plane.count("frames_rejected", refusal.code)
             logger.warning("refused a lane from %s: %s", hello.node, refusal.message)
             self._send(self._protocol.send_message(refusal))
             raise LaneClosed(refusal.message)
         self.sender = f"{hello.node}/{hello.boot_id}"
         self.liveness.greeted = True
-        limits, me = ledgers.limits, ledgers.identity
+        limits, me = plane.limits, plane.identity
         self._send(self._protocol.send_message(Welcome(me.name, me.boot_id, limits.chunk_bytes, limits.credit_bytes)))
 
     def _check_identity(self, hello: Hello) -> Refuse | None:
-        security = self.ledgers.security
+        security = self.plane.security
         if security is None or self._peer is None:
             return None
         problem = security.problem_with(hello.node, self._peer)
@@ -139,48 +142,48 @@ class InboundLane:
     def _open(self, message: Open) -> None:
         assert self.sender is not None
         try:
-            with self.ledgers.lock:
-                landing = self.ledgers.landings.open(
+            with self.plane.lock:
+                landing = self.plane.ledgers.landings.open(
                     self.sender, message.transfer_id, message.token, message.num_bytes, message.fingerprint
                 )
         except Refused as error:
             self._send(self._protocol.send_message(Abort(message.transfer_id, "", error.code, error.message)))
             return
         self._send(self._protocol.send_message(Opened(message.transfer_id), landing.handle))
-        self.ledgers.on_change(message.transfer_id)
+        self.plane.on_change(message.transfer_id)
 
     def _take_chunk(self, header: Header) -> None:
-        ledgers, sender = self.ledgers, self.sender
+        plane, sender = self.plane, self.sender
         assert sender is not None
         extent = self._place(sender, header)
-        target = None if extent is None else ledgers.memory(extent)
+        target = None if extent is None else plane.memory(extent)
         good = self._receive_payload(header.length, target)
-        with ledgers.lock:
-            verdict = ledgers.landings.end_chunk(
-                sender, self.number, header.handle, header.offset, header.length, good=good, now_s=ledgers.now_s()
+        with plane.lock:
+            verdict = plane.ledgers.landings.end_chunk(
+                sender, self.number, header.handle, header.offset, header.length, good=good, now_s=plane.now_s()
             )
-            ledgers.place_freed.notify_all()
-            ledgers.counters["bytes_received", self.node] += header.length
-            ledgers.counters["checksum_failures", ""] += not good
+            plane.place_freed.notify_all()
+            plane.counters["bytes_received", self.node] += header.length
+            plane.counters["checksum_failures", ""] += not good
         self._answer(header, verdict)
 
     def _place(self, sender: str, header: Header) -> Extent | None:
         """Where the chunk goes. While another lane is writing there the payload stays in the socket: a thread whose
         socket is shut leaves as soon as it gets a core. Raises LaneClosed if it never does."""
-        ledgers = self.ledgers
-        give_up_s = ledgers.now_s() + ledgers.limits.lane_dead_after_s
-        with ledgers.lock:
+        plane = self.plane
+        give_up_s = plane.now_s() + plane.limits.lane_dead_after_s
+        with plane.lock:
             while isinstance(place := self._begin(sender, header), Occupied):
                 for rival in place.lanes:
-                    ledgers.close_inbound(rival)
-                left_s = give_up_s - ledgers.now_s()
+                    self._close_lane(rival)
+                left_s = give_up_s - plane.now_s()
                 if left_s <= 0:
                     raise LaneClosed("another lane was writing where a chunk belongs, and has not ended")
-                ledgers.place_freed.wait(left_s)
+                plane.place_freed.wait(left_s)
             return place
 
     def _begin(self, sender: str, header: Header) -> Extent | Occupied | None:
-        landings = self.ledgers.landings
+        landings = self.plane.ledgers.landings
         return landings.begin_chunk(sender, self.number, header.handle, header.offset, header.length)
 
     def _answer(self, header: Header, verdict: ChunkVerdict) -> None:
@@ -192,7 +195,7 @@ class InboundLane:
         else:
             self._send(self._protocol.send_signal(FrameType.ACK, header.handle, header.offset))
         if verdict is ChunkVerdict.LANDED:
-            self.ledgers.landed(header.handle)
+            self.plane.landed(header.handle)
 
     def _receive_payload(self, length: int, target: memoryview | None) -> bool:
         """Read a DATA payload into `target`, or to nowhere; True if it is good. Summed or opened segment by segment,
@@ -222,14 +225,13 @@ class InboundLane:
 class InboundServer:
     """Listens for lanes of other nodes."""
 
-    def __init__(self, ledgers: Ledgers, listener: socket.socket) -> None:
-        self._ledgers = ledgers
+    def __init__(self, plane: DataPlane, listener: socket.socket) -> None:
+        self._plane = plane
         self._listener = listener
         self._lanes: dict[int, InboundLane] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._senders_seen_s: dict[str, float] = {}
-        ledgers.close_inbound = self.close_lane
         self._thread = threading.Thread(target=self._accept, name="prfaas-accept", daemon=True)
 
     @property
@@ -265,20 +267,22 @@ class InboundServer:
 
     def check(self, now_s: float) -> list[str]:
         """Monitor's tick: close dead lanes; returns transfer ids of senders that have been gone for too long."""
-        limits = self._ledgers.limits
+        limits = self._plane.limits
         for lane in self._snapshot():
             reason = lane.check(now_s)
             if reason is not None:
                 logger.warning("lane from %s is dead: %s", lane.node, reason)
             elif lane.sender is not None:
                 self._senders_seen_s[lane.sender] = now_s
-        with self._ledgers.lock:
-            waiting = self._ledgers.landings.receiving_senders()
+        with self._plane.lock:
+            waiting = self._plane.ledgers.landings.receiving_senders()
             self._senders_seen_s = {
                 s: seen for s, seen in self._senders_seen_s.items() if s in waiting or seen == now_s
             }
             lost = [s for s in waiting if now_s - self._senders_seen_s.setdefault(s, now_s) > limits.peer_lost_after_s]
-            stranded = [x for s in lost for x in self._ledgers.landings.sender_gone(s, "link to the sender is lost")]
+            stranded = [
+                x for s in lost for x in self._plane.ledgers.landings.sender_gone(s, "link to the sender is lost")
+            ]
         return [landing.transfer_id for landing in stranded]
 
     def _snapshot(self) -> list[InboundLane]:
@@ -296,11 +300,11 @@ class InboundServer:
                 logger.warning("accepting a lane failed: %s", error)
                 self._stopped.wait(0.1)
                 continue
-            if len(self._lanes) >= self._ledgers.limits.max_inbound:
-                self._ledgers.count("frames_rejected", "too_many_connections")
+            if len(self._lanes) >= self._plane.limits.max_inbound:
+                self._plane.count("frames_rejected", "too_many_connections")
                 sock.close()
                 continue
-            lane = InboundLane(self._ledgers, sock)
+            lane = InboundLane(self._plane, sock, self.close_lane)
             with self._lock:
                 self._lanes[lane.number] = lane
             threading.Thread(target=self._run, args=(lane,), name=f"prfaas-in-{lane.number}", daemon=True).start()

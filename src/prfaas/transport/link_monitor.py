@@ -45,14 +45,19 @@ class LinkPacing:
 class LinkMonitor:
     """`sample` is called by one thread, `states` by any."""
 
-    def __init__(self, links: Mapping[str, PeerLink], now_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        links: Mapping[str, PeerLink],
+        now_s: Callable[[], float],
+        on_verdict_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._links = links
         self._now_s = now_s
         self._estimators = {peer: LinkEstimator() for peer in links}
-        self._pacing = {peer: LinkPacing() for peer, link in links.items() if link.ledgers.limits.pacing}
+        self._pacing = {peer: LinkPacing() for peer, link in links.items() if link.plane.limits.pacing}
         #: Grows with every change of any link's verdict.
         self.verdict_changes = 0
-        self.on_verdict_change: Callable[[], None] = lambda: None
+        self._on_verdict_change = on_verdict_change
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prfaas-link-sense", daemon=True)
 
@@ -89,7 +94,7 @@ class LinkMonitor:
             link.learn(state, known, state.at_s - before.at_s)
             if state.verdict is not before.verdict:
                 self.verdict_changes += 1
-                self.on_verdict_change()
+                self._on_verdict_change()
             if pacing is not None:
                 pacing.apply(state, sockets)
                 if link.widen(pacing.pacer.unused_s):

@@ -21,7 +21,7 @@ from prfaas.core.transfer.lane_plan import chunk_bytes, wider
 from prfaas.core.transfer.outbound import Chunk, Outbound, OutboundTransfer
 from prfaas.core.transfer.send_gate import SendGate
 from prfaas.core.wire.messages import Abort, Message, Open
-from prfaas.transport.ledgers import Ledgers
+from prfaas.transport.data_plane import DataPlane
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.outbound_lane import OutboundLane
 from prfaas.transport.sockets import available_congestion_controls
@@ -54,17 +54,17 @@ class PeerLink:
     `on_done(transfer)` is called, without the lock, when a transfer ended; its staging may be freed then.
     """
 
-    def __init__(self, ledgers: Ledgers, peer: str, dial: Dial, on_done: Callable[[OutboundTransfer], None]) -> None:
-        self.ledgers = ledgers
+    def __init__(self, plane: DataPlane, peer: str, dial: Dial, on_done: Callable[[OutboundTransfer], None]) -> None:
+        self.plane = plane
         self.peer = peer
         self.dial = dial
         self.on_done = on_done
-        limits = ledgers.limits
+        limits = plane.limits
         self.max_chunk_bytes = limits.chunk_bytes
         self.ledger = Outbound(chunk_bytes(None, 0, limits.chunk_bytes), limits.credit_bytes)
         self.trial = _trial(limits)
         self.turns = SendGate()
-        self.wake = threading.Condition(ledgers.lock)
+        self.wake = threading.Condition(plane.lock)
         self.stopping = threading.Event()
         self.refusal: str | None = None
         self.lanes: list[OutboundLane] = []
@@ -73,13 +73,13 @@ class PeerLink:
         self._opens: deque[Open] = deque()
         self._aborts: deque[Abort] = deque()
         self._sent_opens: dict[str, Open] = {}
-        self._last_up_s = ledgers.now_s()
+        self._last_up_s = plane.now_s()
 
     # -- used by the node
 
     def start(self) -> None:
         """Dial every lane; lanes redial for as long as the link lives."""
-        self._have_lanes(self.ledgers.limits.num_lanes)
+        self._have_lanes(self.plane.limits.num_lanes)
 
     def _have_lanes(self, count: int) -> None:
         for index in range(len(self.lanes), count):
@@ -89,7 +89,7 @@ class PeerLink:
 
     def widen(self, unused_s: float) -> bool:
         """More lanes, if those that there are leave the link unused; true if so."""
-        limits = self.ledgers.limits
+        limits = self.plane.limits
         if self.stopping.is_set() or self.lanes_up < len(self.lanes):
             return False
         count = wider(len(self.lanes), max(limits.max_lanes, limits.num_lanes), unused_s)
@@ -105,7 +105,7 @@ class PeerLink:
         """Close every lane and abort what is under way."""
         self.stopping.set()
         with self.wake:
-            done = self.ledger.abort_all("the node is stopping", self.ledgers.now_s())
+            done = self.ledger.abort_all("the node is stopping", self.plane.now_s())
             self.wake.notify_all()
         for lane in self.lanes:
             lane.shut()
@@ -119,14 +119,14 @@ class PeerLink:
         """What a lane that is dialled now shall use; empty leaves it to the kernel."""
         if is_short and self.trial is not None:
             return "cubic"  # BBR's timers cost more than a queue in a building
-        return self.ledgers.limits.congestion if self.trial is None else self.trial.algorithm_for(lane_index)
+        return self.plane.limits.congestion if self.trial is None else self.trial.algorithm_for(lane_index)
 
     def learn(self, state: LinkState, samples: Mapping[int, LaneSample], seconds: float) -> None:
         """After every look at the link: how large chunks shall be, how many lanes may send at once, and which
         congestion control suits it."""
         short = state.min_rtt_s is not None and state.min_rtt_s < MIN_RTT_S
         with self.wake:
-            self.turns.limit = self.ledgers.limits.short_link_senders if short else None
+            self.turns.limit = self.plane.limits.short_link_senders if short else None
             self.ledger.num_senders = min(self.lanes_up, self.turns.limit or self.lanes_up)
             self.ledger.chunk_bytes = chunk_bytes(
                 state.capacity_bytes_per_s, self.ledger.num_senders, self.max_chunk_bytes, is_short=short
@@ -154,9 +154,9 @@ class PeerLink:
 
     def open(self, message: Open, extent: Extent, deadline_s: float) -> None:
         """Start a transfer whose bytes will be staged in `extent`. Raises Refused with `peer_down` or a ledger code."""
-        now_s = self.ledgers.now_s()
+        now_s = self.plane.now_s()
         with self.wake:
-            if not self.lanes_up and now_s - self._last_up_s > self.ledgers.limits.peer_lost_after_s:
+            if not self.lanes_up and now_s - self._last_up_s > self.plane.limits.peer_lost_after_s:
                 why = self.refusal or "no lane is up"
                 raise Refused("peer_down", f"node {self.peer} cannot be reached: {why}")
             self.ledger.open(message.transfer_id, message.num_bytes, now_s, now_s + deadline_s)
@@ -167,7 +167,7 @@ class PeerLink:
 
     def stage(self, transfer_id: str, ranges: list[tuple[int, int]]) -> None:
         """Byte ranges of the image are final in the arena."""
-        now_s = self.ledgers.now_s()
+        now_s = self.plane.now_s()
         with self.wake:
             for start, end in ranges:
                 self.ledger.stage(transfer_id, start, end, now_s)
@@ -176,18 +176,18 @@ class PeerLink:
     def close_transfer(self, transfer_id: str) -> None:
         """The engine stages no more."""
         with self.wake:
-            aborted = self.ledger.close(transfer_id, self.ledgers.now_s())
+            aborted = self.ledger.close(transfer_id, self.plane.now_s())
         self._abandon([aborted] if aborted else [])
 
     def abort(self, transfer_id: str, reason: str) -> None:
         """Give a transfer up."""
         with self.wake:
-            aborted = self.ledger.abort(transfer_id, reason, self.ledgers.now_s())
+            aborted = self.ledger.abort(transfer_id, reason, self.plane.now_s())
         self._abandon([aborted] if aborted else [])
 
     def check(self, now_s: float) -> None:
         """Monitor's tick: dead lanes, deadlines, a lost peer."""
-        limits = self.ledgers.limits
+        limits = self.plane.limits
         with self.wake:
             slow = self.turns.slow(now_s)
         for lane in self.lanes:
@@ -206,7 +206,7 @@ class PeerLink:
 
     def _renew_a_lane(self) -> None:
         """One lane that was dialled with an older certificate makes way for a new one; all others carry on."""
-        security = self.ledgers.security
+        security = self.plane.security
         if security is None or self.lanes_up < len(self.lanes):
             return
         version = security.credentials.version
@@ -222,7 +222,7 @@ class PeerLink:
         if extent is None:
             return None
         start = extent.start + chunk.offset
-        return self.ledgers.arena.view[start : start + chunk.length]
+        return self.plane.arena.view[start : start + chunk.length]
 
     def locked_control(self) -> Message | None:
         """The next control message that any lane may carry."""
@@ -238,7 +238,7 @@ class PeerLink:
         with self.wake:
             lost = self.ledger.lane_lost(lane)
             self.turns.lost(lane)
-            self.ledgers.counters["bytes_resent", self.peer] += lost
+            self.plane.counters["bytes_resent", self.peer] += lost
             self._opens.extend(self._sent_opens.values())
             self._sent_opens.clear()
             self.wake.notify_all()
@@ -253,7 +253,7 @@ class PeerLink:
     def acked(self, handle: int, offset: int) -> None:
         """The peer verified a chunk."""
         with self.wake:
-            now_s = self.ledgers.now_s()
+            now_s = self.plane.now_s()
             done = self.ledger.acked(handle, offset, now_s)
             self.turns.answered((handle, offset), now_s)
             # A lane that is woken for nothing costs the one that sends its core.
@@ -264,10 +264,10 @@ class PeerLink:
     def nacked(self, handle: int, offset: int) -> None:
         """The peer wants a chunk again."""
         with self.wake:
-            now_s = self.ledgers.now_s()
+            now_s = self.plane.now_s()
             aborted = self.ledger.nacked(handle, offset, now_s)
             self.turns.answered((handle, offset), now_s)
-            self.ledgers.counters["chunks_nacked", self.peer] += 1
+            self.plane.counters["chunks_nacked", self.peer] += 1
             self.wake.notify_all()
         self._abandon([aborted] if aborted else [])
 
@@ -275,7 +275,7 @@ class PeerLink:
         """The peer gave a transfer up."""
         with self.wake:
             transfer_id = abort.transfer_id or self.ledger.transfer_of(handle)
-            done = self.ledger.abort(transfer_id, f"{abort.code}: {abort.message}", self.ledgers.now_s())
+            done = self.ledger.abort(transfer_id, f"{abort.code}: {abort.message}", self.plane.now_s())
         self._finish([done] if done else [])
 
     def _abandon(self, done: list[OutboundTransfer]) -> None:

@@ -40,7 +40,7 @@ class OutboundLane:
     def __init__(self, link: PeerLink, index: int) -> None:
         self.link = link
         self.index = index
-        self.number = link.ledgers.new_lane_number()
+        self.number = link.plane.new_lane_number()
         self.is_up = False
         #: Unique within the node's life, new for every connection.
         self.connection = self.number
@@ -57,7 +57,7 @@ class OutboundLane:
 
     def run(self) -> None:
         """Dial, serve, redial, until the link stops."""
-        limits = self.link.ledgers.limits
+        limits = self.link.plane.limits
         pause_s = limits.redial_first_s
         while not self.link.stopping.is_set():
             try:
@@ -77,7 +77,7 @@ class OutboundLane:
             logger.warning("the certificate of %s has expired; its lanes are closed", self.link.peer)
             self.shut()
         elif liveness is not None:
-            reason = liveness.check(now_s, self.link.ledgers.limits.lane_dead_after_s)
+            reason = liveness.check(now_s, self.link.plane.limits.lane_dead_after_s)
             if reason is not None:
                 logger.warning("lane to %s is dead: %s", self.link.peer, reason)
 
@@ -100,9 +100,9 @@ class OutboundLane:
             shut(sock)
 
     def _serve(self, sock: socket.socket) -> bool:
-        ledgers = self.link.ledgers
-        limits = ledgers.limits
-        now_s = ledgers.now_s()
+        plane = self.link.plane
+        limits = plane.limits
+        now_s = plane.now_s()
         self._sock, self._liveness = sock, Liveness(sock, now_s, now_s + limits.handshake_s)
         reader: threading.Thread | None = None
         greeted = self._retiring = False
@@ -116,7 +116,7 @@ class OutboundLane:
             protocol = self._secure(sock)
             self._greet(sock, protocol)
             reader = threading.Thread(target=self._read, args=(sock, protocol), name="prfaas-acks", daemon=True)
-            self.connection = ledgers.new_lane_number()
+            self.connection = plane.new_lane_number()
             greeted = self.is_up = True
             self.link.refusal = None
             reader.start()
@@ -146,7 +146,7 @@ class OutboundLane:
             logger.debug("lane to %s ended: %s", self.link.peer, error)
 
     def _secure(self, sock: socket.socket) -> LaneProtocol:
-        limit, security = self.link.ledgers.limits.chunk_bytes, self.link.ledgers.security
+        limit, security = self.link.plane.limits.chunk_bytes, self.link.plane.security
         if security is None:
             return LaneProtocol(dialer=True, max_chunk_bytes=limit)
         self.credentials_version = security.credentials.version
@@ -158,7 +158,7 @@ class OutboundLane:
         return LaneProtocol(dialer=True, max_chunk_bytes=limit, seals=peer.seals)
 
     def _greet(self, sock: socket.socket, protocol: LaneProtocol) -> None:
-        ledgers, me = self.link.ledgers, self.link.ledgers.identity
+        plane, me = self.link.plane, self.link.plane.identity
         hello = Hello(
             me.name,
             me.boot_id,
@@ -166,7 +166,7 @@ class OutboundLane:
             self.number % 1024,
             me.hash_algorithm,
             me.hash_seed,
-            ledgers.fingerprint,
+            plane.fingerprint,
         )
         send_all(sock, protocol.send_message(hello))
         received = _read_frame(sock, protocol)
@@ -179,13 +179,13 @@ class OutboundLane:
         self._liveness.greeted = True
         with self.link.wake:
             ledger = self.link.ledger
-            self.link.max_chunk_bytes = min(ledgers.limits.chunk_bytes, welcome.max_chunk_bytes)
+            self.link.max_chunk_bytes = min(plane.limits.chunk_bytes, welcome.max_chunk_bytes)
             ledger.chunk_bytes = min(ledger.chunk_bytes, self.link.max_chunk_bytes)
-            ledger.credit_bytes = min(ledgers.limits.credit_bytes, welcome.credit_bytes)
+            ledger.credit_bytes = min(plane.limits.credit_bytes, welcome.credit_bytes)
 
     def _write(self, sock: socket.socket, protocol: LaneProtocol) -> None:
-        link, ledgers = self.link, self.link.ledgers
-        ping_at_s = ledgers.now_s() + ledgers.limits.heartbeat_s
+        link, plane = self.link, self.link.plane
+        ping_at_s = plane.now_s() + plane.limits.heartbeat_s
         sent: Chunk | None = None
         while not link.stopping.is_set() and self.is_up:
             with link.wake:
@@ -200,7 +200,7 @@ class OutboundLane:
                 memory = link.memory(chunk) if chunk else None
                 idle = message is None and chunk is None and not self._pongs
                 # Waking up is no sign of life: other lanes' acknowledgements wake this one too.
-                if idle and (left_s := ping_at_s - ledgers.now_s()) > 0:
+                if idle and (left_s := ping_at_s - plane.now_s()) > 0:
                     link.wake.wait(left_s)
                     continue
             if message is not None:
@@ -213,10 +213,10 @@ class OutboundLane:
                 send_all(sock, protocol.send_signal(FrameType.PONG))
             else:
                 send_all(sock, protocol.send_signal(FrameType.PING))
-            ping_at_s = ledgers.now_s() + ledgers.limits.heartbeat_s
+            ping_at_s = plane.now_s() + plane.limits.heartbeat_s
 
     def _locked_next_chunk(self) -> Chunk | None:
-        link, now_s = self.link, self.link.ledgers.now_s()
+        link, now_s = self.link, self.link.plane.now_s()
         before = (lane.number for lane in link.lanes[: self.index] if lane.is_up)
         chunk = link.ledger.next_chunk(self.number, now_s) if link.turns.may_begin(now_s, before) else None
         if chunk is not None:
@@ -226,7 +226,7 @@ class OutboundLane:
     def _locked_chunk_sent(self, chunk: Chunk) -> None:
         link = self.link
         link.turns.handed_over(self.number)
-        link.ledgers.counters["bytes_sent", link.peer] += chunk.length
+        link.plane.counters["bytes_sent", link.peer] += chunk.length
 
     def _send_chunk(self, sock: socket.socket, protocol: LaneProtocol, chunk: Chunk, memory: memoryview) -> None:
         ahead = protocol.send_data_header(chunk.handle, chunk.offset, chunk.length)
@@ -249,7 +249,7 @@ class OutboundLane:
         except LaneClosed:
             pass
         except RemoteProtocolError as error:
-            self.link.ledgers.count("frames_rejected", error.code)
+            self.link.plane.count("frames_rejected", error.code)
             logger.warning("lane to %s closed: %s", self.link.peer, error)
         except Exception:
             logger.exception("reading acknowledgements of %s failed", self.link.peer)
@@ -262,7 +262,7 @@ class OutboundLane:
     def _handle(self, received: Received) -> None:
         header, message, link = received.header, received.message, self.link
         if self._liveness is not None:
-            self._liveness.touch(link.ledgers.now_s())
+            self._liveness.touch(link.plane.now_s())
         if header.type is FrameType.ACK:
             link.acked(header.handle, header.offset)
         elif header.type is FrameType.NACK:

@@ -7,6 +7,7 @@ coalescing keeps fragmentation low for the few, large, short-lived extents that 
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +48,10 @@ class ExtentAllocator:
     @property
     def num_live(self) -> int:
         return len(self._live)
+
+    def live(self) -> Set[Extent]:
+        """Every extent that was handed out and not freed."""
+        return self._live
 
     def allocate(self, size: int) -> Extent | None:
         """An extent of `size` bytes, or None when no hole is large enough."""

@@ -312,6 +312,10 @@ class Landings:
             counts[landing.state] += 1
         return counts
 
+    def extents(self) -> list[Extent]:
+        """What landings hold of the arena, those that are over but still written included."""
+        return [landing.extent for landing in (*self._live.values(), *self._lingering)]
+
     def receiving_senders(self) -> set[str]:
         """Senders with unfinished landings here."""
         return {x.sender for x in self._live.values() if x.sender and x.state is LandingState.RECEIVING}

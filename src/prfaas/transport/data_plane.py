@@ -1,6 +1,6 @@
 """What all lanes of a node share: the arena, the ledgers, one lock, the counters, and who is told of changes.
 
-The lock guards ledgers only; nobody sends, receives, sums or logs while holding it.
+The lock guards ledgers and counters only; nobody sends, receives, sums or logs while holding it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prfaas.core.transfer.extents import Extent, ExtentAllocator
-from prfaas.core.transfer.landings import Landings
+from prfaas.core.transfer.extents import Extent
+from prfaas.core.transfer.ledgers import Ledgers
 from prfaas.transport.arena import Arena
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.secure import LaneSecurity
@@ -28,7 +28,7 @@ class NodeIdentity:
     hash_seed: str
 
 
-class Ledgers:
+class DataPlane:
     """Shared state of a node's data plane.
 
     `on_change(transfer_id)` is called from lane threads, without the lock, after a landing or transfer changed state.
@@ -36,7 +36,12 @@ class Ledgers:
     """
 
     def __init__(
-        self, identity: NodeIdentity, arena: Arena, limits: LaneLimits, security: LaneSecurity | None = None
+        self,
+        identity: NodeIdentity,
+        arena: Arena,
+        limits: LaneLimits,
+        security: LaneSecurity | None,
+        on_change: Callable[[str], None],
     ) -> None:
         self.identity = identity
         #: None: lanes are plain, by the operator's explicit wish.
@@ -46,12 +51,10 @@ class Ledgers:
         self.lock = threading.Lock()
         #: Notified when an inbound lane has ended, or has ended a chunk: its place may be free now.
         self.place_freed = threading.Condition(self.lock)
-        self.extents = ExtentAllocator(arena.num_bytes)
-        self.landings = Landings(self.extents)
+        self.ledgers = Ledgers(arena.num_bytes)
         self.counters: Counter[tuple[str, str]] = Counter()
         self.fingerprint = ""
-        self.on_change: Callable[[str], None] = lambda transfer_id: None
-        self.close_inbound: Callable[[int], None] = lambda lane: None
+        self.on_change = on_change
         self._next_lane = 0
 
     def now_s(self) -> float:
@@ -74,7 +77,7 @@ class Ledgers:
     def landed(self, handle: int) -> None:
         """A landing became whole: count it and tell whoever waits."""
         with self.lock:
-            landing = self.landings.by_handle(handle)
+            landing = self.ledgers.landings.by_handle(handle)
             if landing is None or landing.landed_s is None:
                 return
             self.counters["transfers", "in:landed"] += 1
