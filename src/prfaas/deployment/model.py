@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from prfaas.core.topology import Duty
 from prfaas.deployment.identity import checked_identity
 from prfaas.deployment.tls_paths import checked_template
 from prfaas.deployment.units import Bandwidth, ByteSize, Seconds
@@ -73,11 +74,24 @@ class EngineSection(Strict):
 
 
 class Endpoint(Strict):
-    """Where one instance (an engine and the KV node beside it) is reached."""
+    """One instance: where its engine and the KV node beside it are reached, and what it is there for."""
 
+    name: Name | None = Field(
+        default=None, description="Name of the instance; default: CLUSTER-INDEX. Nodes know each other by it."
+    )
+    duty: Duty | None = Field(
+        default=None,
+        description="What the instance does: `prefill`, `decode`, or `both` for its own prompts. Default: `both` in a"
+        " PD cluster, `prefill` in a PrfaaS cluster, where it is the only one.",
+    )
+    kind: Literal["vllm"] = "vllm"
     engine: HttpUrl = Field(description="Base URL of the engine's OpenAI API, without /v1.")
     kvnode: HttpUrl = Field(description="Base URL of the KV node's HTTP control.")
     lanes: HostPort = Field(description="host:port where the KV node listens for lanes of other nodes.")
+
+    def instance_name(self, cluster: str, index: int) -> str:
+        """Of endpoint number `index` of `cluster`."""
+        return self.name or f"{cluster}-{index}"
 
 
 class Decode(Strict):
@@ -118,6 +132,12 @@ class Cluster(Strict):
     def num_instances(self) -> int:
         """Engine replicas; 0 if the file does not say."""
         return len(self.endpoints) if self.instances is None else self.instances
+
+    @property
+    def duties(self) -> tuple[Duty, ...]:
+        """Of the endpoints, in their order."""
+        default = Duty.PREFILL if self.role == "prfaas" else Duty.BOTH
+        return tuple(endpoint.duty or default for endpoint in self.endpoints)
 
 
 class Link(Strict):
@@ -301,8 +321,3 @@ class Deployment(Strict):
     def identity_of(self, cluster: str) -> str:
         """What the certificates of a cluster's nodes must carry."""
         return self.clusters[cluster].identity or cluster
-
-
-def node_name(cluster: str, index: int) -> str:
-    """Name of the KV node of `cluster`'s endpoint number `index`; peers know each other by it."""
-    return f"{cluster}-{index}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from prfaas.core import topology as topology_module
 from prfaas.core.cache.engine_cache import NO_MATCH, EngineCache, PrefixMatch
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.router import Candidate
-from prfaas.deployment.model import Deployment, node_name
+from prfaas.deployment.model import Deployment
+from prfaas.deployment.topology import topology_of
 
 #: 32-byte names, about 150 bytes each with their table: 40 MB per engine at most; 140 million tokens at 544 a block.
 MAX_RECORD_BLOCKS: Final = 262_144
@@ -107,20 +109,23 @@ def match_prefix(instance: Instance, chains: dict[int, TokenChain]) -> PrefixMat
 def build_fleet(deployment: Deployment, *, has_recurrent_state: bool, has_sliding_window: bool = False) -> Fleet:
     """Instances of a deployment; all count as down until they have been probed."""
 
-    def instances(role: Role) -> tuple[Instance, ...]:
+    topology = topology_of(deployment)
+
+    def instances(members: Iterable[topology_module.Instance], role: Role) -> tuple[Instance, ...]:
         return tuple(
             Instance(
-                node_name(name, index),
-                name,
+                member.name,
+                member.cluster,
                 role,
-                endpoint.engine,
-                endpoint.kvnode,
+                member.engine_url,
+                member.kvnode_url,
                 EngineCache(
                     MAX_RECORD_BLOCKS, has_recurrent_state=has_recurrent_state, has_sliding_window=has_sliding_window
                 ),
             )
-            for name, cluster in deployment.clusters_of_role(role).items()
-            for index, endpoint in enumerate(cluster.endpoints)
+            for member in members
         )
 
-    return Fleet(instances("pd"), instances("prfaas"))
+    remote = {cluster.name for cluster in topology.clusters_of(topology_module.Role.PRFAAS)}
+    prefillers = (member for member in topology.senders if member.cluster in remote)
+    return Fleet(instances(topology.decoders, "pd"), instances(prefillers, "prfaas"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from prfaas.core.topology import Instance, Topology
 from prfaas.core.transfer.lane_plan import num_lanes
-from prfaas.deployment.model import Deployment, Transfer, node_name
+from prfaas.deployment.model import Deployment, Transfer
 from prfaas.deployment.tls_paths import node_path
 from prfaas.transport.credentials import CredentialFiles
 
@@ -14,47 +15,26 @@ from prfaas.transport.credentials import CredentialFiles
 THROWAWAY_CA: Final = "ca.crt"
 
 
-def targets_of(deployment: Deployment, cluster_name: str) -> set[str]:
-    """Clusters that a cluster sends to: every one that a link leads to; without links, all PD."""
-    if deployment.clusters[cluster_name].role != "prfaas":
-        return set()
-    if not deployment.links:
-        return set(deployment.clusters_of_role("pd"))
-    return {link.to for link in deployment.links if link.from_ == cluster_name}
+def peers_of(topology: Topology, instance: Instance) -> dict[str, str]:
+    """Lanes' addresses of the nodes that an instance's node sends to, by name."""
+    return {target.name: target.lanes for target in topology.sends_to(instance)}
 
 
-def peers_of(deployment: Deployment, cluster_name: str) -> dict[str, str]:
-    """Lanes' addresses of the nodes that a cluster's nodes send to, by name."""
-    targets = targets_of(deployment, cluster_name)
-    return {
-        node_name(target, index): endpoint.lanes
-        for target, cluster in deployment.clusters.items()
-        if target in targets
-        for index, endpoint in enumerate(cluster.endpoints)
-    }
-
-
-def lanes_of(deployment: Deployment, cluster_name: str) -> int:
-    """Lanes per peer of a cluster's nodes: as asked for, or what the widest of its links wants."""
-    transfer = deployment.transfer
+def lanes_of(transfer: Transfer, topology: Topology, instance: Instance) -> int:
+    """Lanes per peer of an instance's node: as asked for, or what the widest of its links wants."""
     if transfer.lanes != "auto":
         return transfer.lanes
     # Without a choice both are tried, and a trial needs no more lanes than BBR.
     congestion = "bbr" if transfer.congestion == "auto" else transfer.congestion
-    links = [link for link in deployment.links if link.from_ == cluster_name]
-    wanted = (num_lanes(link.bandwidth, link.rtt, congestion=congestion) for link in links)
+    links = topology.links_used_by(instance)
+    wanted = (num_lanes(link.bytes_per_s, link.rtt_s, congestion=congestion) for link in links)
     return max(wanted, default=num_lanes(None, None, congestion=congestion))
 
 
-def identities_of(deployment: Deployment, cluster_name: str) -> dict[str, str]:
-    """What the certificates of all nodes must carry that a cluster's nodes send to or receive from, by name."""
-    targets = targets_of(deployment, cluster_name)
-    return {
-        node_name(other, index): deployment.identity_of(other)
-        for other, cluster in deployment.clusters.items()
-        if other in targets or cluster_name in targets_of(deployment, other)
-        for index in range(len(cluster.endpoints))
-    }
+def identities_of(deployment: Deployment, topology: Topology, instance: Instance) -> dict[str, str]:
+    """What the certificates of all nodes must carry that an instance's node sends to or receives from, by name."""
+    others = (*topology.sends_to(instance), *topology.receives_from(instance))
+    return {other.name: deployment.identity_of(other.cluster) for other in others}
 
 
 def is_throwaway(transfer: Transfer) -> bool:
@@ -76,11 +56,14 @@ def tls_files(deployment: Deployment, file: Path, cluster: str, node: str, throw
     return None
 
 
-def security_options(deployment: Deployment, cluster: str, node: str, files: CredentialFiles | None) -> list[str]:
+def security_options(
+    deployment: Deployment, topology: Topology, instance: Instance, files: CredentialFiles | None
+) -> list[str]:
     """Options of `prfaas kvnode` that say how its lanes are secured."""
     if files is None:
         return ["--plain"]
     options = ["--tls-ca", files.ca, "--tls-cert", files.cert, "--tls-key", files.key]
-    for name, identity in {node: deployment.identity_of(cluster), **identities_of(deployment, cluster)}.items():
+    own = {instance.name: deployment.identity_of(instance.cluster)}
+    for name, identity in {**own, **identities_of(deployment, topology, instance)}.items():
         options += ["--identity", f"{name}={identity}"]
     return options

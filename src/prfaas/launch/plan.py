@@ -10,7 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deployment.model import Cluster, Deployment, Endpoint, node_name
+from prfaas.core.topology import Instance, Topology
+from prfaas.deployment.model import Deployment, EngineSection
+from prfaas.deployment.topology import topology_of
 from prfaas.launch.lanes import is_throwaway, lanes_of, peers_of, security_options, tls_files
 from prfaas.transport.credentials import CredentialFiles
 
@@ -68,17 +70,16 @@ def plan_processes(
     throwaway = throwaway_directory(sockets) if certs is None else certs
     nodes: list[ProcessSpec] = []
     engines: list[ProcessSpec] = []
-    for cluster_name, cluster in deployment.clusters.items():
-        for index, endpoint in enumerate(cluster.endpoints):
-            if not is_here(str(urlsplit(endpoint.kvnode).hostname)):
-                continue
-            name = node_name(cluster_name, index)
-            socket_path = str(sockets / f"{name}.sock")
-            has_engine = cluster.engine is not None
-            files = tls_files(deployment, file, cluster_name, name, throwaway)
-            nodes.append(_node(deployment, cluster_name, name, endpoint, socket_path, files, has_engine))
-            if has_engine:
-                engines.append(_engine(deployment, cluster, name, endpoint, socket_path, model_dir))
+    topology = topology_of(deployment)
+    for instance in topology.instances:
+        if not is_here(str(urlsplit(instance.kvnode_url).hostname)):
+            continue
+        socket_path = str(sockets / f"{instance.name}.sock")
+        section = deployment.clusters[instance.cluster].engine
+        files = tls_files(deployment, file, instance.cluster, instance.name, throwaway)
+        nodes.append(_node(deployment, topology, instance, socket_path, files, section is not None))
+        if section is not None:
+            engines.append(_engine(deployment, section, instance, socket_path, model_dir))
     gateways = [_gateway(deployment, file)] if with_gateway and is_here(deployment.gateway.host) else []
     if not nodes and not gateways:
         raise PlanError(f"{file}: none of its addresses is on this machine; see clusters.*.endpoints and gateway.host")
@@ -106,8 +107,8 @@ def connector_config(socket_path: str) -> str:
 def _refuse_throwaway_elsewhere(deployment: Deployment, file: Path, is_here: Callable[[str], bool]) -> None:
     if not is_throwaway(deployment.transfer):
         return
-    endpoints = [endpoint for cluster in deployment.clusters.values() for endpoint in cluster.endpoints]
-    far = [endpoint.kvnode for endpoint in endpoints if not is_here(str(urlsplit(endpoint.kvnode).hostname))]
+    nodes = (instance.kvnode_url for instance in topology_of(deployment).instances)
+    far = [url for url in nodes if not is_here(str(urlsplit(url).hostname))]
     if not far:
         return
     raise PlanError(
@@ -120,34 +121,32 @@ def _refuse_throwaway_elsewhere(deployment: Deployment, file: Path, is_here: Cal
 
 def _node(
     deployment: Deployment,
-    cluster: str,
-    name: str,
-    endpoint: Endpoint,
+    topology: Topology,
+    instance: Instance,
     socket_path: str,
     files: CredentialFiles | None,
     has_engine: bool,
 ) -> ProcessSpec:
     transfer = deployment.transfer
-    control = urlsplit(endpoint.kvnode).netloc
-    argv = [sys.executable, "-m", "prfaas", "kvnode", "--name", name, "--http", control]
-    argv += ["--lanes", endpoint.lanes, "--socket", socket_path, "--arena", str(transfer.arena)]
-    argv += ["--num-lanes", str(lanes_of(deployment, cluster)), "--chunk", str(transfer.chunk)]
+    control = urlsplit(instance.kvnode_url).netloc
+    argv = [sys.executable, "-m", "prfaas", "kvnode", "--name", instance.name, "--http", control]
+    argv += ["--lanes", instance.lanes, "--socket", socket_path, "--arena", str(transfer.arena)]
+    argv += ["--num-lanes", str(lanes_of(transfer, topology, instance)), "--chunk", str(transfer.chunk)]
     argv += [] if transfer.lanes == "auto" else ["--max-lanes", str(transfer.lanes)]
     argv += ["--congestion", transfer.congestion, "--pacing" if transfer.pacing else "--no-pacing"]
     argv += ["--hash-algorithm", transfer.hash.algorithm, "--hash-seed", transfer.hash.seed]
-    for peer, address in peers_of(deployment, cluster).items():
+    for peer, address in peers_of(topology, instance).items():
         argv += ["--peer", f"{peer}={address}"]
-    argv += security_options(deployment, cluster, name, files)
-    health = f"{endpoint.kvnode}/health"
+    argv += security_options(deployment, topology, instance, files)
+    health = f"{instance.kvnode_url}/health"
     reads = () if files is None else (files.ca, files.cert, files.key)
-    return ProcessSpec(f"kvnode-{name}", tuple(argv), {}, health, has_engine, (control, endpoint.lanes), reads)
+    return ProcessSpec(f"kvnode-{instance.name}", tuple(argv), {}, health, has_engine, (control, instance.lanes), reads)
 
 
 def _engine(
-    deployment: Deployment, cluster: Cluster, name: str, endpoint: Endpoint, socket_path: str, model_dir: Path
+    deployment: Deployment, section: EngineSection, instance: Instance, socket_path: str, model_dir: Path
 ) -> ProcessSpec:
-    assert cluster.engine is not None
-    address = urlsplit(endpoint.engine)
+    address = urlsplit(instance.engine_url)
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
     argv += [
         "--served-model-name",
@@ -158,10 +157,12 @@ def _engine(
         str(address.port),
     ]
     argv += ["--max-model-len", str(deployment.served_model.max_model_tokens)]
-    argv += ["--kv-transfer-config", connector_config(socket_path), *cluster.engine.args]
+    argv += ["--kv-transfer-config", connector_config(socket_path), *section.args]
     # vLLM's own sockets go beside ours, where somebody removes them: it leaves them behind when it is killed.
-    env = {**ENGINE_ENV, "VLLM_RPC_BASE_PATH": str(Path(socket_path).parent), **cluster.engine.env}
-    return ProcessSpec(f"engine-{name}", tuple(argv), env, f"{endpoint.engine}/health", listens=(address.netloc,))
+    env = {**ENGINE_ENV, "VLLM_RPC_BASE_PATH": str(Path(socket_path).parent), **section.env}
+    return ProcessSpec(
+        f"engine-{instance.name}", tuple(argv), env, f"{instance.engine_url}/health", listens=(address.netloc,)
+    )
 
 
 def _gateway(deployment: Deployment, file: Path) -> ProcessSpec:

@@ -8,6 +8,7 @@ from prfaas.core.errors import PrfaasError
 from prfaas.core.model.decode import DecodePoint, decode_within
 from prfaas.core.planning.scenario import PdCluster, PolicyKind, PrfaasCluster, Scenario, ServiceTime, WanLink
 from prfaas.core.planning.workload import Workload
+from prfaas.core.topology import Duty
 from prfaas.deployment.document import DeploymentError, Document, FieldPath
 from prfaas.deployment.load import read_deployment
 from prfaas.deployment.model import Cluster, Deployment
@@ -152,7 +153,7 @@ class _Builder:
             gpus_per_instance=cluster.gpus_per_instance or hardware.gpus_per_instance,
             prefill_s=hardware.prefill_s,
             decode_rps=decode.rps(mean_output_tokens),
-            num_prefill=cluster.prefill_instances,
+            num_prefill=_num_prefill(cluster),
             price_per_gpu_hour=self._gpu_price(cluster, hardware),
         )
 
@@ -184,6 +185,8 @@ class _Builder:
         default = deployment.prices.per_egress_gb if deployment.prices else 0.0
         links = []
         for index, link in enumerate(deployment.links):
+            if deployment.clusters[link.from_].role == "pd":
+                continue  # KVCache does not take the way back
             if link.bandwidth is None:
                 self._wrong(("links", index, "bandwidth"), "missing; planning needs it, for example 100Gbps")
                 continue
@@ -215,3 +218,11 @@ class _Builder:
             self._wrong(("prices", "per_gpu_hour"), text)
         if prices is not None and not any_price:
             self._wrong(("prices",), "no GPU has a price; add per_gpu_hour, or remove prices")
+
+
+def _num_prefill(cluster: Cluster) -> int | None:
+    """How many instances prefill, if the file says so; None lets the plan choose. Duties say it unless an instance has
+    both."""
+    if cluster.endpoints and Duty.BOTH not in cluster.duties:
+        return cluster.duties.count(Duty.PREFILL)
+    return cluster.prefill_instances

@@ -137,3 +137,24 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DeploymentError) as error:
         build(tmp_path, text)
     assert len(str(error.value).splitlines()) == 3
+
+
+def test_the_duties_of_instances_fix_the_split(tmp_path: Path) -> None:
+    """A plan for a deployment that runs is one for its duties; with instances of both, the split is searched."""
+    endpoints = [f"{{engine: 'http://h{n}:1', kvnode: 'http://h{n}:2', lanes: 'h{n}:3', duty: DUTY}}" for n in range(3)]
+
+    def num_prefill(*duties: str) -> int | None:
+        served = ", ".join(text.replace("DUTY", duty) for text, duty in zip(endpoints, duties, strict=True))
+        return build(tmp_path, GOOD.replace("instances: 8", f"endpoints: [{served}]")).pd[0].num_prefill
+
+    assert num_prefill("prefill", "decode", "decode") == 1
+    assert num_prefill("prefill", "decode", "both") is None
+    assert num_prefill("both", "both", "both") is None
+
+
+def test_the_way_back_is_not_planned(tmp_path: Path) -> None:
+    """It needs no bandwidth."""
+    back = "  - {from: east, to: west}\nworkload:"
+    assert [(link.source, link.target) for link in build(tmp_path, GOOD.replace("workload:", back)).links] == [
+        ("west", "east")
+    ]
