@@ -86,6 +86,8 @@ class Supervisor:
         self.logs = logs
         self._grace_s = grace_s
         self.processes: dict[str, Running] = {}
+        #: Processes that ended on their own, as far as `newly_ended` has told.
+        self.num_deaths = 0
         self._guard: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Supervisor:
@@ -126,8 +128,9 @@ class Supervisor:
         deadline = time.monotonic() + timeout_s
         wanted = [self.processes[name] for name in names or self.processes]
         while True:
-            for running in self.newly_ended():
-                raise ProcessDied(describe_end(running))
+            ended = self.newly_ended()
+            if ended:
+                raise ProcessDied("\n".join(map(describe_end, ended)))
             self.probe(wanted)
             if on_tick is not None:
                 on_tick(self)
@@ -151,6 +154,7 @@ class Supervisor:
         for running in ended:
             running.ended_told = True
             running.healthy = False
+            self.num_deaths += 1
         return ended
 
     def stop(self) -> None:

@@ -54,11 +54,13 @@ def start_all(supervisor: Supervisor, specs: list[ProcessSpec], console: Console
 
 def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bool = True) -> int:
     """Start what `file` describes on this machine and stay. Unix sockets go to `sockets`, so that engines which run
-    already find them, or else to a new temporary directory. Returns 0 after SIGTERM, 130 after Ctrl-C, 1 if something
-    could not start or everything ended on its own, 2 if the file cannot be used."""
+    already find them, or else to a new temporary directory. Returns 0 after SIGTERM, or 1 if a process had ended
+    on its own before; 130 after Ctrl-C; 1 if something could not start or everything ended on its own; 2 if the file
+    cannot be used."""
     console = Console(file=sys.stderr)
     stop_on_sigterm()
     temporary = make_socket_directory()
+    supervisor = Supervisor(logs)
     try:
         deployment = load_deployment(file)
         model_dir = resolve_model_dir(deployment, file)
@@ -74,10 +76,15 @@ def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bo
             _tell(console, make_throwaway(deployment, certs))
         elif any(spec.name.startswith("kvnode-") for spec in specs):
             _tell(console, *encryption_notes(deployment))
-        with Supervisor(logs) as supervisor:
-            return _serve(supervisor, specs, console)
+        with supervisor:
+            try:
+                return _serve(supervisor, specs, console)
+            except KeyboardInterrupt:
+                # What ended before we were told to stop ended on its own.
+                _tell_ended(supervisor, console)
+                raise
     except Stopped:
-        return _stopped(console, 0)
+        return _stopped(console, 1 if supervisor.num_deaths else 0)
     except KeyboardInterrupt:
         return _stopped(console, 130)
     except (PrfaasError, OSError) as error:
@@ -116,12 +123,18 @@ def _serve(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -
 
 
 def _watch(supervisor: Supervisor, console: Console, show: Callable[[], None]) -> int:
-    while any(running.is_alive for running in supervisor.processes.values()):
-        for running in supervisor.newly_ended():
-            console.print(describe_end(running), style="red", markup=False, highlight=False, soft_wrap=True)
-            console.print("it is not restarted; requests use what is left", style="red")
+    while True:
+        _tell_ended(supervisor, console)
+        # Not "none is alive": the last one may have ended since, and would never be told.
+        if all(running.ended_told for running in supervisor.processes.values()):
+            console.print("every process has ended on its own", style="red")
+            return 1
         supervisor.probe()
         show()
         time.sleep(PROBE_INTERVAL_S)
-    console.print("every process has ended on its own", style="red")
-    return 1
+
+
+def _tell_ended(supervisor: Supervisor, console: Console) -> None:
+    for running in supervisor.newly_ended():
+        console.print(describe_end(running), style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print("it is not restarted; requests use what is left", style="red")

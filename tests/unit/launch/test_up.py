@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,62 @@ def test_throwaway_certificates_end_with_the_nodes(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert not directory.exists()
+
+
+def when_up(process: subprocess.Popen[str]) -> list[int]:
+    """Wait until both nodes are up; their process ids."""
+    assert process.stderr is not None
+    told = ""
+    while told.count("is up after") < 2:
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"kvnode" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def until_ended(pid: int) -> None:
+    """A signal is sent before it has worked, and a process has ended when its last thread has."""
+    deadline = time.monotonic() + 20
+    while (
+        "Z" not in Path(f"/proc/{pid}/stat").read_text().split() or len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
+    ):
+        assert time.monotonic() < deadline, "it did not end"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_every_death_is_told_also_the_last(tmp_path: Path, at_once: bool) -> None:
+    """With how it ended and the end of its log; when nobody is left the status is 1."""
+    with up(deployment(tmp_path, "encryption: none")) as process:
+        assert process.stderr is not None
+        first, second = when_up(process)
+        os.kill(first, signal.SIGKILL)
+        told = "" if at_once else process.stderr.readline()
+        os.kill(second, signal.SIGKILL)
+        told += process.stderr.read()
+        assert process.wait(30) == 1
+    for name in ("up-west", "up-east"):
+        assert (
+            told.count(f"kvnode-{name}-0 was killed by signal 9; the end of {tmp_path}/logs/kvnode-{name}-0.log:") == 1
+        )
+        assert f"node {name}-0: control on" in told
+    assert told.rstrip().endswith("every process has ended on its own")
+
+
+def test_a_death_before_sigterm_is_in_the_status(tmp_path: Path) -> None:
+    """Who starts us again must learn that something was wrong; also of what ended just before the signal."""
+    with up(deployment(tmp_path, "encryption: none")) as process:
+        assert process.stderr is not None
+        killed = when_up(process)[0]
+        process.send_signal(signal.SIGSTOP)  # so that it does not notice before the next signal comes
+        os.kill(killed, signal.SIGKILL)
+        until_ended(killed)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        told = process.stderr.read()
+        assert process.wait(30) == 1
+    assert told.count("was killed by signal 9") == 1
 
 
 @pytest.mark.parametrize(
