@@ -19,6 +19,7 @@ from prfaas.demo.requests import Client, DemoFailed, prove, requests_table, send
 from prfaas.deployment.load import load_deployment, resolve_model_dir
 from prfaas.launch.addresses import make_socket_directory
 from prfaas.launch.certificates import make_throwaway
+from prfaas.launch.own_files import make_own_folder, open_own_file
 from prfaas.launch.plan import plan_processes, throwaway_directory
 from prfaas.launch.supervisor import Supervisor, describe_end
 from prfaas.launch.up import start_all, stop_on_sigterm
@@ -79,10 +80,11 @@ def _demo(directory: Path, console: Console) -> None:
     if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("openai") is None:
         raise DemoFailed("vLLM and the openai client are needed here; run 'make demo', which installs them")
     console.print("[bold]1/4[/] a tiny hybrid model with random weights (Qwen3-Next: linear and full attention)")
-    directory.mkdir(parents=True, exist_ok=True)
+    make_own_folder(directory)
     _make_model(directory / "models")
     file = directory / "deployment.yaml"
-    file.write_text(_deployment_text(), encoding="utf-8")
+    with open_own_file(file) as stream:
+        stream.write(_deployment_text().encode())
     deployment = load_deployment(file)
     sockets = make_socket_directory()
     try:

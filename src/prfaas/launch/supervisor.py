@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from prfaas.core.errors import PrfaasError
+from prfaas.launch.own_files import make_own_folder, open_own_file
 from prfaas.launch.plan import ProcessSpec
 
 _PR_SET_PDEATHSIG = 1
@@ -99,7 +100,7 @@ class Supervisor:
     def start(self, specs: list[ProcessSpec]) -> None:
         """Start processes in order, without waiting for their health. What an ended process of the same name left in
         its group is killed first. Raises OSError if one cannot be started."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        make_own_folder(self.logs)
         if self._guard is None:
             argv = [sys.executable, "-m", "prfaas.launch.guard"]
             self._guard = subprocess.Popen(
@@ -108,7 +109,7 @@ class Supervisor:
         for spec in specs:
             self._clear_name(spec.name)
             log = self.logs / f"{spec.name}.log"
-            with log.open("wb") as stream:
+            with open_own_file(log) as stream:
                 popen = subprocess.Popen(
                     spec.argv,
                     stdin=subprocess.DEVNULL,
