@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from prfaas.engines.dialect import EngineLoad
 from prfaas.gateway.fallback import FallbackReason
 from prfaas.testing.fake_engine import EngineFaults
 from prfaas.testing.gateway_rig import MODEL, Rig, gateway_rig, until, write_tiny_model
@@ -713,6 +715,25 @@ def test_node_without_an_engine_keeps_requests_local(model_dir: Path) -> None:
         await until(lambda: not rig.service.fleet.decoders[0].node_ready)
         reply, _ = await rig.complete(prompt=LONG)
         assert reply.headers["x-prfaas-reason"] == "no_landing_node"
+
+    drive(model_dir, scenario)
+
+
+def test_the_gateway_hears_how_busy_each_engine_is(model_dir: Path) -> None:
+    """By the engine's own count, of all its clients; an engine that says nothing counts as unknown, not as idle."""
+
+    async def scenario(rig: Rig) -> None:
+        engine, instance = rig.decoders[0], rig.service.fleet.decoders[0]
+        row = 'prfaas_engine_requests{instance="pd-0",state="%s"}'
+        assert math.isnan(await rig.metric(row % "waiting"))
+        engine.load = EngineLoad(running=3, waiting=2)
+        await until(lambda: instance.load == EngineLoad(3, 2))
+        await until(lambda: instance.engine_healthy)
+        engine.load = EngineLoad(running=0, waiting=0)
+        await until(lambda: instance.load == EngineLoad(0, 0))
+        assert await rig.metric(row % "running") == 0
+        await engine.kill()
+        await until(lambda: instance.load is None)
 
     drive(model_dir, scenario)
 

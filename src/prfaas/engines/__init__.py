@@ -1,1 +1,1 @@
-"""Engines that PrfaaS can drive. Each is an independent sibling; none imports another."""
+"""Engines that PrfaaS can drive, and what every kind of them needs. Kinds do not know each other; `kinds` knows all."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import aiohttp
 import orjson
@@ -23,8 +22,6 @@ from prfaas.gateway.story import Story
 from prfaas.gateway.upstream.clients import MAX_ERROR_BODY_BYTES, Engines, UpstreamDown
 
 logger = logging.getLogger("prfaas.gateway")
-
-PATHS: Final = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 class DecodeFailed(Exception):
@@ -63,7 +60,7 @@ class Answer:
     ) -> None:
         """Relay one answer. `spare_server_errors`: raise DecodeFailed for 5xx instead of showing it; `before_whole` is
         awaited before the headers of an answer that is not streamed."""
-        url = self._decode.engine_url + PATHS[self._request.endpoint]
+        url = self._decode.engine_url + self._decode.dialect.paths[self._request.endpoint]
         with self._decode.busy():
             reply = await self._engines.send(url, body, self._headers)
             try:

@@ -151,7 +151,7 @@ class RequestDriver:
 
         answer = self._answer(offload.decode, on_first)
         try:
-            body = self._request.forwarded_with(decode_params(offload.spec))
+            body = offload.decode.dialect.decode_body(self._request.body, decode_params(offload.spec))
             await answer.send(body, spare_server_errors=True, before_whole=self._show_proof)
             return True
         except UpstreamDown as error:

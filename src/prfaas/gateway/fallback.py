@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
-import orjson
+from prfaas.engines.dialect import PrefillAnswer, PrefillFault
 
 
 class FallbackReason(StrEnum):
@@ -38,23 +38,18 @@ class OffloadFailed(Exception):
         self.detail = detail
 
 
-def check_prefill_answer(status: int, body: bytes) -> None:
+_OF_PREFILL: Final = {
+    PrefillFault.HTTP_ERROR: FallbackReason.PREFILL_HTTP_ERROR,
+    PrefillFault.NO_TRANSFER: FallbackReason.ZERO_BYTES,
+    PrefillFault.FAILED: FallbackReason.PREFILL_FAILED,
+    PrefillFault.NO_BYTES: FallbackReason.ZERO_BYTES,
+}
+
+
+def check_prefill(answer: PrefillAnswer) -> None:
     """Raise OffloadFailed unless the prefill engine says that it staged bytes for this transfer."""
-    if status != 200:
-        raise OffloadFailed(
-            FallbackReason.PREFILL_HTTP_ERROR, f"status {status}: {body[:200].decode('utf-8', 'replace')}"
-        )
-    try:
-        answer = orjson.loads(body)
-        said = answer["kv_transfer_params"]["prfaas"]
-        status_text, num_bytes, error = said["status"], said.get("num_bytes"), said.get("error")
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        # An engine without the connector answers like this: it computed one token and moved nothing.
-        raise OffloadFailed(FallbackReason.ZERO_BYTES, "the prefill engine says nothing of a transfer") from None
-    if status_text != "staged":
-        raise OffloadFailed(FallbackReason.PREFILL_FAILED, str(error)[:200])
-    if not num_bytes:
-        raise OffloadFailed(FallbackReason.ZERO_BYTES, "the prefill engine staged no bytes")
+    if answer.fault is not None:
+        raise OffloadFailed(_OF_PREFILL[answer.fault], answer.detail)
 
 
 def check_landed(record: dict[str, Any]) -> int:

@@ -13,6 +13,8 @@ from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.router import Candidate
 from prfaas.deployment.model import Deployment
 from prfaas.deployment.topology import topology_of
+from prfaas.engines.dialect import Dialect, EngineLoad
+from prfaas.engines.kinds import DEFAULT_KIND, dialect_of
 
 #: 32-byte names, about 150 bytes each with their table: 40 MB per engine at most; 140 million tokens at 544 a block.
 MAX_RECORD_BLOCKS: Final = 262_144
@@ -37,6 +39,8 @@ class Instance:
     block_tokens: int | None = None
     num_inflight: int = 0
     num_silent_probes: int = 0
+    dialect: Dialect = field(default_factory=lambda: dialect_of(DEFAULT_KIND))
+    load: EngineLoad | None = None
 
     def engine_answered(self, healthy: bool) -> None:
         """A probe got an answer."""
@@ -94,6 +98,10 @@ class Fleet:
         """Decoders first."""
         return (*self.decoders, *self.prefillers)
 
+    def load_seen(self, name: str, load: EngineLoad | None) -> None:
+        """What an engine says that it has to do; None if it does not say."""
+        self.by_name[name].load = load
+
     @property
     def healthy(self) -> bool:
         """Whether any request can be served."""
@@ -122,6 +130,7 @@ def build_fleet(deployment: Deployment, *, has_recurrent_state: bool, has_slidin
                 EngineCache(
                     MAX_RECORD_BLOCKS, has_recurrent_state=has_recurrent_state, has_sliding_window=has_sliding_window
                 ),
+                dialect=dialect_of(member.kind),
             )
             for member in members
         )

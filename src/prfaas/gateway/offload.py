@@ -15,18 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prfaas.engines.dialect import PrefillPrompt
 from prfaas.gateway.background import Background
 from prfaas.gateway.fallback import (
     FallbackReason,
     OffloadFailed,
     check_landed,
-    check_prefill_answer,
+    check_prefill,
     count_of,
     reserve_reason,
 )
 from prfaas.gateway.fleet import Instance
 from prfaas.gateway.upstream.clients import Engines, NodeRefused, Nodes, UpstreamDown
-from prfaas.gateway.upstream.params import OffloadSpec, prefill_body
+from prfaas.gateway.upstream.params import OffloadSpec, prefill_params
 
 logger = logging.getLogger("prfaas.gateway")
 
@@ -167,17 +168,19 @@ class Offload:
             self._clients.background.spawn(_linger(self._prefilling))
 
     async def _run_prefill(self, landing: dict[str, Any]) -> None:
-        url = f"{self.prefill.engine_url}/v1/completions"
-        sent = prefill_body(self.spec, {"node": self.decode.name, **landing}, self.num_bytes)
+        dialect, spec = self.prefill.dialect, self.spec
+        url = self.prefill.engine_url + dialect.prefill_path
+        prompt = PrefillPrompt(spec.model, spec.token_ids, spec.cache_salt)
+        sent = dialect.prefill_body(prompt, prefill_params(spec, {"node": self.decode.name, **landing}, self.num_bytes))
         with self.prefill.busy():
             try:
-                status, body = await self._clients.engines.post(url, sent, self.spec.headers)
+                status, body = await self._clients.engines.post(url, sent, spec.headers)
             except UpstreamDown as error:
                 if error.refused:
                     self.prefill.engine_silent(refused=True)
                 raise OffloadFailed(FallbackReason.PREFILL_UNREACHABLE, str(error)) from error
         self._on_phase("prefilled")
-        check_prefill_answer(status, body)
+        check_prefill(dialect.read_prefill(status, body))
 
     async def _watch_landing(self) -> int:
         """Bytes landed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,20 +12,10 @@ from prfaas.core.errors import PrfaasError
 from prfaas.core.topology import Instance, Topology
 from prfaas.deployment.model import Deployment, EngineSection
 from prfaas.deployment.topology import topology_of
+from prfaas.engines.kinds import dialect_of, launch_of
+from prfaas.engines.launch import EngineStart
 from prfaas.launch.lanes import is_throwaway, lanes_of, peers_of, security_options, tls_files
 from prfaas.transport.credentials import CredentialFiles
-
-#: Environment of every vLLM that we start: no hub, no usage reports, loopback for its own sockets.
-ENGINE_ENV = {
-    "VLLM_HOST_IP": "127.0.0.1",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-}
-
-CONNECTOR_MODULE = "prfaas.engines.vllm.connector"
 
 
 class PlanError(PrfaasError):
@@ -93,17 +82,6 @@ def throwaway_directory(sockets: Path) -> Path:
     return sockets / "tls"
 
 
-def connector_config(socket_path: str) -> str:
-    """Value of vLLM's --kv-transfer-config for an engine beside the KV node that listens at `socket_path`."""
-    config = {
-        "kv_connector": "PrfaasConnector",
-        "kv_connector_module_path": CONNECTOR_MODULE,
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"socket_path": socket_path},
-    }
-    return json.dumps(config)
-
-
 def _refuse_throwaway_elsewhere(deployment: Deployment, file: Path, is_here: Callable[[str], bool]) -> None:
     if not is_throwaway(deployment.transfer):
         return
@@ -146,23 +124,21 @@ def _node(
 def _engine(
     deployment: Deployment, section: EngineSection, instance: Instance, socket_path: str, model_dir: Path
 ) -> ProcessSpec:
-    address = urlsplit(instance.engine_url)
-    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
-    argv += [
-        "--served-model-name",
-        deployment.served_model.name,
-        "--host",
+    address, model = urlsplit(instance.engine_url), deployment.served_model
+    launch = launch_of(section.kind)
+    start = EngineStart(
+        str(model_dir),
+        model.name,
+        model.max_model_tokens,
         str(address.hostname),
-        "--port",
-        str(address.port),
-    ]
-    argv += ["--max-model-len", str(deployment.served_model.max_model_tokens)]
-    argv += ["--kv-transfer-config", connector_config(socket_path), *section.args]
-    # vLLM's own sockets go beside ours, where somebody removes them: it leaves them behind when it is killed.
-    env = {**ENGINE_ENV, "VLLM_RPC_BASE_PATH": str(Path(socket_path).parent), **section.env}
-    return ProcessSpec(
-        f"engine-{instance.name}", tuple(argv), env, f"{instance.engine_url}/health", listens=(address.netloc,)
+        address.port or 80,
+        socket_path,
+        section.args,
+        section.env,
     )
+    health = instance.engine_url + dialect_of(instance.kind).health_path
+    argv, env = launch.argv(start, sys.executable), launch.env(start)
+    return ProcessSpec(f"engine-{instance.name}", argv, env, health, listens=(address.netloc,))
 
 
 def _gateway(deployment: Deployment, file: Path) -> ProcessSpec:

@@ -17,6 +17,8 @@ from rich.live import Live
 from prfaas.core.errors import PrfaasError
 from prfaas.deployment.encryption import encryption_notes
 from prfaas.deployment.load import DeploymentError, load_deployment, resolve_model_dir
+from prfaas.deployment.model import Deployment
+from prfaas.engines.kinds import launch_of
 from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
 from prfaas.launch.certificates import make_throwaway, refuse_missing
 from prfaas.launch.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
@@ -70,7 +72,7 @@ def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bo
         specs = plan_processes(
             deployment, file.resolve(), model_dir, directory, certs=certs, is_here=is_here, with_gateway=with_gateway
         )
-        _refuse_without_vllm(specs)
+        _refuse_without_engines(deployment, specs)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(spec.reads for spec in specs):
             _tell(console, make_throwaway(deployment, certs))
@@ -104,10 +106,14 @@ def _tell(console: Console, *sentences: str | None) -> None:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def _refuse_without_vllm(specs: list[ProcessSpec]) -> None:
-    if any(spec.name.startswith("engine-") for spec in specs) and importlib.util.find_spec("vllm") is None:
-        text = "vLLM is not installed in this Python, and the file has `engine:` sections"
-        raise PlanError(f"{text}; install vLLM here, or remove them and start the engines yourself")
+def _refuse_without_engines(deployment: Deployment, specs: list[ProcessSpec]) -> None:
+    if not any(spec.name.startswith("engine-") for spec in specs):
+        return
+    for kind in sorted({cluster.engine.kind for cluster in deployment.clusters.values() if cluster.engine}):
+        launch = launch_of(kind)
+        if importlib.util.find_spec(launch.package) is None:
+            text = f"{launch.product} is not installed in this Python, and the file has `engine:` sections"
+            raise PlanError(f"{text}; install {launch.product} here, or remove them and start the engines yourself")
 
 
 def _serve(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> int:

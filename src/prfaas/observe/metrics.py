@@ -92,6 +92,11 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "prfaas_node_ready", "gauge", "gateway", "0 or 1",
         "Whether an instance's KV node works and an engine has registered with it.", ("instance",),
     ),
+    MetricSpec(
+        "prfaas_engine_requests", "gauge", "gateway", "requests",
+        "Requests that an engine has by its own count, of all its clients: running or waiting. NaN if it does not say.",
+        ("instance", "state"),
+    ),
     MetricSpec("prfaas_prefix_record_blocks", "gauge", "gateway", "blocks", "Blocks on record.", ("instance",)),
     MetricSpec("prfaas_lane_up", "gauge", "kvnode", "lanes", "Lanes up, per peer that this node sends to.", ("peer",)),
     MetricSpec(

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from prfaas.core.cache.hashing import pack_tokens, token_digest
 from prfaas.core.transfer.landings import ClaimKey
+from prfaas.engines.dialect import EngineLoad
 from prfaas.gateway.upstream.params import PROTOCOL_VERSION
 from prfaas.testing.fake_kvnode import FakeKVNode
 from prfaas.testing.fake_server import FakeServer
@@ -74,12 +75,14 @@ class Seen:
 @dataclass(eq=False)
 class FakeEngine(FakeServer):
     """`nodes` are the KV nodes that it can ship to, by name; `node` is the one beside it, from which it loads.
-    `tokenize` makes token ids of a body; without it, the engine takes the digest that came along for its prompt's."""
+    `tokenize` makes token ids of a body; without it, the engine takes the digest that came along for its prompt's.
+    `load` is what its metrics say; None for an engine that has none."""
 
     nodes: Mapping[str, FakeKVNode] = field(default_factory=dict)
     node: FakeKVNode | None = None
     tokenize: Callable[[dict[str, Any]], list[int]] | None = None
     faults: EngineFaults = field(default_factory=EngineFaults)
+    load: EngineLoad | None = None
     seen: list[Seen] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -94,12 +97,22 @@ class FakeEngine(FakeServer):
         """OpenAI's and vLLM's."""
         return [
             web.get("/health", self._health),
+            web.get("/metrics", self._metrics),
             web.post("/v1/completions", self._generate),
             web.post("/v1/chat/completions", self._generate),
         ]
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if self.faults.healthy else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        if self.load is None:
+            return web.Response(status=404)
+        labels = '{engine="0",model_name="tiny"}'
+        return web.Response(
+            text=f"vllm:num_requests_running{labels} {self.load.running}.0\n"
+            f"vllm:num_requests_waiting{labels} {self.load.waiting}.0\n"
+        )
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()

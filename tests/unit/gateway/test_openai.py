@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prfaas.engines.kinds import STEERING_FIELDS
 from prfaas.gateway.api.errors import ApiError
-from prfaas.gateway.api.openai import STRIPPED_FIELDS, ApiRequest, Endpoint, check_length, parse
+from prfaas.gateway.api.openai import ApiRequest, Endpoint, check_length, parse
 from prfaas.gateway.prompt.offload_eligibility import OBSTACLES
 
 
@@ -92,15 +93,13 @@ def test_untouched_body_is_forwarded_as_it_came() -> None:
     assert parse("completions", raw, "m").forwarded() == raw
 
 
-@pytest.mark.parametrize("name", sorted(STRIPPED_FIELDS))
+@pytest.mark.parametrize("name", sorted(STEERING_FIELDS))
 def test_steering_fields_go_and_everything_else_stays(name: str) -> None:
     """At the top and inside vllm_xargs."""
     request = completion(**{name: {"a": 1}, "vllm_xargs": {name: "x", "y": 1}, "tools": [{"z": [None, 1.5]}]})
     assert orjson.loads(request.forwarded()) == {
         "model": "m", "prompt": "x", "vllm_xargs": {"y": 1}, "tools": [{"z": [None, 1.5]}],
     }  # fmt: skip
-    sent = orjson.loads(request.forwarded_with({"mine": 1}))
-    assert sent["kv_transfer_params"] == {"mine": 1}
 
 
 @pytest.mark.parametrize(
@@ -198,8 +197,7 @@ def test_any_json_is_accepted_or_refused_and_an_accepted_one_can_be_forwarded(
         check_refusal(refusal)
         return
     assert request.obstacle is None or request.obstacle in OBSTACLES
-    assert STRIPPED_FIELDS.isdisjoint(orjson.loads(request.forwarded()))
-    assert orjson.loads(request.forwarded_with({}))["kv_transfer_params"] == {}
+    assert STEERING_FIELDS.isdisjoint(orjson.loads(request.forwarded()))
 
 
 @given(endpoints, st.binary(max_size=200))

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from prfaas.core.cache.engine_cache import EngineCache
 from prfaas.core.control.router import RouteReason
+from prfaas.engines.dialect import PrefillAnswer, PrefillFault
+from prfaas.engines.kinds import STEERING_FIELDS
 from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import ClientGone, Response, read_body
-from prfaas.gateway.api.openai import STRIPPED_FIELDS
 from prfaas.gateway.app import log_line, request_id_of
-from prfaas.gateway.fallback import FallbackReason, OffloadFailed, check_landed, check_prefill_answer
+from prfaas.gateway.fallback import FallbackReason, OffloadFailed, check_landed, check_prefill
 from prfaas.gateway.fleet import MAX_SILENT_PROBES, Instance
 from prfaas.gateway.prompt.offload_eligibility import OBSTACLES
 from prfaas.gateway.story import Story, StoryBook
@@ -123,36 +124,21 @@ def test_an_error_is_told_in_the_form_that_is_left() -> None:
     asyncio.run(main())
 
 
-def staged(**said: Any) -> bytes:
-    """A prefill engine's answer."""
-    return json.dumps(
-        {"kv_transfer_params": {"prfaas": {"status": "staged", "num_bytes": 5, "error": None, **said}}}
-    ).encode()
-
-
-def test_a_prefill_answer_that_staged_bytes_is_good() -> None:
-    """Nothing is raised."""
-    check_prefill_answer(200, staged())
-
-
 @pytest.mark.parametrize(
-    ("status", "body", "reason"),
+    ("fault", "reason"),
     [
-        (500, b"x", FallbackReason.PREFILL_HTTP_ERROR),
-        (200, b"x", FallbackReason.ZERO_BYTES),
-        (200, b"{}", FallbackReason.ZERO_BYTES),
-        (200, b"[]", FallbackReason.ZERO_BYTES),
-        (200, b'{"kv_transfer_params":null}', FallbackReason.ZERO_BYTES),
-        (200, staged(num_bytes=0), FallbackReason.ZERO_BYTES),
-        (200, staged(num_bytes=None), FallbackReason.ZERO_BYTES),
-        (200, staged(status="failed", error="no room"), FallbackReason.PREFILL_FAILED),
+        (PrefillFault.HTTP_ERROR, FallbackReason.PREFILL_HTTP_ERROR),
+        (PrefillFault.NO_TRANSFER, FallbackReason.ZERO_BYTES),
+        (PrefillFault.FAILED, FallbackReason.PREFILL_FAILED),
+        (PrefillFault.NO_BYTES, FallbackReason.ZERO_BYTES),
     ],
 )
-def test_any_other_prefill_answer_is_a_failure(status: int, body: bytes, reason: FallbackReason) -> None:
-    """Silence about the transfer above all."""
+def test_every_fault_of_a_prefill_engine_falls_back(fault: PrefillFault, reason: FallbackReason) -> None:
+    """With the engine's own words."""
+    check_prefill(PrefillAnswer(5))
     with pytest.raises(OffloadFailed) as caught:
-        check_prefill_answer(status, body)
-    assert caught.value.reason is reason
+        check_prefill(PrefillAnswer(0, fault, "no room"))
+    assert (caught.value.reason, caught.value.detail) == (reason, "no room")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +188,7 @@ def test_the_gateways_page_lists_every_reason_route_header_and_stripped_field() 
     routes = ["/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/live", "/ready", "/version"]
     routes += ["/metrics", "/prfaas/requests/"]
     headers = ["x-request-id", "x-prfaas-route", "x-prfaas-reason", "x-prfaas-kv-bytes", "x-prfaas-tokens-recomputed"]
-    for word in [*OBSTACLES, *FallbackReason, *RouteReason, *STRIPPED_FIELDS, *headers, *routes]:
+    for word in [*OBSTACLES, *FallbackReason, *RouteReason, *STEERING_FIELDS, *headers, *routes]:
         assert f"`{word}" in page or f" {word}" in page, word
 
 

@@ -9,33 +9,17 @@ Laws of this file:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import orjson
 
+from prfaas.engines.kinds import STEERING_CONTAINERS, STEERING_FIELDS
 from prfaas.gateway.api.errors import ApiError, bad_request
 from prfaas.gateway.api.fields import check_fields, check_messages, check_prompt
 from prfaas.gateway.prompt.offload_eligibility import chat_obstacle, completion_obstacle
 
 Endpoint = Literal["completions", "chat"]
 Prompt = str | list[int]
-
-#: Fields that name a transfer, a bootstrap server or a rank in vLLM, SGLang or Dynamo.
-STRIPPED_FIELDS: Final = frozenset(
-    {
-        "kv_transfer_params",
-        "ec_transfer_params",
-        "bootstrap_host",
-        "bootstrap_port",
-        "bootstrap_room",
-        "bootstrap_pair_key",
-        "routed_dp_rank",
-        "disagg_prefill_dp_rank",
-        "data_parallel_rank",
-    }
-)
-#: vLLM copies `vllm_xargs` into the same place as `kv_transfer_params`, so it could smuggle them in.
-_CONTAINERS: Final = ("vllm_xargs", "custom_params")
 
 
 @dataclass(slots=True)
@@ -63,10 +47,6 @@ class ApiRequest:
     def forwarded(self) -> bytes:
         """The body for an engine: the client's own bytes unless something was stripped."""
         return orjson.dumps(self.body) if self.stripped else self.raw
-
-    def forwarded_with(self, kv_transfer_params: dict[str, Any]) -> bytes:
-        """The body for an engine that shall load a landing."""
-        return orjson.dumps({**self.body, "kv_transfer_params": kv_transfer_params})
 
 
 def parse(endpoint: Endpoint, raw: bytes, model: str) -> ApiRequest:
@@ -122,13 +102,13 @@ def _load(raw: bytes) -> dict[str, Any]:
 
 
 def _strip(body: dict[str, Any]) -> tuple[str, ...]:
-    stripped = [name for name in STRIPPED_FIELDS if name in body]
+    stripped = [name for name in STEERING_FIELDS if name in body]
     for name in stripped:
         del body[name]
-    for container in _CONTAINERS:
+    for container in STEERING_CONTAINERS:
         inner = body.get(container)
-        if isinstance(inner, dict) and not STRIPPED_FIELDS.isdisjoint(inner):
-            body[container] = {key: value for key, value in inner.items() if key not in STRIPPED_FIELDS}
+        if isinstance(inner, dict) and not STEERING_FIELDS.isdisjoint(inner):
+            body[container] = {key: value for key, value in inner.items() if key not in STEERING_FIELDS}
             stripped.append(container)
     return tuple(stripped)
 

@@ -18,6 +18,8 @@ POOL_KEEPALIVE_S: Final = 3.0
 #: Control answers are a few hundred bytes; a node that takes longer does not work.
 CONTROL_TIMEOUT_S: Final = 5.0
 MAX_ERROR_BODY_BYTES: Final = 64 * 1024
+#: An engine's metrics are some 100 KB; many more are not read, since they are read once a second.
+MAX_PROBE_BODY_BYTES: Final = 4 << 20
 
 #: Only these cross to an engine. Everything else, with it every rank and destination header, stays here.
 FORWARDED_HEADERS: Final = (
@@ -98,11 +100,15 @@ class Engines:
         ):
             return reply.status, await reply.read()
 
-    async def healthy(self, engine_url: str, timeout_s: float) -> bool:
-        url = f"{engine_url}/health"
+    async def get(self, url: str, timeout_s: float) -> tuple[int, bytes]:
+        """GET and read the whole answer. Raises UpstreamDown, also for one that is too long."""
         async with _translated(url), asyncio.timeout(timeout_s), self._session.get(url) as reply:
-            await reply.read()
-            return reply.status == 200
+            body = bytearray()
+            async for part in reply.content.iter_any():
+                body += part
+                if len(body) > MAX_PROBE_BODY_BYTES:
+                    raise UpstreamDown(f"{url}: the answer is longer than {MAX_PROBE_BODY_BYTES} bytes")
+            return reply.status, bytes(body)
 
 
 class Nodes:

@@ -1,11 +1,9 @@
-"""What the gateway sends to the two engines of an offloaded request, as docs/protocols.md states it. Pure."""
+"""What the two engines of an offloaded request are told of it, as docs/protocols.md states it. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-import orjson
 
 PROTOCOL_VERSION: Final = 2
 
@@ -27,31 +25,20 @@ class OffloadSpec:
     lease_s: float
 
 
-def prefill_body(spec: OffloadSpec, landing: dict[str, Any], num_bytes: int) -> bytes:
-    """The prefill leg: token ids, one token wanted, no stream. `landing` is the node's answer to the reservation."""
-    prfaas = {
+def prefill_params(spec: OffloadSpec, landing: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+    """Of the prefill leg. `landing` is the node's answer to the reservation."""
+    return {
         **_common(spec),
         "peer": landing.get("node"),
         "token": landing.get("token"),
         "num_bytes": num_bytes,
         "deadline_s": spec.deadline_s,
     }
-    body: dict[str, Any] = {
-        "model": spec.model,
-        "prompt": spec.token_ids,
-        "max_tokens": 1,
-        "stream": False,
-        "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, "prfaas": prfaas},
-    }
-    if spec.cache_salt:
-        body["cache_salt"] = spec.cache_salt
-    return orjson.dumps(body)
 
 
 def decode_params(spec: OffloadSpec) -> dict[str, Any]:
-    """`kv_transfer_params` of the decode leg, which goes with the client's own body."""
-    prfaas = {**_common(spec), "token_digest": spec.token_digest, "claim_secret": spec.claim_secret}
-    return {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": prfaas}
+    """Of the decode leg."""
+    return {**_common(spec), "token_digest": spec.token_digest, "claim_secret": spec.claim_secret}
 
 
 def _common(spec: OffloadSpec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Asks every engine and node how it is, each at its own pace: a slow one delays no other."""
+"""Asks every engine and node how it is and what it has to do, each at its own pace: a slow one delays no other."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ logger = logging.getLogger("prfaas.gateway")
 #: Detection of a dead instance must take less than 3 s; requests that fail meanwhile fall back on their own.
 PROBE_INTERVAL_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 5.0
+#: A busy engine may take as long to count its requests as it likes; its health is not asked less often for that.
+LOAD_TIMEOUT_S: Final = 1.0
 #: At start the first answers are waited for, so that the first request already finds a route.
 FIRST_ROUND_S: Final = 2.0
+
+NAN: Final = float("nan")
 
 
 class Prober:
@@ -50,16 +54,26 @@ class Prober:
     async def _watch(self, instance: Instance, probed: asyncio.Event) -> None:
         while True:
             before = (instance.engine_healthy, instance.node_ready)
-            await asyncio.gather(self._probe_engine(instance), self._probe_node(instance))
+            await asyncio.gather(self._probe_engine(instance), self._probe_load(instance), self._probe_node(instance))
             probed.set()
             self._show(instance, before)
             await asyncio.sleep(self._interval_s)
 
     async def _probe_engine(self, instance: Instance) -> None:
+        url = instance.engine_url + instance.dialect.health_path
         try:
-            instance.engine_answered(await self._engines.healthy(instance.engine_url, PROBE_TIMEOUT_S))
+            status, _ = await self._engines.get(url, PROBE_TIMEOUT_S)
+            instance.engine_answered(status == 200)
         except UpstreamDown as error:
             instance.engine_silent(refused=error.refused)
+
+    async def _probe_load(self, instance: Instance) -> None:
+        url = instance.engine_url + instance.dialect.load_path
+        try:
+            load = instance.dialect.read_load(*await self._engines.get(url, LOAD_TIMEOUT_S))
+        except UpstreamDown:
+            load = None
+        self._fleet.load_seen(instance.name, load)
 
     async def _probe_node(self, instance: Instance) -> None:
         try:
@@ -74,3 +88,7 @@ class Prober:
         self._metrics.gauge("prfaas_engine_up", instance=instance.name).set(now[0])
         self._metrics.gauge("prfaas_node_ready", instance=instance.name).set(now[1])
         self._metrics.gauge("prfaas_prefix_record_blocks", instance=instance.name).set(len(instance.record))
+        # Not known is not 0: an engine that does not say how busy it is must not look idle.
+        running, waiting = (NAN, NAN) if instance.load is None else (instance.load.running, instance.load.waiting)
+        for state, number in (("running", running), ("waiting", waiting)):
+            self._metrics.gauge("prfaas_engine_requests", instance=instance.name, state=state).set(number)
