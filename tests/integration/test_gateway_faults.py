@@ -166,7 +166,9 @@ def test_prefill_fault_falls_back(model_dir: Path, fault: Any, reason: FallbackR
         assert await rig.metric("prfaas_zero_byte_offloads_total") == zero
         rig.prefillers[0].release.set()
 
-    drive(model_dir, scenario, transfer={"deadline": "300ms"})
+    # Short only where the deadline is what happens: on a busy machine it would come before every other fault.
+    deadline = "300ms" if reason is FallbackReason.DEADLINE else "20s"
+    drive(model_dir, scenario, transfer={"deadline": deadline})
 
 
 @pytest.mark.parametrize("code", ["no_engine", "arena_full", "too_many_landings", "something_new"])
