@@ -20,8 +20,11 @@ from prfaas.core.transfer.extents import Extent
 from prfaas.core.transfer.lane_plan import chunk_bytes, wider
 from prfaas.core.transfer.outbound import Chunk, Outbound, OutboundTransfer
 from prfaas.core.transfer.send_gate import SendGate
-from prfaas.core.wire.messages import Abort, Message, Open
+from prfaas.core.wire.frames import FrameType
+from prfaas.core.wire.lane import Received
+from prfaas.core.wire.messages import Abort, Message, Open, Opened, Welcome
 from prfaas.transport.data_plane import DataPlane
+from prfaas.transport.duties import ChunkWork, Errand, LaneDesk, Work
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.outbound_lane import OutboundLane
 from prfaas.transport.sockets import available_congestion_controls
@@ -63,8 +66,8 @@ class PeerLink:
         self.max_chunk_bytes = limits.chunk_bytes
         self.ledger = Outbound(chunk_bytes(None, 0, limits.chunk_bytes), limits.credit_bytes)
         self.trial = _trial(limits)
-        self.turns = SendGate()
-        self.wake = threading.Condition(plane.lock)
+        self.gate = SendGate()
+        self._wake = threading.Condition(plane.lock)
         self.stopping = threading.Event()
         self.refusal: str | None = None
         self.lanes: list[OutboundLane] = []
@@ -83,7 +86,7 @@ class PeerLink:
 
     def _have_lanes(self, count: int) -> None:
         for index in range(len(self.lanes), count):
-            lane = OutboundLane(self, index)
+            lane = OutboundLane(self.plane, self, index)
             self.lanes.append(lane)
             threading.Thread(target=lane.run, name=f"prfaas-out-{self.peer}", daemon=True).start()
 
@@ -104,9 +107,9 @@ class PeerLink:
     def stop(self) -> None:
         """Close every lane and abort what is under way."""
         self.stopping.set()
-        with self.wake:
+        with self._wake:
             done = self.ledger.abort_all("the node is stopping", self.plane.now_s())
-            self.wake.notify_all()
+            self._wake.notify_all()
         for lane in self.lanes:
             lane.shut()
         self._finish(done)
@@ -125,13 +128,13 @@ class PeerLink:
         """After every look at the link: how large chunks shall be, how many lanes may send at once, and which
         congestion control suits it."""
         short = state.min_rtt_s is not None and state.min_rtt_s < MIN_RTT_S
-        with self.wake:
-            self.turns.limit = self.plane.limits.short_link_senders if short else None
-            self.ledger.num_senders = min(self.lanes_up, self.turns.limit or self.lanes_up)
+        with self._wake:
+            self.gate.limit = self.plane.limits.short_link_senders if short else None
+            self.ledger.num_senders = min(self.lanes_up, self.gate.limit or self.lanes_up)
             self.ledger.chunk_bytes = chunk_bytes(
                 state.capacity_bytes_per_s, self.ledger.num_senders, self.max_chunk_bytes, is_short=short
             )
-            self.wake.notify_all()  # a lane may have become free to begin by the passing of time
+            self._wake.notify_all()  # a lane may have become free to begin by the passing of time
         if self.trial is None or self.trial.choice is not None or short:
             return
         uses = {lane.connection: lane for lane in self.lanes if lane.is_up}
@@ -149,13 +152,13 @@ class PeerLink:
     def live_sockets(self) -> dict[int, socket.socket]:
         """Sockets of the lanes that are up, by connection: a lane that was redialled has another number. Their threads
         may close them at any moment."""
-        found = [(lane.connection, lane._sock) for lane in self.lanes if lane.is_up]
+        found = [(lane.connection, lane.live_socket) for lane in self.lanes]
         return {connection: sock for connection, sock in found if sock is not None}
 
     def open(self, message: Open, extent: Extent, deadline_s: float) -> None:
         """Start a transfer whose bytes will be staged in `extent`. Raises Refused with `peer_down` or a ledger code."""
         now_s = self.plane.now_s()
-        with self.wake:
+        with self._wake:
             if not self.lanes_up and now_s - self._last_up_s > self.plane.limits.peer_lost_after_s:
                 why = self.refusal or "no lane is up"
                 raise Refused("peer_down", f"node {self.peer} cannot be reached: {why}")
@@ -163,40 +166,40 @@ class PeerLink:
             self._extents[message.transfer_id] = extent
             self._tokens[message.transfer_id] = message.token
             self._opens.append(message)
-            self.wake.notify_all()
+            self._wake.notify_all()
 
     def stage(self, transfer_id: str, ranges: list[tuple[int, int]]) -> None:
         """Byte ranges of the image are final in the arena."""
         now_s = self.plane.now_s()
-        with self.wake:
+        with self._wake:
             for start, end in ranges:
                 self.ledger.stage(transfer_id, start, end, now_s)
-            self.wake.notify_all()
+            self._wake.notify_all()
 
     def close_transfer(self, transfer_id: str) -> None:
         """The engine stages no more."""
-        with self.wake:
+        with self._wake:
             aborted = self.ledger.close(transfer_id, self.plane.now_s())
         self._abandon([aborted] if aborted else [])
 
     def abort(self, transfer_id: str, reason: str) -> None:
         """Give a transfer up."""
-        with self.wake:
+        with self._wake:
             aborted = self.ledger.abort(transfer_id, reason, self.plane.now_s())
         self._abandon([aborted] if aborted else [])
 
     def check(self, now_s: float) -> None:
         """Monitor's tick: dead lanes, deadlines, a lost peer."""
         limits = self.plane.limits
-        with self.wake:
-            slow = self.turns.slow(now_s)
+        with self._wake:
+            slow = self.gate.slow(now_s)
         for lane in self.lanes:
             lane.check(now_s)
-            if lane.number in slow:
+            if lane.desk.number in slow:
                 logger.warning("lane to %s is far slower than the others; its chunk goes to them", self.peer)
                 lane.shut()
         self._renew_a_lane()
-        with self.wake:
+        with self._wake:
             if self.lanes_up:
                 self._last_up_s = now_s
             done = self.ledger.expire(now_s)
@@ -214,18 +217,73 @@ class PeerLink:
         if old is not None:
             old.retire()
 
-    # -- used by the lanes; those that start with "locked" hold the lock
+    # -- used by the lanes (`LaneDuties`)
 
-    def memory(self, chunk: Chunk) -> memoryview | None:
-        """The staged bytes of a chunk, or None if the transfer ended meanwhile. Called with the lock held."""
-        extent = self._extents.get(chunk.transfer_id)
-        if extent is None:
-            return None
-        start = extent.start + chunk.offset
-        return self.plane.arena.view[start : start + chunk.length]
+    def wake(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
 
-    def locked_control(self) -> Message | None:
-        """The next control message that any lane may carry."""
+    def greeted(self, welcome: Welcome) -> None:
+        limits = self.plane.limits
+        with self._wake:
+            self.refusal = None
+            self.max_chunk_bytes = min(limits.chunk_bytes, welcome.max_chunk_bytes)
+            self.ledger.chunk_bytes = min(self.ledger.chunk_bytes, self.max_chunk_bytes)
+            self.ledger.credit_bytes = min(limits.credit_bytes, welcome.credit_bytes)
+
+    def refused(self, reason: str) -> bool:
+        told, self.refusal = self.refusal, reason
+        return told != reason
+
+    def ended(self, reason: str) -> None:
+        self.refusal = self.refusal or reason
+
+    def next_work(self, lane: LaneDesk, sent: Chunk | None, ping_at_s: float) -> Work:
+        with self._wake:
+            if sent is not None:
+                self.gate.handed_over(lane.number)
+                self.plane.counters["bytes_sent", self.peer] += sent.length
+            while not self._is_done(lane):
+                work = self._locked_message() or self._locked_chunk(lane)
+                if work is not None:
+                    return work
+                if lane.pongs_due:
+                    lane.pongs_due -= 1
+                    return Errand.PONG
+                # Waking up is no sign of life: other lanes' acknowledgements wake this one too.
+                left_s = ping_at_s - self.plane.now_s()
+                if left_s <= 0:
+                    return Errand.PING
+                self._wake.wait(left_s)
+            return Errand.LEAVE
+
+    def lost(self, lane: LaneDesk) -> None:
+        with self._wake:
+            lost = self.ledger.lane_lost(lane.number)
+            self.gate.lost(lane.number)
+            self.plane.counters["bytes_resent", self.peer] += lost
+            self._opens.extend(self._sent_opens.values())
+            self._sent_opens.clear()
+            self._wake.notify_all()
+
+    def answered(self, received: Received) -> None:
+        header, message = received.header, received.message
+        if header.type is FrameType.ACK:
+            self._acked(header.handle, header.offset)
+        elif header.type is FrameType.NACK:
+            self._nacked(header.handle, header.offset)
+        elif isinstance(message, Opened):
+            self._opened(message.transfer_id, header.handle)
+        elif isinstance(message, Abort):
+            self._aborted_by_peer(header.handle, message)
+
+    # -- for these; names that begin with "locked" hold the lock
+
+    def _is_done(self, lane: LaneDesk) -> bool:
+        retired = lane.is_retiring and not self.ledger.is_carrying(lane.number)
+        return self.stopping.is_set() or not lane.is_up or retired
+
+    def _locked_message(self) -> Message | None:
         while self._opens:
             message = self._opens.popleft()
             if message.transfer_id in self._extents:
@@ -233,47 +291,45 @@ class PeerLink:
                 return message
         return self._aborts.popleft() if self._aborts else None
 
-    def lane_lost(self, lane: int) -> None:
-        """What the lane carried unanswered goes to the others."""
-        with self.wake:
-            lost = self.ledger.lane_lost(lane)
-            self.turns.lost(lane)
-            self.plane.counters["bytes_resent", self.peer] += lost
-            self._opens.extend(self._sent_opens.values())
-            self._sent_opens.clear()
-            self.wake.notify_all()
+    def _locked_chunk(self, lane: LaneDesk) -> ChunkWork | None:
+        now_s = self.plane.now_s()
+        before = (other.desk.number for other in self.lanes[: lane.place] if other.is_up)
+        if lane.is_retiring or not self.gate.may_begin(now_s, before):
+            return None
+        chunk = self.ledger.next_chunk(lane.number, now_s)
+        if chunk is None:
+            return None
+        self.gate.begun(lane.number, (chunk.handle, chunk.offset), chunk.length, now_s)
+        start = self._extents[chunk.transfer_id].start + chunk.offset
+        return ChunkWork(chunk, self.plane.arena.view[start : start + chunk.length])
 
-    def opened(self, transfer_id: str, handle: int) -> None:
-        """The peer accepted a transfer."""
-        with self.wake:
+    def _opened(self, transfer_id: str, handle: int) -> None:
+        with self._wake:
             self._sent_opens.pop(transfer_id, None)
             self.ledger.opened(transfer_id, handle)
-            self.wake.notify_all()
+            self._wake.notify_all()
 
-    def acked(self, handle: int, offset: int) -> None:
-        """The peer verified a chunk."""
-        with self.wake:
+    def _acked(self, handle: int, offset: int) -> None:
+        with self._wake:
             now_s = self.plane.now_s()
             done = self.ledger.acked(handle, offset, now_s)
-            self.turns.answered((handle, offset), now_s)
+            self.gate.answered((handle, offset), now_s)
             # A lane that is woken for nothing costs the one that sends its core.
-            if done is not None or (self.turns.may_begin(now_s) and self.ledger.can_send()):
-                self.wake.notify_all()
+            if done is not None or (self.gate.may_begin(now_s) and self.ledger.can_send()):
+                self._wake.notify_all()
         self._finish([done] if done else [])
 
-    def nacked(self, handle: int, offset: int) -> None:
-        """The peer wants a chunk again."""
-        with self.wake:
+    def _nacked(self, handle: int, offset: int) -> None:
+        with self._wake:
             now_s = self.plane.now_s()
             aborted = self.ledger.nacked(handle, offset, now_s)
-            self.turns.answered((handle, offset), now_s)
+            self.gate.answered((handle, offset), now_s)
             self.plane.counters["chunks_nacked", self.peer] += 1
-            self.wake.notify_all()
+            self._wake.notify_all()
         self._abandon([aborted] if aborted else [])
 
-    def aborted_by_peer(self, handle: int, abort: Abort) -> None:
-        """The peer gave a transfer up."""
-        with self.wake:
+    def _aborted_by_peer(self, handle: int, abort: Abort) -> None:
+        with self._wake:
             transfer_id = abort.transfer_id or self.ledger.transfer_of(handle)
             done = self.ledger.abort(transfer_id, f"{abort.code}: {abort.message}", self.plane.now_s())
         self._finish([done] if done else [])
@@ -281,20 +337,20 @@ class PeerLink:
     def _abandon(self, done: list[OutboundTransfer]) -> None:
         if not done:
             return
-        with self.wake:
+        with self._wake:
             self._aborts.extend(
                 Abort(t.transfer_id, self._tokens.get(t.transfer_id, ""), "sender_aborted", (t.reason or "")[:500])
                 for t in done
             )
-            self.wake.notify_all()
+            self._wake.notify_all()
         self._finish(done)
 
     def _finish(self, done: list[OutboundTransfer]) -> None:
         for transfer in done:
-            with self.wake:
+            with self._wake:
                 self._extents.pop(transfer.transfer_id, None)
                 self._tokens.pop(transfer.transfer_id, None)
                 self._sent_opens.pop(transfer.transfer_id, None)
                 if transfer.handle is not None:
-                    self.turns.over(transfer.handle)
+                    self.gate.over(transfer.handle)
             self.on_done(transfer)
