@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from prfaas.core.link.controller import LinkController
 from prfaas.core.link.verdict import LinkVerdict
 from prfaas.kvnode.http import Changes, Control
 from prfaas.kvnode.metrics import NodeMetrics
@@ -20,7 +21,7 @@ from prfaas.observe.metrics import TABLE
 from prfaas.testing.node_pair import NodePair, node_pair, wait_until
 from prfaas.transport.limits import LaneLimits
 from prfaas.transport.link_monitor import LinkMonitor
-from prfaas.transport.outbound import Dial, PeerLink
+from prfaas.transport.outbound import Dial, PeerLink, link_plan
 from prfaas.transport.tcp_info import tcp_info
 
 #: From linux/socket.h; Python does not name it.
@@ -114,6 +115,7 @@ def test_a_redialled_lane_is_another_connection(tmp_path: Path) -> None:
         link = pair.source.links["sink"]
         pair.source.link_monitor.stop()
         ticks = itertools.count()
+        link.controller = LinkController(link_plan(pair.source.limits))
         monitor = LinkMonitor(pair.source.links, lambda: next(ticks) / 10)
         wait_until(lambda: link.lanes_up == 4)
         monitor.sample()
@@ -143,3 +145,22 @@ def test_a_node_without_peers_has_no_thread(tmp_path: Path) -> None:
         assert pair.sink.link_monitor.states() == {}
         assert len(sensing()) == 1
     assert sensing() == []
+
+
+def test_what_waits_for_a_link_is_told(tmp_path: Path) -> None:
+    """All bytes of a transfer from its opening on, also those that no engine has computed yet; nothing once it ended."""
+    with node_pair(tmp_path) as pair:
+        wait_until(lambda: pair.source.links["sink"].lanes_up == 4)
+        memory = pair.stage_open("a", pair.reserve("a", 1000))
+        links, metrics = asyncio.run(answers(pair))
+        told = links["links"]["sink"]
+        assert (told["queued_bytes"], told["num_transfers"]) == (len(memory), 1)
+        assert f'\nprfaas_link_queued_bytes{{peer="sink"}} {float(len(memory))}\n' in metrics
+        half = len(memory) // 2
+        pair.source.staged("a", [(0, half)])
+        wait_until(lambda: pair.source.links["sink"].report().queued_bytes == len(memory) - half)
+        pair.source.staged("a", [(half, len(memory))])
+        pair.source.stage_close("a")
+        pair.wait_state("a", "landed")
+        wait_until(lambda: pair.source.links["sink"].report().num_transfers == 0)
+        assert pair.source.links["sink"].report().queued_bytes == 0

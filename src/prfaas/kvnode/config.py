@@ -14,7 +14,7 @@ class KVNodeConfig:
     `tls` None means plain lanes. `identity` is what this node's own certificate must carry; `identities` maps the other
     nodes' names to what theirs must carry. From a deployment file it holds every node that this one sends to or
     receives from; by hand at least those that it sends to. `congestion` empty chooses by trial. A link
-    begins with `num_lanes` lanes and gets up to `max_lanes`, if their windows leave it unused.
+    begins with `num_lanes` lanes, and gets more, up to `max_lanes`, while their windows cannot fill it.
     """
 
     name: str

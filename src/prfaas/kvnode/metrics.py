@@ -10,22 +10,24 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from prfaas.core.link.estimate import LinkState
+from prfaas.core.link.report import LinkReport
 from prfaas.kvnode.node import KVNode
 from prfaas.observe.metrics import spec
 
 #: Figures of a link by metric; one that is not known is left out of the scrape.
-_LINK_GAUGES: Final[dict[str, Callable[[LinkState], float | None]]] = {
-    "prfaas_link_capacity_bytes_per_second": lambda state: state.capacity_bytes_per_s,
-    "prfaas_link_delivered_bytes_per_second": lambda state: state.delivered_bytes_per_s,
-    "prfaas_link_utilization_ratio": lambda state: state.utilization,
-    "prfaas_link_rtt_seconds": lambda state: state.rtt_s,
-    "prfaas_link_min_rtt_seconds": lambda state: state.min_rtt_s,
-    "prfaas_link_retransmit_ratio": lambda state: state.retransmit_ratio,
-    "prfaas_link_unsent_bytes": lambda state: state.unsent_bytes,
-    "prfaas_link_verdict": lambda state: state.verdict,
+_LINK_GAUGES: Final[dict[str, Callable[[LinkReport], float | None]]] = {
+    "prfaas_link_capacity_bytes_per_second": lambda report: report.state.capacity_bytes_per_s,
+    "prfaas_link_delivered_bytes_per_second": lambda report: report.state.delivered_bytes_per_s,
+    "prfaas_link_utilization_ratio": lambda report: report.state.utilization,
+    "prfaas_link_rtt_seconds": lambda report: report.state.rtt_s,
+    "prfaas_link_min_rtt_seconds": lambda report: report.state.min_rtt_s,
+    "prfaas_link_retransmit_ratio": lambda report: report.state.retransmit_ratio,
+    "prfaas_link_unsent_bytes": lambda report: report.state.unsent_bytes,
+    "prfaas_link_queued_bytes": lambda report: report.queued_bytes,
+    "prfaas_link_transfers": lambda report: report.num_transfers,
+    "prfaas_link_verdict": lambda report: report.state.verdict,
 }
-#: Figures without labels, by metric: what the exchange counts them as.
+#: Figures without labels, by metric: what the data plane counts them as.
 _UNLABELLED: Final = {
     "prfaas_chunk_checksum_failures_total": "checksum_failures",
     "prfaas_landings_expired_total": "landings_expired",
@@ -74,9 +76,9 @@ class NodeMetrics(Collector):
         yield _by_label("prfaas_lane_up", {name: float(link.lanes_up) for name, link in self._node.links.items()})
         yield _by_label("prfaas_landings", {state.value: float(count) for state, count in landings.items()})
         yield _by_label("prfaas_arena_bytes", {"free": float(free), "used": float(capacity - free)})
-        states = self._node.link_monitor.states()
+        reports = self._node.link_monitor.reports()
         for metric, read in _LINK_GAUGES.items():
-            figures = {peer: read(state) for peer, state in states.items()}
+            figures = {peer: read(report) for peer, report in reports.items()}
             known = {peer: float(figure) for peer, figure in figures.items() if figure is not None}
             yield _by_label(metric, known)
         yield from self._lanes()

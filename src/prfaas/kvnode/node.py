@@ -209,10 +209,7 @@ class KVNode:
     def link_records(self) -> dict[str, dict[str, object]]:
         """GET /v1/links, by peer."""
         now_s = self.plane.now_s()
-        return {
-            peer: {"lanes_up": self.links[peer].lanes_up, **state.record(now_s)}
-            for peer, state in self.link_monitor.states().items()
-        }
+        return {peer: report.record(now_s) for peer, report in self.link_monitor.reports().items()}
 
     # -- the engine's operations
 

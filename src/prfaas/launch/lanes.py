@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from prfaas.core.link.lane_plan import num_lanes
 from prfaas.core.topology import Instance, Topology
-from prfaas.core.transfer.lane_plan import num_lanes
 from prfaas.deployment.model import Deployment, Transfer
 from prfaas.deployment.tls_paths import node_path
 from prfaas.transport.credentials import CredentialFiles

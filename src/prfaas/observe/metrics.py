@@ -162,6 +162,11 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "Unix time at which this node's certificate ends; missing where lanes are plain.",
     ),
     MetricSpec(
+        "prfaas_link_queued_bytes", "gauge", "kvnode", "bytes",
+        "Bytes of all transfers to a peer that it has not acknowledged yet, staged or still to be computed.", ("peer",),
+    ),
+    MetricSpec("prfaas_link_transfers", "gauge", "kvnode", "transfers", "Transfers to a peer now.", ("peer",)),
+    MetricSpec(
         "prfaas_link_verdict", "gauge", "kvnode", "0, 1, 2", "0 clear, 1 pressed, 2 congested.", ("peer",)
     ),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from prfaas.core.transfer.lane_plan import senders_at_once
+from prfaas.core.link.lane_plan import senders_at_once
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from prfaas.core.errors import Refused
-from prfaas.core.link.estimate import LaneSample, LinkState
-from prfaas.core.link.pacing import MIN_RTT_S
-from prfaas.core.transfer.congestion_trial import CongestionTrial, LaneProgress
+from prfaas.core.link.controller import LinkController, LinkOrders, LinkPlan
+from prfaas.core.link.lane_plan import chunk_bytes
+from prfaas.core.link.report import LinkReport
 from prfaas.core.transfer.extents import Extent
-from prfaas.core.transfer.lane_plan import chunk_bytes, wider
 from prfaas.core.transfer.outbound import Chunk, Outbound, OutboundTransfer
 from prfaas.core.transfer.send_gate import SendGate
 from prfaas.core.wire.frames import FrameType
@@ -45,10 +44,18 @@ def tcp_dialer(host: str, port: int, timeout_s: float) -> Dial:
     return dial
 
 
-def _trial(limits: LaneLimits) -> CongestionTrial | None:
-    if limits.congestion or not {"bbr", "cubic"} <= set(available_congestion_controls()):
-        return None
-    return CongestionTrial("bbr", "cubic")
+def link_plan(limits: LaneLimits) -> LinkPlan:
+    """What the controller of a link may do, by these limits and this kernel."""
+    has_both = {"bbr", "cubic"} <= set(available_congestion_controls())
+    return LinkPlan(
+        num_lanes=limits.num_lanes,
+        max_lanes=limits.max_lanes,
+        chunk_bytes=limits.chunk_bytes,
+        short_link_senders=limits.short_link_senders,
+        congestion=limits.congestion,
+        trial=("bbr", "cubic") if has_both and not limits.congestion else None,
+        paced=limits.pacing,
+    )
 
 
 class PeerLink:
@@ -65,7 +72,7 @@ class PeerLink:
         limits = plane.limits
         self.max_chunk_bytes = limits.chunk_bytes
         self.ledger = Outbound(chunk_bytes(None, 0, limits.chunk_bytes), limits.credit_bytes)
-        self.trial = _trial(limits)
+        self.controller = LinkController(link_plan(limits))
         self.gate = SendGate()
         self._wake = threading.Condition(plane.lock)
         self.stopping = threading.Event()
@@ -90,20 +97,6 @@ class PeerLink:
             self.lanes.append(lane)
             threading.Thread(target=lane.run, name=f"prfaas-out-{self.peer}", daemon=True).start()
 
-    def widen(self, unused_s: float) -> bool:
-        """More lanes, if those that there are leave the link unused; true if so."""
-        limits = self.plane.limits
-        if self.stopping.is_set() or self.lanes_up < len(self.lanes):
-            return False
-        count = wider(len(self.lanes), max(limits.max_lanes, limits.num_lanes), unused_s)
-        if count == len(self.lanes):
-            return False
-        logger.info(
-            "%d lanes to %s in place of %d, whose windows cannot fill the link", count, self.peer, len(self.lanes)
-        )
-        self._have_lanes(count)
-        return True
-
     def stop(self) -> None:
         """Close every lane and abort what is under way."""
         self.stopping.set()
@@ -118,36 +111,39 @@ class PeerLink:
     def lanes_up(self) -> int:
         return sum(lane.is_up for lane in self.lanes)
 
-    def congestion_for(self, lane_index: int, *, is_short: bool) -> str:
-        """What a lane that is dialled now shall use; empty leaves it to the kernel."""
-        if is_short and self.trial is not None:
-            return "cubic"  # BBR's timers cost more than a queue in a building
-        return self.plane.limits.congestion if self.trial is None else self.trial.algorithm_for(lane_index)
+    def look(self, now_s: float) -> None:
+        """Take a sample of every lane that is up, and do what the controller makes of them."""
+        up = {lane.connection: lane for lane in self.lanes if lane.is_up}
+        samples = {connection: sample for connection, lane in up.items() if (sample := lane.sample()) is not None}
+        if up or not self.controller.is_at_rest:
+            self._obey(self.controller.look(samples, len(up), now_s), up)
 
-    def learn(self, state: LinkState, samples: Mapping[int, LaneSample], seconds: float) -> None:
-        """After every look at the link: how large chunks shall be, how many lanes may send at once, and which
-        congestion control suits it."""
-        short = state.min_rtt_s is not None and state.min_rtt_s < MIN_RTT_S
+    def _obey(self, orders: LinkOrders, up: Mapping[int, OutboundLane]) -> None:
         with self._wake:
-            self.gate.limit = self.plane.limits.short_link_senders if short else None
-            self.ledger.num_senders = min(self.lanes_up, self.gate.limit or self.lanes_up)
-            self.ledger.chunk_bytes = chunk_bytes(
-                state.capacity_bytes_per_s, self.ledger.num_senders, self.max_chunk_bytes, is_short=short
-            )
+            self.gate.limit = orders.send_limit
+            self.ledger.num_senders = orders.senders
+            self.ledger.chunk_bytes = min(orders.chunk_bytes, self.max_chunk_bytes)
             self._wake.notify_all()  # a lane may have become free to begin by the passing of time
-        if self.trial is None or self.trial.choice is not None or short:
-            return
-        uses = {lane.connection: lane for lane in self.lanes if lane.is_up}
-        progress = {
-            connection: LaneProgress(uses[connection].congestion, sample.bytes_acked)
-            for connection, sample in samples.items()
-            if connection in uses
-        }
-        choice = self.trial.observe(progress, seconds, limited=state.limited_s >= seconds)
-        if choice is not None:
-            logger.info("lanes to %s use %s from now on", self.peer, choice)
-            for lane in uses.values():
-                lane.use_congestion_control(choice)
+        if orders.congestion_by_lane:
+            logger.info("lanes to %s use %s from now on", self.peer, self.controller.chosen_congestion)
+        for connection, name in orders.congestion_by_lane.items():
+            up[connection].use_congestion_control(name)
+        for connection, bytes_per_s in orders.pace_by_lane.items():
+            up[connection].pace(bytes_per_s)
+        if orders.lanes > len(self.lanes) and not self.stopping.is_set():
+            logger.info(
+                "%d lanes to %s in place of %d, whose windows cannot fill the link",
+                orders.lanes,
+                self.peer,
+                len(self.lanes),
+            )
+            self._have_lanes(orders.lanes)
+
+    def report(self) -> LinkReport:
+        """How the link is doing, and what is on its way over it."""
+        with self._wake:
+            queued_bytes, num_transfers = self.ledger.queued_bytes, self.ledger.num_live
+        return LinkReport(self.controller.state, self.lanes_up, queued_bytes, num_transfers)
 
     def live_sockets(self) -> dict[int, socket.socket]:
         """Sockets of the lanes that are up, by connection: a lane that was redialled has another number. Their threads
@@ -218,6 +214,9 @@ class PeerLink:
             old.retire()
 
     # -- used by the lanes (`LaneDuties`)
+
+    def congestion_for(self, place: int, *, is_short: bool) -> str:
+        return self.controller.congestion_for(place, is_short=is_short)
 
     def wake(self) -> None:
         with self._wake:

@@ -8,6 +8,7 @@ import threading
 import time
 
 from prfaas.core.errors import RemoteProtocolError
+from prfaas.core.link.estimate import LaneSample
 from prfaas.core.link.pacing import MIN_RTT_S
 from prfaas.core.transfer.outbound import Chunk
 from prfaas.core.wire.frames import FrameType, checksum, data_trailer, segments, sum_of_header
@@ -21,13 +22,14 @@ from prfaas.transport.sockets import (
     LaneClosed,
     Scratch,
     limit_unsent,
+    pace,
     receive_into,
     send_all,
     shut,
     tune,
     use_congestion_control,
 )
-from prfaas.transport.tcp_info import tcp_info
+from prfaas.transport.tcp_info import lane_sample, tcp_info
 
 logger = logging.getLogger("prfaas.lanes")
 
@@ -95,6 +97,17 @@ class OutboundLane:
         sock = self._sock
         if sock is not None:
             self.congestion = use_congestion_control(sock, name)
+
+    def sample(self) -> LaneSample | None:
+        """What the kernel tells of the connection; None if it is not up, or not TCP."""
+        sock = self.live_socket
+        return None if sock is None else lane_sample(sock, self.congestion)
+
+    def pace(self, bytes_per_s: float | None) -> None:
+        """The connection that is up sends no faster; None lifts the limit."""
+        sock = self._sock
+        if sock is not None:
+            pace(sock, bytes_per_s)
 
     def shut(self) -> None:
         """End the connection from another thread."""

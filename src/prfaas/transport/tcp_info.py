@@ -44,8 +44,8 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
     return None if len(info) < _MIN_BYTES else TcpInfo._make(_INFO.unpack(info.ljust(_INFO.size, b"\0")))
 
 
-def lane_sample(sock: socket.socket) -> LaneSample | None:
-    """What the link's estimator wants of one lane; None as `tcp_info`."""
+def lane_sample(sock: socket.socket, congestion: str = "") -> LaneSample | None:
+    """What the link's controller wants of one lane, which uses `congestion`; None as `tcp_info`."""
     info = tcp_info(sock)
     if info is None:
         return None
@@ -60,4 +60,5 @@ def lane_sample(sock: socket.socket) -> LaneSample | None:
         unsent_bytes=info.notsent_bytes,
         busy_s=info.busy_time * _US,
         receiver_limited_s=info.rwnd_limited * _US,
+        congestion=congestion,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from prfaas.core.link.estimate import LinkState, newest_windows_s
-from prfaas.core.link.pacing import MIN_RTT_S, Pacer
+from prfaas.core.link.pacing import MIN_RTT_S, TRANSITIONS, Pacer, PaceSign, PaceState
 
 TICK_S = 0.1
 STEP_S = 0.005
@@ -200,3 +200,60 @@ def test_a_pause_ends_a_time_of_sending_less() -> None:
         link.run(TICK_S)
     link.run(1, loaded=False)
     assert (link.pacer.bytes_per_s or 0.0) > 0.97 * link.rate
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_step_is_in_the_table(seed: int) -> None:
+    """Whatever the link, its neighbours and the application do, each look leads along a row of it; there is a rate in
+    the states that have one and in no other."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    link = FluidLink(
+        rng.choice([0.1, 2, 100]) * GBIT,
+        rng.choice([0.0005, 0.005, 0.02, 0.2]),
+        queue_limit_s=rng.choice([0.01, 0.1, 0.3]),
+        loss=rng.choice([0, 0.001, 0.05]),
+        other_backs_off=rng.random() < 0.5,
+    )
+    for _ in range(40):
+        link.other = rng.choice([link.other, 0.0, 0.5 * link.rate, 0.9 * link.rate])
+        link.rtt_s *= rng.choice([1, 1, 1, 0.5, 2])
+        loaded = rng.random() < 0.8
+        for _ in range(rng.randrange(1, 20)):
+            before = link.pacer.state
+            link.run(TICK_S, loaded=loaded, rng=rng)
+            after = link.pacer.state
+            assert after in TRANSITIONS[before].values()
+            unlimited = after in (PaceState.UNPACED, PaceState.COMPETING)
+            assert (link.pacer.bytes_per_s is None) == unlimited
+
+
+def test_every_state_is_reached_and_left() -> None:
+    """A queue that is nobody's leads through all five; a link without lanes has no rate, whatever it was doing."""
+    link = FluidLink(2 * GBIT, 0.02)
+    seen = {link.pacer.state}
+    for step in range(300):
+        link.other = 0.9 * link.rate if step > 60 else 0.0
+        link.run(TICK_S)
+        seen.add(link.pacer.state)
+    assert seen == set(PaceState)
+    for state, by_sign in TRANSITIONS.items():
+        assert by_sign[PaceSign.EXEMPT] is PaceState.UNPACED
+        assert any(after is not state for sign, after in by_sign.items() if sign is not PaceSign.EXEMPT)
+
+
+def test_a_pause_while_tcp_competes_ends_without_a_probe() -> None:
+    """The next transfer must not begin at a low rate to find out about a queue that is long gone."""
+    link = FluidLink(2 * GBIT, 0.02)
+    link.run(6)
+    link.other = 0.9 * link.rate
+    while link.pacer.state is not PaceState.COMPETING:
+        link.run(TICK_S)
+    link.other = 0.0
+    link.run(10, loaded=False)
+    assert link.pacer.state is PaceState.UNPACED
+    states = []
+    for _ in range(20):
+        link.run(TICK_S)
+        states.append(link.pacer.state)
+    assert PaceState.PROBING not in states

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prfaas.core.transfer.lane_plan import senders_at_once
+from prfaas.core.link.lane_plan import senders_at_once
 from prfaas.core.transfer.send_gate import QUICK_S, SLOW_S, SendGate
 
 

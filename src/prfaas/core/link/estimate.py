@@ -50,6 +50,7 @@ class LaneSample:
     unsent_bytes: int
     busy_s: float = 0.0
     receiver_limited_s: float = 0.0
+    congestion: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from enum import StrEnum
 from typing import Final
 
 from prfaas.core.errors import Refused
+from prfaas.core.link.lane_plan import next_chunk_bytes
 from prfaas.core.transfer.intervals import IntervalSet
-from prfaas.core.transfer.lane_plan import next_chunk_bytes
 
 #: A chunk that fails its checksum this often is not bad luck: TCP's own sum catches nearly all of it.
 MAX_CHUNK_REPEATS: Final = 8
@@ -270,6 +270,15 @@ class Outbound:
     def find(self, transfer_id: str) -> OutboundTransfer | None:
         """The live transfer with this id."""
         return self._live.get(transfer_id)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Of all live transfers, what is not acknowledged; staged or still to be computed."""
+        return sum(transfer.bytes_left for transfer in self._live.values())
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
 
     def live(self) -> list[OutboundTransfer]:
         """Transfers that have not ended."""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.core.transfer.congestion_trial import TRIAL_S, CongestionTrial, LaneProgress
-from prfaas.core.transfer.lane_plan import MAX_LANES, MIN_CHUNK_BYTES, chunk_bytes, next_chunk_bytes, num_lanes
+from prfaas.core.link.congestion_trial import TRIAL_S, CongestionTrial, LaneProgress
+from prfaas.core.link.lane_plan import MAX_LANES, MIN_CHUNK_BYTES, chunk_bytes, next_chunk_bytes, num_lanes
 
 GBPS = 125e6
 

@@ -37,8 +37,9 @@ def num_lanes(bandwidth_bytes_per_s: float | None, rtt_s: float | None, *, conge
 
 
 def wider(lanes: int, limit: int, unused_s: float) -> int:
-    """How many lanes to have, if for `unused_s` those that are there have been loaded, and neither the link nor a rate
-    held them back: then their windows do, because of losses or of a round trip that is long for the buffers."""
+    """How many lanes there should be. For `unused_s` seconds the present ones had enough to send, and neither the link
+    nor the rate held them back. What holds them back is then their windows: losses keep these small, or the round trip
+    is too long for the buffers. More lanes have more windows."""
     return min(limit, lanes + max(2, lanes // 2)) if unused_s >= WIDEN_AFTER_S and lanes < limit else lanes
 
 
