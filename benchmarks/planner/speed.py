@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from prfaas.core.planning.search_many import relaxed_rps
-from prfaas.planner.scenario import build_scenario
+from prfaas.scenario.build import build_scenario
 
 ROOT = Path(__file__).parents[2]
 CASE = ROOT / "examples" / "case-study" / "prfaas.yaml"

@@ -8,8 +8,8 @@ import pytest
 
 from prfaas.core.planning.plan import Plan, make_plan
 from prfaas.planner.report import ratios
-from prfaas.planner.scenario import build_scenario
 from prfaas.profiles.load import load_model, shipped_hardware
+from prfaas.scenario.build import build_scenario
 
 CASE = Path(__file__).parents[2] / "examples" / "case-study"
 GBPS = 125e6

@@ -224,12 +224,13 @@ def check(file: File) -> None:
     """Check a deployment file; every problem is told with its line."""
     from prfaas.deployment.encryption import encryption_notes
     from prfaas.deployment.load import DeploymentError, read_deployment, serving_problems
+    from prfaas.scenario.served_policy import planning_problems
 
     try:
         deployment, document = read_deployment(file)
     except DeploymentError as error:
         _refuse(str(error))
-    missing = serving_problems(deployment, document)
+    missing = [*serving_problems(deployment, document), *planning_problems(deployment, document)]
     if missing and deployment.workload is None:
         _refuse("\n".join(missing))
     clusters = ", ".join(f"{name} ({cluster.role})" for name, cluster in deployment.clusters.items())

@@ -49,12 +49,6 @@ def serving_problems(deployment: Deployment, document: Document) -> list[str]:
     for name, cluster in deployment.clusters.items():
         if not cluster.endpoints:
             problems.append(document.problem(("clusters", name, "endpoints"), "missing; add it"))
-    if deployment.policy.kind not in ("fixed", "homogeneous"):
-        text = (
-            f"{deployment.policy.kind} can be planned, not served yet; write kind: fixed and the"
-            " routing_threshold_tokens that 'prfaas plan' finds"
-        )
-        problems.append(document.problem(("policy", "kind"), text))
     return problems
 
 

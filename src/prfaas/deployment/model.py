@@ -219,7 +219,7 @@ class Policy(Strict):
     kind: Literal["prfaas", "fixed", "homogeneous", "naive"] = Field(
         default="fixed",
         description="`fixed`: over a fixed threshold. `homogeneous`: never. `prfaas`: over the best threshold, which is"
-        " searched. `naive`: always. The last two can be planned, not served yet.",
+        " searched when the gateway starts and needs all that planning needs. `naive`: always.",
     )
     routing_threshold_tokens: int = Field(
         default=16_384, ge=0, description="Prompts with more uncached tokens than this are offloaded (kind fixed)."

@@ -21,6 +21,7 @@ from prfaas.gateway.service import Service, build_service
 from prfaas.gateway.upstream.clients import Engines, Nodes, open_session
 from prfaas.gateway.upstream.link_feed import LinkFeed
 from prfaas.gateway.upstream.probes import PROBE_INTERVAL_S, Prober
+from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
 from prfaas.transport.listening import ListenAddress
 
 logger = logging.getLogger("prfaas.gateway")
@@ -56,9 +57,11 @@ async def serve(
     host: str | None = None,
     port: int | None = None,
     sockets: list[socket.socket] | None = None,
+    policy: ServedPolicy | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. `sockets` are listening ones to use instead of host and port. Raises OSError if
-    the address is taken, OSError or ValueError if the model directory's tokenizer is broken."""
+    """Serve until SIGINT or SIGTERM. `sockets` are listening ones to use instead of host and port. The kind `prfaas`
+    needs `policy`, see `build_service`. Raises OSError if the address is taken, OSError or ValueError if the model
+    directory's tokenizer is broken."""
     settings = deployment.gateway
     asked = (host or settings.host, settings.port if port is None else port)
     # Before anything is read or started: a process that cannot have its address must say only that.
@@ -66,7 +69,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         if address is not None:
             stack.callback(address.close)
-        app = await stack.enter_async_context(running(build_service(deployment, model_dir)))
+        app = await stack.enter_async_context(running(build_service(deployment, model_dir, policy)))
         config = uvicorn.Config(
             app,
             host=asked[0],
@@ -95,8 +98,10 @@ def run(deployment_path: Path, *, host: str | None = None, port: int | None = No
 
     deployment = load_deployment(deployment_path)
     model_dir = resolve_model_dir(deployment, deployment_path)
+    policy = routing_threshold(deployment, deployment_path)
+    logger.info("%s", policy.why)
     # What was loaded so far lives as long as the process; each collection would look through it for nothing.
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(deployment, model_dir, host=host, port=port))
+        runner.run(serve(deployment, model_dir, host=host, port=port, policy=policy))

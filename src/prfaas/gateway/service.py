@@ -17,6 +17,7 @@ from prfaas.gateway.story import StoryBook
 from prfaas.gateway.upstream.clients import Engines
 from prfaas.gateway.upstream.link_feed import LinkFeed
 from prfaas.observe.metrics import Metrics, build
+from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
 
 
 @dataclass(slots=True)
@@ -46,16 +47,18 @@ class Service:
         return self.clients.engines
 
 
-def build_service(deployment: Deployment, model_dir: Path) -> Service:
-    """Read the model directory and lay out the fleet. Raises OSError or ValueError for a broken tokenizer."""
+def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy | None = None) -> Service:
+    """Read the model directory and lay out the fleet. `served` is what the deployment's policy comes to; the kind
+    `prfaas` needs it. Raises OSError or ValueError for a broken tokenizer."""
+    served = routing_threshold(deployment, None) if served is None else served
     recurrent, window = has_recurrent_state(model_dir), has_sliding_window(model_dir)
     return Service(
         deployment=deployment,
         tokenizer=load_tokenizer(model_dir),
         fleet=build_fleet(deployment, has_recurrent_state=recurrent, has_sliding_window=window),
         policy=RoutePolicy(
-            offload=deployment.policy.kind == "fixed",
-            threshold_tokens=deployment.policy.routing_threshold_tokens,
+            offload=served.offload,
+            threshold_tokens=served.threshold_tokens,
             links=frozenset((link.from_, link.to) for link in deployment.links),
         ),
         metrics=build(CollectorRegistry(), "gateway"),

@@ -16,7 +16,7 @@ from rich.live import Live
 
 from prfaas.core.errors import PrfaasError
 from prfaas.deployment.encryption import encryption_notes
-from prfaas.deployment.load import DeploymentError, load_deployment, resolve_model_dir
+from prfaas.deployment.load import DeploymentError, read_deployment, resolve_model_dir, serving_problems
 from prfaas.deployment.model import Deployment
 from prfaas.engines.kinds import launch_of
 from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
@@ -24,6 +24,7 @@ from prfaas.launch.certificates import make_throwaway, refuse_missing
 from prfaas.launch.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
 from prfaas.launch.status import Changes, health_table
 from prfaas.launch.supervisor import Supervisor, describe_end
+from prfaas.scenario.served_policy import planning_problems
 
 #: vLLM compiles and loads for minutes on a small machine; real models take longer still.
 START_TIMEOUT_S = 1800.0
@@ -64,7 +65,7 @@ def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bo
     temporary = make_socket_directory()
     supervisor = Supervisor(logs)
     try:
-        deployment = load_deployment(file)
+        deployment = _load(file, with_gateway=with_gateway)
         model_dir = resolve_model_dir(deployment, file)
         directory = temporary if sockets is None else sockets.resolve()
         # Never in a folder that stays: these keys end with the nodes.
@@ -94,6 +95,17 @@ def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bo
         return 2 if isinstance(error, (DeploymentError, PlanError)) else 1
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _load(file: Path, *, with_gateway: bool) -> Deployment:
+    """Also what the gateway's plan needs, so that nothing is started before it is known to be there."""
+    deployment, document = read_deployment(file)
+    problems = serving_problems(deployment, document)
+    if with_gateway:
+        problems += planning_problems(deployment, document)
+    if problems:
+        raise DeploymentError("\n".join(problems))
+    return deployment
 
 
 def _stopped(console: Console, status: int) -> int:

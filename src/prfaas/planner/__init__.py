@@ -1,1 +1,1 @@
-"""`prfaas plan`: deployment files in; tables, JSON and pictures out. What decides is in core.planning."""
+"""`prfaas plan`: deployment files in; tables, JSON and pictures out. core.planning decides."""

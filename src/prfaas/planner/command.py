@@ -11,7 +11,7 @@ from pathlib import Path
 from prfaas.core.errors import PrfaasError
 from prfaas.core.planning.plan import Plan, make_plan
 from prfaas.core.planning.scenario import ServiceTime
-from prfaas.planner.scenario import build_scenario
+from prfaas.scenario.build import build_scenario
 
 #: What `--plot` can write, by the file's ending.
 PLOT_ENDINGS = (".png", ".svg", ".html")

@@ -144,4 +144,4 @@ def test_a_file_without_a_workload_still_says_what_serving_lacks(tmp_path: Path)
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0
     assert "for planning only; to serve it:" in done.stdout
-    assert "policy.kind: prfaas can be planned, not served yet" in done.stdout
+    assert "clusters.pd-east.endpoints: missing; add it" in done.stdout

@@ -9,7 +9,7 @@ import pytest
 
 from prfaas.core.planning.scenario import PolicyKind, Scenario
 from prfaas.deployment.document import DeploymentError
-from prfaas.planner.scenario import build_scenario
+from prfaas.scenario.build import build_scenario
 
 GOOD = """\
 model: {profile: internal-1t-hybrid}

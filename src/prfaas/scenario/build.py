@@ -12,8 +12,8 @@ from prfaas.core.topology import Duty
 from prfaas.deployment.document import DeploymentError, Document, FieldPath
 from prfaas.deployment.load import read_deployment
 from prfaas.deployment.model import Cluster, Deployment
-from prfaas.planner.workload import read_workload
 from prfaas.profiles.load import Hardware, Model, load_hardware, load_model, model_of_config, shipped_hardware
+from prfaas.scenario.workload import read_workload
 
 #: A workload's longest prompt may lie this far beyond the longest measured one before it is worth a word.
 _FAR = 1.1
@@ -24,8 +24,14 @@ _GB = 1e9
 
 def build_scenario(path: Path, service_time: ServiceTime = ServiceTime.AT_MEAN) -> Scenario:
     """Read `path` and everything that it names. Raises DeploymentError with one line per problem."""
-    deployment, document = read_deployment(path)
-    return _Builder(deployment, document, path.resolve().parent).scenario(service_time)
+    return scenario_of(*read_deployment(path), service_time)
+
+
+def scenario_of(
+    deployment: Deployment, document: Document, service_time: ServiceTime = ServiceTime.AT_MEAN
+) -> Scenario:
+    """Of a file that has been read. Raises DeploymentError with one line per problem."""
+    return _Builder(deployment, document, document.path.resolve().parent).scenario(service_time)
 
 
 class _Builder:

@@ -1,0 +1,82 @@
+"""From `policy:` of a deployment file to what a gateway routes by.
+
+Importing this module loads neither YAML nor the planning: only the kind `prfaas` needs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prfaas.core.errors import PrfaasError
+from prfaas.deployment.model import Deployment
+
+if TYPE_CHECKING:
+    from prfaas.deployment.document import Document
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPolicy:
+    """`offload` False: nothing leaves. Otherwise prompts with more uncached tokens than `threshold_tokens` do. `why` is
+    a sentence for the log."""
+
+    offload: bool
+    threshold_tokens: int
+    why: str
+
+
+def routing_threshold(deployment: Deployment, path: Path | None) -> ServedPolicy:
+    """What the gateway of a deployment routes by. `path` is its file, from which the kind `prfaas` finds profiles and
+    traces; it searches for seconds where there are many clusters. Raises DeploymentError with a line for everything
+    that such a search needs and the file lacks."""
+    threshold = deployment.policy.routing_threshold_tokens
+    match deployment.policy.kind:
+        case "fixed":
+            return ServedPolicy(True, threshold, f"policy fixed: over {threshold} uncached tokens")
+        case "homogeneous":
+            return ServedPolicy(False, threshold, "policy homogeneous: nothing is offloaded")
+        case "naive":
+            return ServedPolicy(True, 0, "policy naive: everything is offloaded")
+        case "prfaas":
+            return _planned(deployment, path)
+
+
+def planning_problems(deployment: Deployment, document: Document) -> list[str]:
+    """What the search of the kind `prfaas` needs and the file lacks, one line each; none for other kinds."""
+    if deployment.policy.kind != "prfaas":
+        return []
+    from prfaas.deployment.document import DeploymentError
+    from prfaas.scenario.build import scenario_of
+
+    try:
+        scenario_of(deployment, document)
+    except DeploymentError as error:
+        return str(error).splitlines()
+    except PrfaasError as error:
+        return [document.problem(("policy", "kind"), str(error))]
+    return []
+
+
+def _planned(deployment: Deployment, path: Path | None) -> ServedPolicy:
+    from prfaas.core.planning.solve import solve
+    from prfaas.deployment.document import DeploymentError, read_document
+    from prfaas.scenario.build import scenario_of
+
+    if path is None:
+        raise DeploymentError("policy.kind: prfaas is planned from a file, and there is none; write kind: fixed")
+    document = read_document(path)
+    try:
+        solution = solve(scenario_of(deployment, document))
+    except DeploymentError:
+        raise
+    except PrfaasError as error:
+        raise DeploymentError(document.problem(("policy", "kind"), str(error))) from None
+    if not solution.system_rps > 0:
+        text = "no request can be served by any threshold; check prefill_instances, duties and links"
+        raise DeploymentError(document.problem(("policy", "kind"), text))
+    if not solution.offload_fraction:
+        return ServedPolicy(False, round(solution.threshold_tokens), "policy prfaas: offloading would bring nothing")
+    threshold = max(0, round(solution.threshold_tokens))
+    found = f"{solution.offload_fraction:.1%} of requests, {solution.system_rps:.3g} requests/s at most"
+    return ServedPolicy(True, threshold, f"policy prfaas: over {threshold} uncached tokens, as planned: {found}")
