@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from prfaas.core.model.layout import KVGroupKind
 from prfaas.engines.dialect import EngineLoad
 from prfaas.gateway.fallback import FallbackReason
 from prfaas.testing.fake_engine import EngineFaults
@@ -670,6 +671,30 @@ def test_prefix_that_ran_locally_is_skipped_until_the_engine_restarts(model_dir:
         assert story["skip_tokens"] == 0 or (not probed and story["fallback_reason"] == "landing_lost")
 
     drive(model_dir, scenario)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "route", "uncached"),
+    [
+        ((KVGroupKind.FULL_ATTENTION,), "local", 6),
+        ((KVGroupKind.SLIDING_WINDOW, KVGroupKind.FULL_ATTENTION), "local", 6),
+        ((KVGroupKind.LINEAR_STATE, KVGroupKind.FULL_ATTENTION), "remote", 50),
+    ],
+)
+def test_the_next_turn_is_routed_by_the_kinds_that_the_engine_registered(
+    model_dir: Path, kinds: tuple[KVGroupKind, ...], route: str, uncached: int
+) -> None:
+    """After 48 tokens landed, a prompt of 50 that begins with them: 44 are cached where no recurrent state is needed."""
+
+    async def scenario(rig: Rig) -> None:
+        first, _ = await rig.complete(prompt="x" * 48, max_tokens=1)
+        assert first.headers["x-prfaas-route"] == "remote"
+        await until(lambda: len(rig.service.fleet.decoders[0].record) > 0)
+        second, _ = await rig.complete(prompt="x" * 48 + "yz", max_tokens=1)
+        assert second.headers["x-prfaas-route"] == route
+        assert (await rig.story(second))["uncached_tokens"] == uncached
+
+    drive(model_dir, scenario, kv_group_kinds=kinds)
 
 
 def test_surely_short_prompt_is_counted_after_its_answer(model_dir: Path) -> None:

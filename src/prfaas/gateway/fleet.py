@@ -58,11 +58,13 @@ class Instance:
         engine = engines[0] if isinstance(engines, list) and engines else None
         self.node_ready = isinstance(engine, dict)
         if isinstance(engine, dict):
-            self.observe_engine(engine.get("block_tokens"), engine.get("engine_boot_id"))
+            self.observe_engine(engine.get("block_tokens"), engine.get("engine_boot_id"), engine.get("kv_group_kinds"))
 
-    def observe_engine(self, block_tokens: Any, boot_id: Any) -> bool:
-        """What a node says of its engine. Returns True if the engine is another than before."""
+    def observe_engine(self, block_tokens: Any, boot_id: Any, kinds: Any) -> bool:
+        """What a node says of its engine and its KV groups. Returns True if the engine is another than before."""
         restarted = self.record.observe_boot(boot_id if isinstance(boot_id, str) else None)
+        is_said = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
+        self.record.observe_kinds(kinds if is_said else ())
         if isinstance(block_tokens, int) and block_tokens > 0 and block_tokens != self.block_tokens:
             # Chains of another block size name other tokens; keeping them would only waste room.
             self.block_tokens, restarted = block_tokens, True
@@ -114,7 +116,7 @@ def match_prefix(instance: Instance, chains: dict[int, TokenChain]) -> PrefixMat
     return NO_MATCH if chain is None else instance.record.match(chain)
 
 
-def build_fleet(deployment: Deployment, *, has_recurrent_state: bool, has_sliding_window: bool = False) -> Fleet:
+def build_fleet(deployment: Deployment) -> Fleet:
     """Instances of a deployment; all count as down until they have been probed."""
 
     topology = topology_of(deployment)
@@ -127,9 +129,7 @@ def build_fleet(deployment: Deployment, *, has_recurrent_state: bool, has_slidin
                 role,
                 member.engine_url,
                 member.kvnode_url,
-                EngineCache(
-                    MAX_RECORD_BLOCKS, has_recurrent_state=has_recurrent_state, has_sliding_window=has_sliding_window
-                ),
+                EngineCache(MAX_RECORD_BLOCKS),
                 dialect=dialect_of(member.kind),
             )
             for member in members

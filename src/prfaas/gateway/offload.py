@@ -128,7 +128,9 @@ class Offload:
 
     async def _reserve(self) -> dict[str, Any]:
         landing = await self._reserve_once()
-        restarted = self.decode.observe_engine(landing.get("block_tokens"), landing.get("engine_boot_id"))
+        restarted = self.decode.observe_engine(
+            landing.get("block_tokens"), landing.get("engine_boot_id"), landing.get("kv_group_kinds")
+        )
         if restarted and self.spec.skip_tokens:
             # What was to be skipped went with the engine's former life: an image without it would be useless.
             await self._clients.nodes.drop(self.decode.kvnode_url, self.spec.transfer_id)

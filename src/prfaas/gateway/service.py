@@ -12,7 +12,7 @@ from prfaas.deployment.model import Deployment
 from prfaas.gateway.background import Background
 from prfaas.gateway.fleet import Fleet, build_fleet
 from prfaas.gateway.offload import OffloadClients
-from prfaas.gateway.prompt.tokenize import PromptTokenizer, has_recurrent_state, has_sliding_window, load_tokenizer
+from prfaas.gateway.prompt.tokenize import PromptTokenizer, load_tokenizer
 from prfaas.gateway.story import StoryBook
 from prfaas.gateway.upstream.clients import Engines
 from prfaas.gateway.upstream.link_feed import LinkFeed
@@ -51,11 +51,10 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
     """Read the model directory and lay out the fleet. `served` is what the deployment's policy comes to; the kind
     `prfaas` needs it. Raises OSError or ValueError for a broken tokenizer."""
     served = routing_threshold(deployment, None) if served is None else served
-    recurrent, window = has_recurrent_state(model_dir), has_sliding_window(model_dir)
     return Service(
         deployment=deployment,
         tokenizer=load_tokenizer(model_dir),
-        fleet=build_fleet(deployment, has_recurrent_state=recurrent, has_sliding_window=window),
+        fleet=build_fleet(deployment),
         policy=RoutePolicy(
             offload=served.offload,
             threshold_tokens=served.threshold_tokens,

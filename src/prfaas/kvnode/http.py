@@ -113,6 +113,7 @@ class Control:
                 "fingerprint": engine.layout.fingerprint,
                 "block_tokens": engine.layout.block_tokens,
                 "max_model_tokens": engine.layout.max_model_tokens,
+                "kv_group_kinds": list(engine.layout.group_kinds),
             }
             for engine in node.engines.values()
             if engine.layout is not None

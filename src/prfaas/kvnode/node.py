@@ -177,6 +177,7 @@ class KVNode:
             "block_tokens": layout.block_tokens,
             "engine_boot_id": engine.boot_id,
             "fingerprint": layout.fingerprint,
+            "kv_group_kinds": list(layout.group_kinds),
         }
 
     def landing(self, transfer_id: str) -> Landing:

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from prfaas.core.model.layout import KVGroupKind
 from prfaas.core.transfer.landings import ClaimKey
 from prfaas.testing.fake_server import FakeServer
 
@@ -59,11 +60,19 @@ class FakeKVNode(FakeServer):
     """Faults: `refuse_reservations` holds an error code to answer with; `forgetful` answers 404 to every poll;
     `has_engine` False makes it a node whose engine has not registered."""
 
-    def __init__(self, name: str, *, block_tokens: int = 4, bytes_per_token: int = 64) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        block_tokens: int = 4,
+        bytes_per_token: int = 64,
+        kv_group_kinds: tuple[KVGroupKind, ...] = (KVGroupKind.FULL_ATTENTION,),
+    ) -> None:
         super().__init__()
         self.name = name
         self.block_tokens = block_tokens
         self.bytes_per_token = bytes_per_token
+        self.kv_group_kinds = kv_group_kinds
         self.engine_boot_id = secrets.token_hex(8)
         self.has_engine = True
         self.forgetful = False
@@ -128,6 +137,7 @@ class FakeKVNode(FakeServer):
             "fingerprint": "fake",
             "block_tokens": self.block_tokens,
             "max_model_tokens": 4096,
+            "kv_group_kinds": list(self.kv_group_kinds),
         }
         engines = [engine] if self.has_engine else []
         return web.json_response(
@@ -165,6 +175,7 @@ class FakeKVNode(FakeServer):
             "block_tokens": self.block_tokens,
             "engine_boot_id": self.engine_boot_id,
             "fingerprint": "fake",
+            "kv_group_kinds": list(self.kv_group_kinds),
         }
         return web.json_response(reply, status=201)
 

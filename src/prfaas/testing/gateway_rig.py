@@ -15,6 +15,7 @@ import aiohttp
 import uvicorn
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+from prfaas.core.model.layout import KVGroupKind
 from prfaas.deployment.model import Deployment
 from prfaas.gateway.server import running
 from prfaas.gateway.service import Service, build_service
@@ -30,8 +31,8 @@ CHAT_TEMPLATE = (
 TOKEN_IDS = {chr(code): code - 31 for code in range(32, 127)} | {"\n": 96}
 
 
-def write_tiny_model(model_dir: Path, *, recurrent: bool = False, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """A model directory for the gateway: one token per character of printable ASCII, a chat template, a config."""
+def write_tiny_model(model_dir: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
+    """A model directory for the gateway: one token per character of printable ASCII, and a chat template."""
     tokenizer = Tokenizer(models.WordLevel(vocab={**TOKEN_IDS, "<unk>": 0}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.save(str(model_dir / "tokenizer.json"))
@@ -39,8 +40,7 @@ def write_tiny_model(model_dir: Path, *, recurrent: bool = False, chat_template:
     if chat_template is not None:
         config["chat_template"] = chat_template
     (model_dir / "tokenizer_config.json").write_text(json.dumps(config))
-    kinds = ["linear_attention", "full_attention"] if recurrent else ["full_attention"]
-    (model_dir / "config.json").write_text(json.dumps({"layer_types": kinds}))
+    (model_dir / "config.json").write_text("{}")
 
 
 def tiny_tokens(body: dict[str, Any]) -> list[int]:
@@ -115,10 +115,12 @@ async def gateway_rig(
     transfer: dict[str, Any] | None = None,
     policy: str = "fixed",
     max_model_tokens: int = 4096,
+    kv_group_kinds: tuple[KVGroupKind, ...] = (KVGroupKind.FULL_ATTENTION,),
 ) -> AsyncIterator[Rig]:
     """Start everything; `model_dir` comes from `write_tiny_model`."""
     async with AsyncExitStack() as stack:
-        decode_nodes = [await stack.enter_async_context(FakeKVNode(f"pd-{i}")) for i in range(num_decoders)]
+        made = [FakeKVNode(f"pd-{i}", kv_group_kinds=kv_group_kinds) for i in range(num_decoders)]
+        decode_nodes = [await stack.enter_async_context(node) for node in made]
         prefill_nodes = [await stack.enter_async_context(FakeKVNode(f"prfaas-{i}")) for i in range(num_prefillers)]
         by_name = {node.name: node for node in decode_nodes}
         decoders = [

@@ -11,8 +11,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from prfaas.core.cache.engine_cache import NO_MATCH, EngineCache, PrefixMatch
 from prfaas.core.cache.hashing import TokenChain, chain_tokens, pack_tokens, token_digest
+from prfaas.core.model.layout import KVGroupKind
 
 BLOCK = 4
+
+
+FULL, WINDOW, STATE = KVGroupKind.FULL_ATTENTION, KVGroupKind.SLIDING_WINDOW, KVGroupKind.LINEAR_STATE
+
+
+def cache_of(*kinds: KVGroupKind, max_blocks: int = 100) -> EngineCache:
+    """The record of an engine that registered these kinds of KV groups."""
+    cache = EngineCache(max_blocks)
+    cache.observe_kinds(kinds)
+    return cache
 
 
 def chain(tokens: list[int], salt: str = "") -> TokenChain:
@@ -48,7 +59,7 @@ def test_a_local_run_leaves_one_state_at_the_last_full_block_before_its_last_tok
     num_tokens: int, state_at: int
 ) -> None:
     """floor((N - 1) / block) blocks."""
-    record = EngineCache(100, has_recurrent_state=True)
+    record = cache_of(FULL, STATE)
     tokens = list(range(num_tokens))
     record.ran_locally(chain(tokens))
     longer = chain([*tokens, *range(1000, 1020)])
@@ -58,7 +69,7 @@ def test_a_local_run_leaves_one_state_at_the_last_full_block_before_its_last_tok
 def test_an_offloaded_run_leaves_attention_blocks_but_no_state() -> None:
     """So it helps the wire, and does not help a local run of a recurrent model."""
     tokens = list(range(20))
-    recurrent, plain = EngineCache(100, has_recurrent_state=True), EngineCache(100, has_recurrent_state=False)
+    recurrent, plain = cache_of(FULL, STATE), cache_of(FULL)
     for record in (recurrent, plain):
         record.landed(chain(tokens))
     longer = chain([*tokens, 7, 7, 7, 7])
@@ -69,7 +80,7 @@ def test_an_offloaded_run_leaves_attention_blocks_but_no_state() -> None:
 def test_a_landing_brings_only_the_window_at_its_own_end() -> None:
     """With sliding windows, a prompt that leaves an offloaded one in its middle cannot start there."""
     tokens = list(range(20))
-    record = EngineCache(100, has_recurrent_state=False, has_sliding_window=True)
+    record = cache_of(FULL, WINDOW)
     record.landed(chain(tokens))
     assert record.match(chain([*tokens[:9], 99, 99, 99, 99])) == PrefixMatch(8, 0, 0)
     assert record.match(chain([*tokens, 7, 7, 7, 7])) == PrefixMatch(16, 16, 16)
@@ -79,25 +90,56 @@ def test_a_landing_brings_only_the_window_at_its_own_end() -> None:
 
 def test_a_prefix_leaves_at_least_one_token_to_compute() -> None:
     """The whole prompt is never a prefix of itself."""
-    record = EngineCache(100, has_recurrent_state=False)
+    record = cache_of(FULL)
     record.ran_locally(chain([5] * 8))
     assert record.match(chain([5] * 8)).reusable_prefix_tokens == 4
 
 
 def test_a_new_boot_id_empties_the_record() -> None:
     """A restarted engine holds nothing."""
-    record = EngineCache(100, has_recurrent_state=False)
+    record = cache_of(FULL)
     assert record.observe_boot("a")
+    record.observe_kinds([FULL])
     record.ran_locally(chain([1] * 9))
     assert not record.observe_boot("a")
     assert record.match(chain([1] * 9)) != NO_MATCH
     assert record.observe_boot("b")
+    record.observe_kinds([FULL])
+    assert record.match(chain([1] * 9)) == NO_MATCH
+
+
+@pytest.mark.parametrize("kinds", [(), ("chunked_attention", FULL)])
+def test_an_engine_of_unknown_kinds_promises_nothing(kinds: tuple[str, ...]) -> None:
+    """Nobody has said what it keeps, or it keeps what this version does not know. What it ran meanwhile is not
+    remembered: how much of it can be used is not known either."""
+    record = EngineCache(100)
+    record.observe_kinds(kinds)
+    record.ran_locally(chain([1] * 9))
+    record.landed(chain([1] * 9))
+    assert (record.match(chain([1] * 9)), len(record)) == (NO_MATCH, 0)
+    record.observe_kinds([FULL])
+    assert record.match(chain([1] * 9)) == NO_MATCH
+    record.ran_locally(chain([1] * 9))
+    assert record.match(chain([1] * 9)) == PrefixMatch(8, 8, 8)
+
+
+def test_another_life_of_an_engine_may_have_another_layout() -> None:
+    """So its kinds must be told anew; the same ones told again change nothing."""
+    record = cache_of(FULL)
+    record.observe_boot("a")
+    record.ran_locally(chain([1] * 9))
+    assert record.match(chain([1] * 9)) == NO_MATCH
+    record.observe_kinds([FULL, STATE])
+    record.ran_locally(chain([1] * 9))
+    record.observe_kinds([STATE, FULL, FULL])
+    assert record.match(chain([1] * 9)) == PrefixMatch(8, 8, 8)
+    record.observe_kinds([FULL])
     assert record.match(chain([1] * 9)) == NO_MATCH
 
 
 def test_eviction_takes_the_longest_chains_ends_first() -> None:
     """The root outlives its leaves."""
-    record = EngineCache(3, has_recurrent_state=False)
+    record = cache_of(FULL, max_blocks=3)
     record.ran_locally(chain([1] * 9))
     record.ran_locally(chain([2] * 9))
     assert record.match(chain([2] * 9)).attention_prefix_tokens == 8
@@ -109,7 +151,7 @@ def test_eviction_takes_the_longest_chains_ends_first() -> None:
 
 def test_forgetting_a_prompt_forgets_its_blocks() -> None:
     """What turned out not to be held."""
-    record = EngineCache(10, has_recurrent_state=False)
+    record = cache_of(FULL, max_blocks=10)
     record.landed(chain([1] * 9))
     record.forget(chain([1] * 9))
     assert record.match(chain([1] * 9)) == NO_MATCH
@@ -122,7 +164,7 @@ class RecordModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.record = EngineCache(10_000, has_recurrent_state=True)
+        self.record = cache_of(FULL, STATE, max_blocks=10_000)
         self.blocks: set[tuple[int, ...]] = set()
         self.states: set[tuple[int, ...]] = set()
 
@@ -141,6 +183,7 @@ class RecordModel(RuleBasedStateMachine):
     @rule(tokens=prompts)
     def restart(self, tokens: list[int]) -> None:
         self.record.observe_boot(str(tokens))
+        self.record.observe_kinds([FULL, STATE])
         if not self.record:
             self.blocks, self.states = set(), set()
 
@@ -167,7 +210,7 @@ TestRecordModel = RecordModel.TestCase
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), max_size=30), st.integers(1, 5))
 def test_the_bound_holds_for_any_history(prompts: list[list[int]], max_blocks: int) -> None:
     """However many prompts come."""
-    record = EngineCache(max_blocks, has_recurrent_state=False)
+    record = cache_of(FULL, max_blocks=max_blocks)
     for index, tokens in enumerate(prompts):
         (record.ran_locally if index % 2 else record.landed)(chain(tokens))
         record.check()

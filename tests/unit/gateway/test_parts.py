@@ -162,7 +162,7 @@ def test_only_landed_bytes_are_a_landing(record: dict[str, Any], reason: Fallbac
 
 def test_an_engine_is_down_when_refused_or_silent_thrice() -> None:
     """A busy engine may answer late."""
-    instance = Instance("a-0", "a", "pd", "", "", EngineCache(1, has_recurrent_state=False))
+    instance = Instance("a-0", "a", "pd", "", "", EngineCache(1))
     instance.engine_answered(True)
     for _ in range(MAX_SILENT_PROBES - 1):
         instance.engine_silent(refused=False)
@@ -177,7 +177,7 @@ def test_an_engine_is_down_when_refused_or_silent_thrice() -> None:
 @pytest.mark.parametrize("health", [{}, {"engines": []}, {"engines": 5}, {"engines": [5]}, {"engines": None}])
 def test_a_node_without_an_engine_is_not_ready(health: dict[str, Any]) -> None:
     """Whatever it answers."""
-    instance = Instance("a-0", "a", "pd", "", "", EngineCache(1, has_recurrent_state=False))
+    instance = Instance("a-0", "a", "pd", "", "", EngineCache(1))
     instance.node_answered(health)
     assert not instance.node_ready
 

@@ -20,7 +20,6 @@ from prfaas.gateway.prompt.tokenize import (
     MAX_CHARS_AT_ONCE,
     NotCountable,
     PromptTokenizer,
-    has_recurrent_state,
     load_tokenizer,
 )
 from prfaas.testing.gateway_rig import until, write_tiny_model
@@ -217,23 +216,6 @@ def test_templates_that_fail_leave_the_words_to_the_engine(tmp_path: Path) -> No
     assert reason(load_tokenizer(tmp_path), messages=user) == "template_error"
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     assert len(ids(load_tokenizer(tmp_path), messages=user)) == 2
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({}, False),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, False),
-        ({"layer_types": ["linear_attention", "full_attention"]}, True),
-        ({"text_config": {"layer_types": ["linear_attention"]}}, True),
-        ({"linear_num_value_heads": 4}, True),
-        ({"mamba_d_state": 16}, True),
-    ],
-)
-def test_recurrent_models_are_recognised(tmp_path: Path, config: dict[str, Any], expected: bool) -> None:
-    """By config.json."""
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert has_recurrent_state(tmp_path) is expected
 
 
 QWEN_LIKE = """{%- if tools %}

@@ -10,16 +10,19 @@ Laws of this file:
   may be left out of one.
 - A sliding window must be held at the prefix's end. A local run leaves windows at every block; an offloaded run only
   at its own end, and no landing brings the window of an earlier place.
-- A restarted engine holds nothing: another boot id empties the record.
+- Which of these an engine keeps is what it registered with its node, never what its model's name or config suggests.
+  Until all kinds of its KV groups are known, it counts as holding nothing.
+- A restarted engine holds nothing: another boot id empties the record, and its layout must be told anew.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from prfaas.core.cache.hashing import TokenChain
+from prfaas.core.model.layout import KVGroupKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +41,17 @@ class PrefixMatch:
 
 NO_MATCH = PrefixMatch(0, 0, 0)
 
+_KNOWN = frozenset(KVGroupKind)
+
 
 class EngineCache:
     """One engine's known blocks, least recently used first out, at most `max_blocks`."""
 
-    def __init__(self, max_blocks: int, *, has_recurrent_state: bool, has_sliding_window: bool = False) -> None:
+    def __init__(self, max_blocks: int) -> None:
         if max_blocks <= 0:
             raise ValueError(f"max_blocks must be positive, got {max_blocks}")
         self._max_blocks = max_blocks
-        self._has_recurrent_state = has_recurrent_state
-        self._has_sliding_window = has_sliding_window
+        self._kinds: frozenset[str] = frozenset()
         self._boot_id: str | None = None
         #: block name -> whether everything but attention is there too at its end; oldest first
         self._blocks: OrderedDict[bytes, bool] = OrderedDict()
@@ -60,33 +64,44 @@ class EngineCache:
         if boot_id == self._boot_id:
             return False
         self._boot_id = boot_id
+        self._kinds = frozenset()
         self._blocks.clear()
         return True
 
+    def observe_kinds(self, kinds: Collection[str]) -> None:
+        """The kinds of KV groups in the layout that the engine registered. One that is not known here, of a newer node,
+        is as good as no word: what such a group needs of a prefix cannot be told."""
+        known = frozenset(kinds) if all(kind in _KNOWN for kind in kinds) else frozenset()
+        if known != self._kinds:
+            self._kinds = known
+            self._blocks.clear()
+
     def match(self, chain: TokenChain) -> PrefixMatch:
         """Known prefix of a prompt. Changes nothing; a use is reported by `ran_locally` or `landed`."""
+        if not self._kinds:
+            return NO_MATCH
         held, reusable = 0, 0
         for index, name in enumerate(chain.hashes[: _usable_blocks(chain)]):
             has_state = self._blocks.get(name)
             if has_state is None:
                 break
             held = index + 1
-            if has_state or not (self._has_recurrent_state or self._has_sliding_window):
+            if has_state or self._kinds == {KVGroupKind.FULL_ATTENTION}:
                 reusable = held
-        skippable = reusable if self._has_sliding_window else held
+        skippable = reusable if KVGroupKind.SLIDING_WINDOW in self._kinds else held
         return PrefixMatch(held * chain.block_tokens, reusable * chain.block_tokens, skippable * chain.block_tokens)
 
     def ran_locally(self, chain: TokenChain) -> None:
         """The engine computed this whole prompt (or reused what it had)."""
         self._hold(chain.hashes)
         usable = chain.hashes[: _usable_blocks(chain)]
-        self._complete(usable[-1:] if self._has_recurrent_state else usable)
+        self._complete(usable[-1:] if KVGroupKind.LINEAR_STATE in self._kinds else usable)
 
     def landed(self, chain: TokenChain) -> None:
         """The engine loaded N - 1 tokens of this prompt from its node."""
         usable = chain.hashes[: _usable_blocks(chain)]
         self._hold(usable)
-        if not self._has_recurrent_state:
+        if KVGroupKind.LINEAR_STATE not in self._kinds:
             self._complete(usable[-1:])
 
     def forget(self, chain: TokenChain) -> None:
@@ -104,6 +119,8 @@ class EngineCache:
                 self._blocks[name] = True
 
     def _hold(self, names: Sequence[bytes]) -> None:
+        if not self._kinds:
+            return
         # Last block first: a chain is worth nothing without its root, so the root must be the last to be evicted.
         for name in reversed(names[: self._max_blocks]):
             self._blocks[name] = self._blocks.get(name, False)

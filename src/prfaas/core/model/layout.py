@@ -124,6 +124,10 @@ class KVLayout:
         if any(group.page_tokens and self.align_tokens % group.page_tokens for group in self.groups):
             raise ValueError("align_tokens must be a multiple of every group's page_tokens")
 
+    @property
+    def group_kinds(self) -> tuple[KVGroupKind, ...]:
+        return tuple(group.kind for group in self.groups)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 over everything that two engines must share to ledgers images."""

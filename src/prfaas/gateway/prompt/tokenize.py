@@ -162,27 +162,6 @@ def load_tokenizer(model_dir: Path) -> PromptTokenizer:
     return PromptTokenizer(tokenizer, config, _chat_template(model_dir, config))
 
 
-def has_recurrent_state(model_dir: Path) -> bool:
-    """Whether any layer keeps recurrent state, by config.json; unknown models count as if they did not."""
-    config = _read_json(model_dir / "config.json")
-    config = config.get("text_config") or config
-    kinds = [*(config.get("layer_types") or ()), *(config.get("layers_block_type") or ())]
-    if any(kind in ("linear_attention", "mamba", "mamba2", "recurrent", "linear") for kind in kinds):
-        return True
-    # Qwen3-Next's older configs give an interval instead of a list; the others name their state space's size.
-    return any(config.get(key) for key in ("linear_num_value_heads", "mamba_d_state", "ssm_state_size", "state_size"))
-
-
-def has_sliding_window(model_dir: Path) -> bool:
-    """Whether any layer attends to a window only, by config.json."""
-    config = _read_json(model_dir / "config.json")
-    config = config.get("text_config") or config
-    kinds = config.get("layer_types")
-    if kinds:
-        return any(kind == "sliding_attention" for kind in kinds)
-    return bool(config.get("sliding_window")) and config.get("use_sliding_window", True) is not False
-
-
 def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
