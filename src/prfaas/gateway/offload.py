@@ -74,6 +74,8 @@ class Offload:
         self.bytes_landed = 0
         self._clients = clients
         self._on_phase = on_phase
+        #: The life of the decode engine that `spec.skip_tokens` was matched with.
+        self._boot_id = decode.record.boot_id
         self._reserving: asyncio.Task[dict[str, Any]] | None = None
         self._prefilling: asyncio.Task[None] | None = None
         self._released = False
@@ -131,6 +133,8 @@ class Offload:
         restarted = self.decode.observe_engine(
             landing.get("block_tokens"), landing.get("engine_boot_id"), landing.get("kv_group_kinds")
         )
+        # A probe may have seen the new life first, after the match and before this answer.
+        restarted = restarted or self.decode.record.boot_id != self._boot_id
         if restarted and self.spec.skip_tokens:
             # What was to be skipped went with the engine's former life: an image without it would be useless.
             await self._clients.nodes.drop(self.decode.kvnode_url, self.spec.transfer_id)

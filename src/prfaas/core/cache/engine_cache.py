@@ -59,6 +59,11 @@ class EngineCache:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    @property
+    def boot_id(self) -> str | None:
+        """Which life of the engine the record is of."""
+        return self._boot_id
+
     def observe_boot(self, boot_id: str | None) -> bool:
         """Tell the record which life of the engine is current. Returns True if that emptied it."""
         if boot_id == self._boot_id:
