@@ -231,7 +231,7 @@ def test_a_node_does_not_take_another_ones_socket(tmp_path: Path) -> None:
 
 
 def test_a_gateway_whose_port_is_taken_says_so_and_never_that_it_listens(tmp_path: Path) -> None:
-    """One line with host, port and what to change, status 1."""
+    """Its last line has host, port and what to change, status 1."""
     write_tiny_model(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
@@ -241,7 +241,8 @@ def test_a_gateway_whose_port_is_taken_says_so_and_never_that_it_listens(tmp_pat
             f"clusters:\n  pd: {{role: pd, endpoints: [{endpoint}]}}\n"
             f"policy: {{kind: homogeneous}}\ngateway: {{port: {port}}}\n"
         )
-        (line,) = failed_start("gateway", str(tmp_path / "deployment.yaml"))
+        *before, line = failed_start("gateway", str(tmp_path / "deployment.yaml"))
+    assert not [told for told in before if "listening" in told]
     what_to_do = "stop it, or change gateway.host or gateway.port"
     assert line == f"the gateway cannot start: 127.0.0.1:{port} is in use by another process; {what_to_do}"
 
