@@ -57,12 +57,12 @@ def options(
 def gateway(file: File) -> None:
     """Serve the OpenAI API of a deployment."""
     _log("INFO")
-    from prfaas.deployment.load import DeploymentError
+    from prfaas.core.errors import PrfaasError
     from prfaas.gateway.server import run
 
     try:
         run(file)
-    except (DeploymentError, ValueError) as error:
+    except (PrfaasError, ValueError) as error:
         _refuse(str(error))
     except OSError as error:
         typer.echo(f"the gateway cannot start: {error}", err=True)

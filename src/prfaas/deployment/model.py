@@ -278,6 +278,19 @@ class Transfer(Strict):
     )
 
 
+class Telemetry(Strict):
+    """Where the gateway's spans go. Metrics and logs need no setting."""
+
+    otlp_endpoint: HttpUrl | None = Field(
+        default=None,
+        description="Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318; without"
+        " it no spans are made. Needs the extra `otel`.",
+    )
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Share of the traces that begin here; a caller's decision is followed."
+    )
+
+
 class Gateway(Strict):
     """The OpenAI front door."""
 
@@ -290,6 +303,7 @@ class Gateway(Strict):
     keep_alive: Seconds = Field(default=5.0, gt=0, description="Silence on a stream after which a comment is sent.")
     request_timeout: Seconds = Field(default=1800.0, gt=0, description="Longest life of one request.")
     connect_timeout: Seconds = Field(default=3.0, gt=0)
+    telemetry: Telemetry = Telemetry()
 
 
 class Deployment(Strict):

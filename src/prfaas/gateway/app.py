@@ -18,6 +18,7 @@ from prfaas.gateway.api.openai import Endpoint, parse
 from prfaas.gateway.driver import RequestDriver
 from prfaas.gateway.service import Service
 from prfaas.gateway.story import Story
+from prfaas.gateway.tracing import RequestTracing
 from prfaas.gateway.upstream.clients import forwarded_headers
 
 logger = logging.getLogger("prfaas.gateway")
@@ -87,16 +88,17 @@ class GatewayApp:
     ) -> None:
         began_s = time.monotonic()
         life: RequestDriver | None = None
+        tracing: RequestTracing | None = None
         outcome = "error"
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body)
             began_s = time.monotonic()
+            tracing = self._service.tracing(scope, forwarded_headers(scope, story.request_id))
             request = parse(endpoint, raw, self._service.deployment.served_model.name)
             story.stream, story.stripped_fields = request.stream, request.stripped
             self._service.stories.open(story)
-            headers = forwarded_headers(scope, story.request_id)
-            life = RequestDriver(self._service, response, request, story, headers)
+            life = RequestDriver(self._service, response, request, story, tracing)
             async with asyncio.timeout(self._service.deployment.gateway.request_timeout):
                 await while_connected(life.run(), receive, response)
             outcome = "ok" if response.status < 400 and story.error is None else _outcome_of(response.status)
@@ -112,7 +114,7 @@ class GatewayApp:
         finally:
             story.status, story.total_s = response.status or None, time.monotonic() - began_s
             self._count_end(story, outcome)
-            self._close(story, life)
+            self._close(story, life, tracing)
 
     def _count_end(self, story: Story, outcome: str) -> None:
         story.outcome = outcome
@@ -125,16 +127,18 @@ class GatewayApp:
         if story.uncached_tokens is not None:
             metrics.counter("prfaas_uncached_tokens_total", route=route).inc(story.uncached_tokens)
 
-    def _close(self, story: Story, life: RequestDriver | None) -> None:
+    def _close(self, story: Story, life: RequestDriver | None, tracing: RequestTracing | None) -> None:
         if life is not None and life.settling is not None and not life.settling.done():
-            life.settling.add_done_callback(lambda _: self._tell_story(story))
+            life.settling.add_done_callback(lambda _: self._tell_story(story, tracing))
         else:
-            self._tell_story(story)
+            self._tell_story(story, tracing)
 
-    def _tell_story(self, story: Story) -> None:
+    def _tell_story(self, story: Story, tracing: RequestTracing | None) -> None:
         self._service.stories.close(story)
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s", log_line(story))
+        if tracing is not None:
+            tracing.finish(story)
 
 
 _ENDPOINTS: Final[dict[str, Endpoint]] = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}

@@ -30,8 +30,10 @@ from prfaas.gateway.prompt.prompt_tokens import PromptCount
 from prfaas.gateway.service import Service
 from prfaas.gateway.settlement import Settlement
 from prfaas.gateway.story import Story
+from prfaas.gateway.tracing import RequestTracing
 from prfaas.gateway.upstream.clients import UpstreamDown
 from prfaas.gateway.upstream.params import OffloadSpec, decode_params
+from prfaas.observe.spans import PhaseName
 
 #: A whole answer waits this long for the proof that goes into its headers; a stream does not wait.
 MAX_PROOF_WAIT_S: Final = 2.0
@@ -43,13 +45,13 @@ class RequestDriver:
     """One valid request. `run` it once."""
 
     def __init__(
-        self, service: Service, response: Response, request: ApiRequest, story: Story, headers: dict[str, str]
+        self, service: Service, response: Response, request: ApiRequest, story: Story, tracing: RequestTracing
     ) -> None:
         self._service = service
         self._response = response
         self._request = request
         self._story = story
-        self._headers = headers
+        self._tracing = tracing
         self._began_s = time.monotonic()
         self._count = PromptCount(service, request, story)
         self._stream: EventStream | None = None
@@ -134,7 +136,7 @@ class RequestDriver:
             skip_tokens=match_prefix(decode, self._count.chains).skippable_tokens,
             model=self._service.deployment.served_model.name,
             cache_salt=self._request.cache_salt,
-            headers=self._headers,
+            headers=self._tracing.headers(PhaseName.PREFILL),
             deadline_s=transfer.deadline,
             lease_s=transfer.lease,
         )
@@ -188,7 +190,8 @@ class RequestDriver:
                 ttft.observe(self._story.ttft_s)
             on_first()
 
-        return Answer(self._service.engines, self._response, self._request, self._story, decode, self._headers,
+        headers = self._tracing.headers(PhaseName.DECODE)
+        return Answer(self._service.engines, self._response, self._request, self._story, decode, headers,
                       self._stream, first)  # fmt: skip
 
     async def _show_proof(self) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import gc
 import logging
 import socket
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 import uvloop
@@ -24,17 +25,24 @@ from prfaas.gateway.upstream.probes import PROBE_INTERVAL_S, Prober
 from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
 from prfaas.transport.listening import ListenAddress
 
+if TYPE_CHECKING:
+    from prfaas.observe.otlp import OtlpExporter
+
 logger = logging.getLogger("prfaas.gateway")
 
 #: Streams in progress get this long to end when the gateway is told to stop.
 DRAIN_S: Final = 30
 #: Landings of cancelled requests are given back within this.
 CLEAN_UP_S: Final = 5.0
+#: And so long for the last spans.
+SPANS_S: Final = 3.0
 
 
 @asynccontextmanager
 async def running(service: Service, probe_interval_s: float = PROBE_INTERVAL_S) -> AsyncIterator[GatewayApp]:
     """The application with its session open and its fleet probed."""
+    exporter = _exporter(service)
+    service.span_sink = exporter
     async with open_session(service.deployment.gateway.connect_timeout) as session:
         engines, nodes = Engines(session), Nodes(session)
         service.opened = OffloadClients(engines, nodes, service.background)
@@ -48,6 +56,21 @@ async def running(service: Service, probe_interval_s: float = PROBE_INTERVAL_S) 
             await service.link_feed.stop()
             await prober.stop()
             await service.background.drain(CLEAN_UP_S)
+            if exporter is not None:
+                await asyncio.to_thread(exporter.close, SPANS_S)
+
+
+def _exporter(service: Service) -> OtlpExporter | None:
+    """Started. Raises PrfaasError if OpenTelemetry is not installed."""
+    endpoint = service.deployment.gateway.telemetry.otlp_endpoint
+    if endpoint is None:
+        return None
+    # Here, because OpenTelemetry is an extra that others need not have.
+    from prfaas.observe.otlp import OtlpExporter
+
+    exporter = OtlpExporter(endpoint, service.metrics, "prfaas-gateway", uuid.uuid4().hex)
+    exporter.start()
+    return exporter
 
 
 async def serve(

@@ -9,11 +9,13 @@ from prometheus_client import CollectorRegistry
 
 from prfaas.core.control.router import RoutePolicy
 from prfaas.deployment.model import Deployment
+from prfaas.gateway.api.http import Scope
 from prfaas.gateway.background import Background
 from prfaas.gateway.fleet import Fleet, build_fleet
 from prfaas.gateway.offload import OffloadClients
 from prfaas.gateway.prompt.tokenize import PromptTokenizer, load_tokenizer
 from prfaas.gateway.story import StoryBook
+from prfaas.gateway.tracing import RequestTracing, SpanSink
 from prfaas.gateway.upstream.clients import Engines
 from prfaas.gateway.upstream.link_feed import LinkFeed
 from prfaas.observe.metrics import Metrics, build
@@ -34,6 +36,8 @@ class Service:
     num_inflight: int = 0
     opened: OffloadClients | None = None
     link_feed: LinkFeed | None = None
+    #: None: no spans are made.
+    span_sink: SpanSink | None = None
 
     @property
     def clients(self) -> OffloadClients:
@@ -45,6 +49,13 @@ class Service:
     def engines(self) -> Engines:
         """Shorthand for the hot path."""
         return self.clients.engines
+
+    def tracing(self, scope: Scope, forwarded: dict[str, str]) -> RequestTracing:
+        """A new request's; `forwarded` are the other headers that its engines get."""
+        deployment = self.deployment
+        return RequestTracing(
+            scope, forwarded, deployment.gateway.telemetry, self.span_sink, deployment.served_model.name
+        )
 
 
 def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy | None = None) -> Service:

@@ -98,6 +98,14 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         ("instance", "state"),
     ),
     MetricSpec("prfaas_prefix_record_blocks", "gauge", "gateway", "blocks", "Blocks on record.", ("instance",)),
+    MetricSpec(
+        "prfaas_spans_exported_total", "counter", "gateway", "spans", "Spans that the collector has taken."
+    ),
+    MetricSpec(
+        "prfaas_spans_dropped_total", "counter", "gateway", "spans",
+        "Spans that were not sent: queue_full, export_failed (the collector is away or refuses), defect, closed.",
+        ("reason",),
+    ),
     MetricSpec("prfaas_lane_up", "gauge", "kvnode", "lanes", "Lanes up, per peer that this node sends to.", ("peer",)),
     MetricSpec(
         "prfaas_lane_bytes_total", "counter", "kvnode", "bytes", "KV payload bytes over lanes.", ("direction", "peer")

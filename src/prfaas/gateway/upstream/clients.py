@@ -21,11 +21,10 @@ MAX_ERROR_BODY_BYTES: Final = 64 * 1024
 #: An engine's metrics are some 100 KB; many more are not read, since they are read once a second.
 MAX_PROBE_BODY_BYTES: Final = 4 << 20
 
-#: Only these cross to an engine. Everything else, with it every rank and destination header, stays here.
+#: Only these, and trace context (`tracing`), cross to an engine. Everything else, with it every rank and destination
+#: header, stays here.
 FORWARDED_HEADERS: Final = (
     b"authorization",
-    b"traceparent",
-    b"tracestate",
     b"baggage",
     b"x-correlation-id",
     b"x-session-id",
