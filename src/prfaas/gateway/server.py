@@ -84,7 +84,7 @@ async def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM. `sockets` are listening ones to use instead of host and port. The kind `prfaas`
     needs `policy`, see `build_service`. Raises OSError if the address is taken, OSError or ValueError if the model
-    directory's tokenizer is broken."""
+    directory's tokenizer is broken, PrfaasError if OpenTelemetry is missing and asked for."""
     settings = deployment.gateway
     asked = (host or settings.host, settings.port if port is None else port)
     # Before anything is read or started: a process that cannot have its address must say only that.
@@ -109,6 +109,8 @@ async def serve(
         if address is not None:
             address.listen()
             sockets = address.sockets
+        if policy is not None:
+            logger.info("%s", policy.why)
         logger.info("listening host=%s port=%d model=%s", config.host, config.port, deployment.served_model.name)
         await uvicorn.Server(config).serve(sockets)
 
@@ -122,7 +124,6 @@ def run(deployment_path: Path, *, host: str | None = None, port: int | None = No
     deployment = load_deployment(deployment_path)
     model_dir = resolve_model_dir(deployment, deployment_path)
     policy = routing_threshold(deployment, deployment_path)
-    logger.info("%s", policy.why)
     # What was loaded so far lives as long as the process; each collection would look through it for nothing.
     gc.collect()
     gc.freeze()
