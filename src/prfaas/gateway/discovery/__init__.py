@@ -1,0 +1,1 @@
+"""How a gateway learns which instances there are while it runs."""
