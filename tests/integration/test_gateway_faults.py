@@ -285,8 +285,18 @@ def test_decode_that_does_not_load_is_counted(model_dir: Path, stream: bool) -> 
         assert await rig.metric("prfaas_zero_byte_offloads_total") == 1
         assert await rig.metric('prfaas_fallback_total{reason="not_loaded"}') == 1
 
-    # Without a claim the node only answers at the end of the poll: the lease stands in for a shorter one.
-    drive(model_dir, scenario, transfer={"lease": "1s"})
+    drive(model_dir, scenario)
+
+
+def test_nobody_waits_for_the_proof_of_a_landing_that_decode_has_not_claimed(model_dir: Path) -> None:
+    """Its engine may know nothing of its node, so the record would never change: the header is there at once."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.decoders[0].faults.decode = "decline"
+        reply, _ = await rig.complete(prompt=LONG)
+        assert reply.headers["x-prfaas-tokens-recomputed"] == str(len(LONG))
+
+    drive(model_dir, scenario)
 
 
 @pytest.mark.parametrize(("fault", "where"), [("none", "everywhere"), ("failed", "prefill"), ("error", "decode")])
@@ -732,6 +742,24 @@ def test_homogeneous_policy_never_offloads(model_dir: Path) -> None:
         assert reply.headers["x-prfaas-reason"] == "policy"
 
     drive(model_dir, scenario, policy="homogeneous")
+
+
+def test_nothing_is_prefilled_for_a_node_to_which_no_lane_is_up(model_dir: Path) -> None:
+    """As while a node that was restarted is dialled again: a whole prefill would be for nothing."""
+
+    async def scenario(rig: Rig) -> None:
+        (west,) = rig.service.fleet.prefillers
+        rig.prefill_nodes[0].peers = {"pd-0": {"lanes_up": 0, "error": "connecting failed: Connection refused"}}
+        await until(lambda: bool(west.cut_off_from))
+        reply, _ = await rig.complete(prompt=LONG)
+        assert reply.headers["x-prfaas-reason"] == "prfaas_unhealthy"
+        assert rig.prefillers[0].seen == []
+        rig.prefill_nodes[0].peers = {"pd-0": {"lanes_up": 4, "error": None}}
+        await until(lambda: not west.cut_off_from)
+        reply, _ = await rig.complete(prompt="another " + LONG)
+        assert reply.headers["x-prfaas-route"] == "remote"
+
+    drive(model_dir, scenario)
 
 
 def test_node_without_an_engine_keeps_requests_local(model_dir: Path) -> None:

@@ -19,6 +19,10 @@ class NodeUnavailable(PrfaasError):
     """The KV node beside this engine does not answer; the next call tries to reach it again."""
 
 
+class ConnectionEnded(NodeUnavailable):
+    """The node has hung up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """What the node told a connecting engine."""
@@ -66,10 +70,20 @@ class NodeClient:
             yield self._connects
 
     def call(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Raises Refused with the node's code, or NodeUnavailable."""
+        """Raises Refused with the node's code, or NodeUnavailable.
+
+        A connection that was kept may have ended unnoticed, because the node was restarted: then the call goes out once
+        more over a new one. That is safe for every call: a node that was restarted knows nothing of the first one, and
+        any other refuses to open or claim twice, and to consume twice changes nothing.
+        """
         with self._lock:
-            sock = self._connected()
-            return self._exchange(sock, {"op": op, **fields})
+            was_kept = self._sock is not None
+            try:
+                return self._exchange(self._connected(), {"op": op, **fields})
+            except ConnectionEnded:
+                if not was_kept:
+                    raise
+            return self._exchange(self._connected(), {"op": op, **fields})
 
     def post(self, op: str, **fields: Any) -> None:
         """Send without waiting. Raises NodeUnavailable."""
@@ -114,7 +128,8 @@ class NodeClient:
         except (OSError, ValueError) as error:
             # A late reply to this call must not be taken for the next one's.
             self._drop()
-            raise NodeUnavailable(f"KV node at {self._path}: {error}") from None
+            kind = ConnectionEnded if isinstance(error, ConnectionError) else NodeUnavailable
+            raise kind(f"KV node at {self._path}: {error}") from None
         if reply.get("id") != self._next_id:
             self._drop()
             raise NodeUnavailable(f"KV node at {self._path} answered out of turn")

@@ -41,6 +41,8 @@ class Instance:
     num_silent_probes: int = 0
     dialect: Dialect = field(default_factory=lambda: dialect_of(DEFAULT_KIND))
     load: EngineLoad | None = None
+    #: Other instances, to whose nodes the node here has no lane up.
+    cut_off_from: frozenset[str] = frozenset()
 
     def engine_answered(self, healthy: bool) -> None:
         """A probe got an answer."""
@@ -57,6 +59,7 @@ class Instance:
         engines = health.get("engines")
         engine = engines[0] if isinstance(engines, list) and engines else None
         self.node_ready = isinstance(engine, dict)
+        self.cut_off_from = frozenset(_without_lanes(health.get("peers")))
         if isinstance(engine, dict):
             self.observe_engine(engine.get("block_tokens"), engine.get("engine_boot_id"), engine.get("kv_group_kinds"))
 
@@ -72,7 +75,9 @@ class Instance:
 
     def candidate(self, prefix: PrefixMatch = NO_MATCH) -> Candidate:
         """This instance as the router sees it."""
-        return Candidate(self.name, self.cluster, self.engine_healthy, self.node_ready, self.num_inflight, prefix)
+        return Candidate(
+            self.name, self.cluster, self.engine_healthy, self.node_ready, self.num_inflight, prefix, self.cut_off_from
+        )
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -82,6 +87,12 @@ class Instance:
             yield
         finally:
             self.num_inflight -= 1
+
+
+def _without_lanes(peers: Any) -> Iterator[str]:
+    for name, peer in peers.items() if isinstance(peers, dict) else ():
+        if isinstance(peer, dict) and peer.get("lanes_up") == 0:
+            yield name
 
 
 @dataclass(slots=True)

@@ -40,6 +40,9 @@ MAX_LOST_POLLS: Final = 2
 PREFILL_LINGER_S: Final = 10.0
 #: Decode reports what it loaded at its first token; a busy node may take a moment longer.
 FINAL_RECORD_WAIT_S: Final = 5.0
+#: An engine claims a landing before it computes anything, so what decode has not claimed at its first byte it never
+#: will, and there is nothing to wait for; but its word of why may be on its way to the node.
+CLAIM_GRACE_S: Final = 0.25
 DROP_ATTEMPTS: Final = 3
 
 OPEN_STATES: Final = ("reserved", "receiving")
@@ -118,7 +121,9 @@ class Offload:
         """The final record, with the landing freed; None if the node does not give one."""
         node, transfer_id = self.decode.kvnode_url, self.spec.transfer_id
         try:
-            record = await self._clients.nodes.record(node, transfer_id, until="final", wait_s=FINAL_RECORD_WAIT_S)
+            record = await self._clients.nodes.record(node, transfer_id, until="final", wait_s=CLAIM_GRACE_S)
+            if record.get("state") == "claimed":
+                record = await self._clients.nodes.record(node, transfer_id, until="final", wait_s=FINAL_RECORD_WAIT_S)
             if record.get("state") not in FINAL_STATES:
                 record = await self._clients.nodes.drop(node, transfer_id)
         except (UpstreamDown, NodeRefused) as error:

@@ -75,6 +75,8 @@ class FakeKVNode(FakeServer):
         self.kv_group_kinds = kv_group_kinds
         self.engine_boot_id = secrets.token_hex(8)
         self.has_engine = True
+        #: As a node's /health tells them: `{name: {"lanes_up": n, "error": …}}`.
+        self.peers: dict[str, dict[str, Any]] = {}
         self.forgetful = False
         self.refuse_reservations: str | None = None
         self.landings: dict[str, FakeLanding] = {}
@@ -141,7 +143,7 @@ class FakeKVNode(FakeServer):
         }
         engines = [engine] if self.has_engine else []
         return web.json_response(
-            {"status": "ok", "node": self.name, "boot_id": "fake", "engines": engines, "peers": {}}
+            {"status": "ok", "node": self.name, "boot_id": "fake", "engines": engines, "peers": self.peers}
         )
 
     async def _links(self, request: web.Request) -> web.Response:

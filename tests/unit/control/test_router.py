@@ -12,9 +12,12 @@ from prfaas.core.control.router import Candidate, RequestFacts, RouteKind, Route
 POLICY = RoutePolicy(offload=True, threshold_tokens=100)
 
 
-def instance(name: str, *, up: bool = True, ready: bool = True, busy: int = 0, prefix: int = 0) -> Candidate:
+def instance(
+    name: str, *, up: bool = True, ready: bool = True, busy: int = 0, prefix: int = 0, cut_off_from: str = ""
+) -> Candidate:
     """A candidate of the cluster that its name begins with."""
-    return Candidate(name, name.split("-", maxsplit=1)[0], up, ready, busy, PrefixMatch(prefix, prefix, prefix))
+    match = PrefixMatch(prefix, prefix, prefix)
+    return Candidate(name, name.split("-", maxsplit=1)[0], up, ready, busy, match, cut_off_from.split())
 
 
 PD, PRFAAS = instance("pd-0"), instance("west-0")
@@ -42,6 +45,12 @@ PD, PRFAAS = instance("pd-0"), instance("west-0")
          ("local", "prfaas_unhealthy", "pd-0", "")),
         (RequestFacts(500, None), POLICY, [PD], [instance("west-0", ready=False)],
          ("local", "prfaas_unhealthy", "pd-0", "")),
+        (RequestFacts(500, None), POLICY, [PD], [instance("west-0", cut_off_from="pd-0")],
+         ("local", "prfaas_unhealthy", "pd-0", "")),
+        (RequestFacts(500, None), POLICY, [PD], [instance("west-0", cut_off_from="pd-0"), instance("west-1", busy=9)],
+         ("remote", "above_threshold", "pd-0", "west-1")),
+        (RequestFacts(500, None), POLICY, [PD], [instance("west-0", cut_off_from="pd-1")],
+         ("remote", "above_threshold", "pd-0", "west-0")),
         (RequestFacts(500, None), POLICY, [instance("pd-0", ready=False)], [PRFAAS],
          ("local", "no_landing_node", "pd-0", "")),
         (RequestFacts(500, None), POLICY, [instance("pd-0", ready=False), instance("pd-1", busy=9)], [PRFAAS],
@@ -105,3 +114,4 @@ def test_laws(facts: RequestFacts, policy: RoutePolicy, decoders: list[Candidate
         assert by_name[route.decode].node_ready
         assert by_name[route.prefill].engine_healthy
         assert by_name[route.prefill].node_ready
+        assert route.decode not in by_name[route.prefill].cut_off_from

@@ -4,7 +4,8 @@ Laws of this file:
 - A request is offloaded iff its incremental length, prompt less reusable prefix, exceeds the threshold, and nothing
   forbids it. Every other outcome names what forbade it.
 - Only a healthy decode engine is chosen, the least busy first; the landing is on the node beside it.
-- Nothing is offloaded unless the prefill engine, its node and the decode engine's node all work now.
+- Nothing is offloaded unless the prefill engine, its node and the decode engine's node all work now, and at least one
+  lane is up from node to node: without one a whole prefill would be computed for nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class RouteReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One instance: an engine and the node beside it. `prefix` is of the request at hand, on this engine."""
+    """One instance: an engine and the node beside it. `prefix` is of the request at hand, on this engine;
+    `cut_off_from` has the instances to which its node says that no lane is up."""
 
     name: str
     cluster: str
@@ -48,6 +50,7 @@ class Candidate:
     node_ready: bool
     num_inflight: int
     prefix: PrefixMatch = NO_MATCH
+    cut_off_from: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def decide(
     landing = least_busy([c for c in decoders if c.engine_healthy and c.node_ready])
     if landing is None:
         return Route(RouteKind.LOCAL, RouteReason.NO_LANDING_NODE, decode.name, num_uncached_tokens=uncached)
-    prefill = least_busy([c for c in prefillers if _reaches(c, landing.cluster, policy.links)])
+    prefill = least_busy([c for c in prefillers if _reaches(c, landing, policy.links)])
     if prefill is None:
         return Route(RouteKind.LOCAL, RouteReason.PRFAAS_UNHEALTHY, decode.name, num_uncached_tokens=uncached)
     remaining = _uncached(facts, landing)
@@ -128,6 +131,6 @@ def _forbidden(facts: RequestFacts, policy: RoutePolicy, uncached: int | None) -
     return RouteReason.PREFIX_CACHED if uncached <= 1 else None
 
 
-def _reaches(prefill: Candidate, cluster: str, links: Collection[tuple[str, str]]) -> bool:
-    healthy = prefill.engine_healthy and prefill.node_ready
-    return healthy and (not links or (prefill.cluster, cluster) in links)
+def _reaches(prefill: Candidate, landing: Candidate, links: Collection[tuple[str, str]]) -> bool:
+    works = prefill.engine_healthy and prefill.node_ready and landing.name not in prefill.cut_off_from
+    return works and (not links or (prefill.cluster, landing.cluster) in links)
