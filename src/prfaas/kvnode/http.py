@@ -203,8 +203,8 @@ async def _json(request: web.Request) -> dict[str, Any]:
 
 def _text(body: dict[str, Any], name: str, min_chars: int = 1) -> str:
     value = body.get(name)
-    if not isinstance(value, str) or not min_chars <= len(value) <= 128:
-        raise Refused("bad_request", f"{name} must be a string of {min_chars} to 128 characters")
+    if not isinstance(value, str) or not min_chars <= len(value) <= 128 or not value.isprintable():
+        raise Refused("bad_request", f"{name} must be a string of {min_chars} to 128 printable characters")
     return value
 
 

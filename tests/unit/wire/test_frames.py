@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from fuzz.frames import attack as fuzz_attack
 from fuzz.frames import run as fuzz_frames
@@ -25,7 +26,17 @@ from prfaas.core.wire.frames import (
     sum_of_header,
 )
 from prfaas.core.wire.lane import TRANSITIONS, LaneProtocol, LaneState, Received
-from prfaas.core.wire.messages import Abort, Hello, Message, Open, Opened, Refuse, Welcome
+from prfaas.core.wire.messages import (
+    Abort,
+    Hello,
+    Message,
+    Open,
+    Opened,
+    Refuse,
+    Welcome,
+    decode_message,
+    encode_message,
+)
 
 #: CI's; the fuzzer takes another one at every run.
 SEED = 20261125
@@ -206,3 +217,22 @@ def test_short_fuzz() -> None:
     """The fuzzer's short form; `python -m fuzz.frames --inputs 10000000` is the long one."""
     print(f"seed {SEED}")
     assert fuzz_frames(SEED, 20_000) == 20_000
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r", "\x1b", "\x85", "\u2028", "a\n"])
+@pytest.mark.parametrize("field", ["node", "boot_id", "target", "hash_seed", "fingerprint"])
+def test_a_name_with_a_line_break_is_malformed(break_: str, field: str) -> None:
+    """It would forge lines in the logs of whoever is told of it."""
+    hello = Hello("west-0", "b", "east-0", 0, "sha256", "prfaas", "")
+    assert decode_message(FrameType.HELLO, encode_message(hello)) == hello
+    with pytest.raises(RemoteProtocolError, match="HELLO"):
+        decode_message(FrameType.HELLO, encode_message(msgspec.structs.replace(hello, **{field: break_})))
+
+
+def test_a_peers_words_stay_on_one_line() -> None:
+    """What it refuses or gives up for may repeat anything."""
+    refuse = Refuse("wrong_node", "no\n2026-01-01 ERROR forged é")
+    told = decode_message(FrameType.REFUSE, encode_message(refuse))
+    assert told == Refuse("wrong_node", "no 2026-01-01 ERROR forged é")
+    abort = Abort("t", "s", "sender_aborted", "a\rb")
+    assert decode_message(FrameType.ABORT, encode_message(abort)) == Abort("t", "s", "sender_aborted", "a b")

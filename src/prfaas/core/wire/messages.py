@@ -13,7 +13,8 @@ import msgspec
 from prfaas.core.errors import RemoteProtocolError
 from prfaas.core.wire.frames import MAX_CONTROL_BYTES, FrameType
 
-Short = Annotated[str, msgspec.Meta(max_length=256)]
+#: Names and ids go into logs and metrics, where a line break would forge a line: such a message is malformed.
+Short = Annotated[str, msgspec.Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=2048)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
@@ -100,4 +101,8 @@ def decode_message(frame_type: FrameType, payload: bytes | bytearray | memoryvie
         message: Message = _decoders[frame_type].decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError("bad_message", f"{frame_type.name}: {error}") from None
+    if isinstance(message, (Refuse, Abort)) and not message.message.isprintable():
+        # Words for people, which may repeat what a third said: kept, on one line.
+        words = "".join(character if character.isprintable() else " " for character in message.message)
+        message = msgspec.structs.replace(message, message=words)
     return message
