@@ -175,6 +175,8 @@ class RequestDriver:
             await self._answer(decode, lambda: self._count.ran_on(decode)).send(self._request.forwarded())
         except UpstreamDown as error:
             self._decode_lost(decode, error)
+            if error.is_own:
+                raise ApiError(503, "the gateway has no connection left", code="overloaded", retry_after_s=1) from error
             if not may_retry:
                 raise ApiError(502, "the engine broke off before it answered", code="upstream_down") from error
             self._story.decode_retried = True

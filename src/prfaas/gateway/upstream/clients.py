@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -31,12 +32,18 @@ FORWARDED_HEADERS: Final = (
 )
 
 
-class UpstreamDown(Exception):
-    """No answer came. `refused`: no connection was made, so nobody listens there."""
+#: What the gateway itself ran out of when it cannot connect: descriptors, buffers, memory, ports.
+_OWN_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
+
+class UpstreamDown(Exception):
+    """No answer came. `refused`: no connection was made, so nobody listens there. `is_own`: nobody was asked, because
+    the gateway itself lacks something; that says nothing of the other side."""
+
+    def __init__(self, message: str, *, refused: bool = False, is_own: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+        self.is_own = is_own
 
 
 class NodeRefused(Exception):
@@ -70,10 +77,16 @@ def open_session(connect_timeout_s: float) -> aiohttp.ClientSession:
 async def _translated(url: str) -> AsyncIterator[None]:
     try:
         yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise UpstreamDown(f"{url}: {error}", refused=True) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise UpstreamDown(f"{url}: {type(error).__name__} {error}".rstrip()) from error
+        raise _down(url, error) from error
+
+
+def _down(url: str, error: Exception) -> UpstreamDown:
+    if isinstance(error, OSError) and error.errno in _OWN_SHORTAGES:
+        return UpstreamDown(f"{url} was not asked, the gateway lacks resources: {error}", is_own=True)
+    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+        return UpstreamDown(f"{url}: {error}", refused=True)
+    return UpstreamDown(f"{url}: {type(error).__name__} {error}".rstrip())
 
 
 class Engines:
@@ -86,10 +99,8 @@ class Engines:
         """POST and return once headers have come. The caller closes the response. Raises UpstreamDown."""
         try:
             return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise UpstreamDown(f"{url}: {error}", refused=True) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamDown(f"{url}: {type(error).__name__} {error}".rstrip()) from error
+            raise _down(url, error) from error
 
     async def post(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
         """POST and read the whole answer. Raises UpstreamDown. No deadline of its own."""
@@ -101,7 +112,11 @@ class Engines:
 
     async def get(self, url: str, timeout_s: float) -> tuple[int, bytes]:
         """GET and read the whole answer. Raises UpstreamDown, also for one that is too long."""
-        async with _translated(url), asyncio.timeout(timeout_s), self._session.get(url) as reply:
+        async with (
+            _translated(url),
+            asyncio.timeout(timeout_s),
+            self._session.get(url, allow_redirects=False) as reply,
+        ):
             body = bytearray()
             async for part in reply.content.iter_any():
                 body += part
@@ -154,7 +169,7 @@ class Nodes:
         async with (
             _translated(url),
             asyncio.timeout(timeout_s),
-            self._session.request(method, url, data=data, headers=headers) as reply,
+            self._session.request(method, url, data=data, headers=headers, allow_redirects=False) as reply,
         ):
             return _answer(reply.status, await reply.read())
 
@@ -166,7 +181,7 @@ def _answer(status: int, body: bytes) -> dict[str, Any]:
         raise NodeRefused(status, "bad_answer", "the node's answer is not JSON") from None
     if not isinstance(answer, dict):
         raise NodeRefused(status, "bad_answer", "the node's answer is not an object")
-    if status < 400:
+    if status < 300:
         return answer
     error = answer.get("error")
     error = error if isinstance(error, dict) else {}

@@ -65,7 +65,8 @@ class Prober:
             status, _ = await self._engines.get(url, PROBE_TIMEOUT_S)
             instance.engine_answered(status == 200)
         except UpstreamDown as error:
-            instance.engine_silent(refused=error.refused)
+            if not _ours(error):
+                instance.engine_silent(refused=error.refused)
 
     async def _probe_load(self, instance: Instance) -> None:
         url = instance.engine_url + instance.dialect.load_path
@@ -78,7 +79,9 @@ class Prober:
     async def _probe_node(self, instance: Instance) -> None:
         try:
             instance.node_answered(await self._nodes.health(instance.kvnode_url, PROBE_TIMEOUT_S))
-        except (UpstreamDown, NodeRefused):
+        except UpstreamDown as error:
+            instance.node_ready = instance.node_ready and _ours(error)
+        except NodeRefused:
             instance.node_ready = False
 
     def _show(self, instance: Instance, before: tuple[bool, bool]) -> None:
@@ -92,3 +95,9 @@ class Prober:
         running, waiting = (NAN, NAN) if instance.load is None else (instance.load.running, instance.load.waiting)
         for state, number in (("running", running), ("waiting", waiting)):
             self._metrics.gauge("prfaas_engine_requests", instance=instance.name, state=state).set(number)
+
+
+def _ours(error: UpstreamDown) -> bool:
+    if error.is_own:
+        logger.warning("probe not sent: %s", error)
+    return error.is_own
