@@ -39,6 +39,7 @@ docs: setup
 	@$(BIN)/python -m prfaas.deployment.schema > docs/deployment.schema.json
 	@$(BIN)/python -m prfaas.observe.metrics > docs/metrics.md
 	@$(BIN)/python tools/wire_doc.py
+	@$(BIN)/python tools/contract_doc.py
 
 bench: setup
 	@$(BIN)/python -m benchmarks.gateway.overhead

@@ -177,7 +177,7 @@ def test_refused_reservation_falls_back(model_dir: Path, code: str) -> None:
     """A node without room costs latency only."""
 
     async def scenario(rig: Rig) -> None:
-        rig.decode_nodes[0].refuse_reservations = code
+        rig.decode_nodes[0].faults.refuse_reservations = code
         reply, _ = await rig.complete(prompt=LONG)
         known = code if code != "something_new" else "reserve_error"
         assert reply.headers["x-prfaas-reason"] == f"fallback:{known}"
@@ -197,7 +197,6 @@ def test_node_killed_while_prefill_runs_falls_back(model_dir: Path) -> None:
         reply, _ = await asyncio.wait_for(asking, 5)
         assert reply.headers["x-prfaas-reason"] == "fallback:node_unreachable"
         await until(lambda: rig.prefillers[0].seen[0].is_cut_by_client)
-        rig.decode_nodes[0].landings.clear()
 
     drive(model_dir, scenario)
 
@@ -237,7 +236,7 @@ def test_landing_that_ends_early_falls_back(model_dir: Path, how: str) -> None:
         if how == "aborted":
             node.abort(landing.transfer_id, "sender gone")
         else:
-            node._expire(landing)
+            node.expire(landing.transfer_id)
         reply, _ = await asyncio.wait_for(asking, 5)
         assert reply.headers["x-prfaas-reason"] == f"fallback:landing_{how}"
         await until(lambda: rig.prefillers[0].seen[0].is_cut_by_client)
@@ -249,7 +248,7 @@ def test_unknown_landing_falls_back(model_dir: Path) -> None:
     """A node that has forgotten the landing (it restarted) is a failure, not a wait."""
 
     async def scenario(rig: Rig) -> None:
-        rig.decode_nodes[0].forgetful = True
+        rig.decode_nodes[0].faults.forgetful = True
         rig.prefillers[0].faults.prefill = "stall"
         reply, _ = await rig.complete(prompt=LONG)
         assert reply.headers["x-prfaas-reason"] == "fallback:landing_lost"
@@ -335,9 +334,9 @@ def test_a_decode_engine_with_another_prompt_or_secret_loads_nothing(model_dir: 
         (seen,) = rig.decoders[0].legs("decode")
         (landing,) = rig.decode_nodes[0].live_landings
         rig.decoders[0].faults.decode = "none"
-        for change in ({"claim_secret": "a guess, long enough to be one"}, {"token_digest": "0" * 64}):
-            stolen = {**seen.body["kv_transfer_params"], "prfaas": {**seen.params, **change}}
-            prompt = LONG if "claim_secret" in change else "my own prompt"
+        for prompt in (LONG, "my own prompt"):
+            guess = {"claim_secret": "a guess, long enough to be one"}
+            stolen = {**seen.body["kv_transfer_params"], "prfaas": {**seen.params, **guess}}
             body = {"model": MODEL, "prompt": prompt, "kv_transfer_params": stolen}
             async with rig.session.post(f"{rig.decoders[0].url}/v1/completions", json=body) as reply:
                 assert reply.status == 200
@@ -480,11 +479,12 @@ def test_lease_is_renewed_through_prefill_and_decodes_queue(model_dir: Path) -> 
         asking = asyncio.create_task(rig.complete(prompt=LONG))
         await until(lambda: bool(rig.prefillers[0].seen))
         (landing,) = rig.decode_nodes[0].landings.values()
-        await until(lambda: landing.num_renewals >= 3)
+        renewals = rig.decode_nodes[0].faults.renewals
+        await until(lambda: renewals[landing.transfer_id] >= 3)
         rig.prefillers[0].release.set()
         await until(lambda: bool(rig.decoders[0].seen))
-        renewed = landing.num_renewals
-        await until(lambda: landing.num_renewals >= renewed + 4)
+        renewed = renewals[landing.transfer_id]
+        await until(lambda: renewals[landing.transfer_id] >= renewed + 4)
         rig.decoders[0].release.set()
         reply, _ = await asking
         assert reply.headers["x-prfaas-route"] == "remote"
@@ -707,6 +707,26 @@ def test_the_next_turn_is_routed_by_the_kinds_that_the_engine_registered(
     drive(model_dir, scenario, kv_group_kinds=kinds)
 
 
+def test_a_restart_that_a_probe_sees_before_the_reservation_is_no_secret(model_dir: Path) -> None:
+    """What was to be skipped went with the engine's former life, whoever hears of the new one first."""
+
+    async def scenario(rig: Rig) -> None:
+        node = rig.decode_nodes[0]
+
+        def restart() -> None:
+            assert node.node is not None
+            node.engine_boot_id = "another life"
+            rig.service.fleet.decoders[0].node_answered(node.node.health())
+
+        await rig.complete(prompt="x" * 16 + "y" * 20, max_tokens=1)
+        node.faults.before_reserving = restart
+        reply, _ = await rig.complete(prompt="x" * 16 + "z" * 20, max_tokens=1)
+        story = await rig.story(reply)
+        assert (story["skip_tokens"], story["fallback_reason"]) == (16, "landing_lost")
+
+    drive(model_dir, scenario)
+
+
 def test_surely_short_prompt_is_counted_after_its_answer(model_dir: Path) -> None:
     """It does not wait for the tokenizer; story and prefix record learn its tokens all the same."""
 
@@ -749,12 +769,12 @@ def test_nothing_is_prefilled_for_a_node_to_which_no_lane_is_up(model_dir: Path)
 
     async def scenario(rig: Rig) -> None:
         (west,) = rig.service.fleet.prefillers
-        rig.prefill_nodes[0].peers = {"pd-0": {"lanes_up": 0, "error": "connecting failed: Connection refused"}}
+        rig.prefill_nodes[0].faults.cut_off_from.add("pd-0")
         await until(lambda: bool(west.cut_off_from))
         reply, _ = await rig.complete(prompt=LONG)
         assert reply.headers["x-prfaas-reason"] == "prfaas_unhealthy"
         assert rig.prefillers[0].seen == []
-        rig.prefill_nodes[0].peers = {"pd-0": {"lanes_up": 4, "error": None}}
+        rig.prefill_nodes[0].faults.cut_off_from.clear()
         await until(lambda: not west.cut_off_from)
         reply, _ = await rig.complete(prompt="another " + LONG)
         assert reply.headers["x-prfaas-route"] == "remote"

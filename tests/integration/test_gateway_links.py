@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from prfaas.core.wire.node_api import LinkReport
 from prfaas.testing.gateway_rig import Rig, gateway_rig, until, write_tiny_model
 
 
@@ -41,6 +42,6 @@ def test_verdicts_arrive_as_they_change(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def _verdict(known: dict[str, dict[str, dict[str, Any]]], source: str) -> str | None:
-    found: str | None = known.get(source, {}).get("pd-0", {}).get("verdict")
-    return found
+def _verdict(known: dict[str, dict[str, LinkReport]], source: str) -> str | None:
+    found = known.get(source, {}).get("pd-0")
+    return None if found is None else found.verdict

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from prfaas.core.transfer.extents import Extent
-from prfaas.core.transfer.landings import LandingState
+from prfaas.core.wire.node_api import LandingState
 from prfaas.testing.lane_proxy import LaneProxy
 from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
 from prfaas.transport.outbound import Dial
@@ -122,7 +122,7 @@ def test_a_stalled_or_half_open_link_is_noticed_and_given_up(tmp_path: Path, kin
         started_s = time.monotonic()
         assert pair.wait_state("a", "aborted") == "aborted"
         record = wait_until(lambda: pair.source.sent.get("a"))
-        assert record["state"] == "aborted"
+        assert record.state == "aborted"
         limits = FAST_LIMITS
         assert time.monotonic() - started_s >= limits.lane_dead_after_s, "a stall shorter than that is no death"
         wait_until(lambda: nothing_left(pair))

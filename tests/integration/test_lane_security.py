@@ -268,7 +268,7 @@ def test_nothing_is_readable_on_the_wire(tmp_path: Path) -> None:
         pair.wait_state("transfer-seven", "landed")
         wire = b"".join(recorders[0].sent)
         assert len(wire) > len(memory)
-        for secret in (b"the prompt", b"transfer-seven", str(reservation["token"]).encode(), b"sha256"):
+        for secret in (b"the prompt", b"transfer-seven", reservation.token.encode(), b"sha256"):
             assert secret not in wire
 
 

@@ -158,9 +158,9 @@ def test_what_waits_for_a_link_is_told(tmp_path: Path) -> None:
         assert f'\nprfaas_link_queued_bytes{{peer="sink"}} {float(len(memory))}\n' in metrics
         half = len(memory) // 2
         pair.source.staged("a", [(0, half)])
-        wait_until(lambda: pair.source.links["sink"].report().queued_bytes == len(memory) - half)
+        wait_until(lambda: pair.source.links["sink"].snapshot().queued_bytes == len(memory) - half)
         pair.source.staged("a", [(half, len(memory))])
         pair.source.stage_close("a")
         pair.wait_state("a", "landed")
-        wait_until(lambda: pair.source.links["sink"].report().num_transfers == 0)
-        assert pair.source.links["sink"].report().queued_bytes == 0
+        wait_until(lambda: pair.source.links["sink"].snapshot().num_transfers == 0)
+        assert pair.source.links["sink"].snapshot().queued_bytes == 0

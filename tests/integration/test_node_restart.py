@@ -15,14 +15,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from prfaas.core.errors import Refused
+from prfaas.core.wire.engine import VERSION, Attach, Claim, Consumed, StageClose, Staged, StageOpen
 from prfaas.engines.node_client import NodeClient, NodeUnavailable
 from prfaas.testing.node_pair import SMALL_LAYOUT, wait_until
 
 NUM_TOKENS = 1000
-CLAIM = {"num_prompt_tokens": NUM_TOKENS, "token_digest": "d" * 64, "claim_secret": "s" * 32}
+CLAIM: dict[str, Any] = {"num_prompt_tokens": NUM_TOKENS, "token_digest": "d" * 64, "claim_secret": "s" * 32}
+
+
+def claim(transfer_id: str) -> Claim:
+    """Of a landing that `transfer` reserved."""
+    return Claim(transfer_id=transfer_id, **CLAIM)
 
 
 class Node:
@@ -35,9 +42,9 @@ class Node:
         self._argv = [sys.executable, "-m", "prfaas", "kvnode", "--name", name, "--http", f"127.0.0.1:{http}"]
         self._argv += ["--lanes", f"127.0.0.1:{lanes}", "--socket", self._socket, "--arena", "8MiB", "--plain"]
         self._argv += ["--peer", peer] if peer else []
-        who = {"engine_id": name, "boot_id": f"boot-{name}"}
-        self.scheduler = NodeClient(self._socket, {**who, "layout": None}, 30.0)
-        self.worker = NodeClient(self._socket, {**who, "layout": SMALL_LAYOUT.to_wire()}, 30.0)
+        who = Attach(version=VERSION, engine_id=name, boot_id=f"boot-{name}", layout=None)
+        self.scheduler = NodeClient(self._socket, who, 30.0)
+        self.worker = NodeClient(self._socket, msgspec.structs.replace(who, layout=SMALL_LAYOUT), 30.0)
         self.start()
 
     def start(self) -> None:
@@ -72,7 +79,7 @@ class Node:
 
     def _worker_attached(self) -> bool:
         try:
-            self.worker.call("ping")
+            self.worker.ping()
         except NodeUnavailable:
             return False
         return True
@@ -100,21 +107,18 @@ def transfer(west: Node, east: Node, name: str) -> dict[str, Any]:
     """One offloaded request, in the order in which gateway and engines do it. Returns the landing's final record."""
     asked = {"transfer_id": name, "skip_tokens": 0, "lease_s": 60.0, **CLAIM}
     landing = east.http("/v1/landings", asked)
-    opened = west.scheduler.call(
-        "stage_open", transfer_id=name, peer="east-0", token=landing["token"], num_bytes=landing["num_bytes"],
-        deadline_s=60.0,
-    )  # fmt: skip
-    start, size = opened["arena_offset"], opened["num_bytes"]
+    wanted = {"token": landing["token"], "num_bytes": landing["num_bytes"], "deadline_s": 60.0}
+    opened = west.scheduler.stage_open(StageOpen(transfer_id=name, peer="east-0", **wanted))
+    start, size = opened.arena_offset, opened.num_bytes
     content = os.urandom(size)
     west.arena()[start : start + size] = content
-    west.worker.post("staged", transfer_id=name, ranges=[(0, size)])
-    west.worker.post("stage_close", transfer_id=name)
+    west.worker.staged(Staged(transfer_id=name, ranges=((0, size),)))
+    west.worker.stage_close(StageClose(transfer_id=name))
     landed = east.http(f"/v1/landings/{name}?wait_s=30&until=landed")
     assert landed["state"] == "landed", landed
-    claimed = east.scheduler.call("claim", transfer_id=name, **CLAIM)
-    start = claimed["arena_offset"]
+    start = east.scheduler.claim(claim(name)).arena_offset
     assert east.arena()[start : start + size] == content
-    east.worker.call("consumed", transfer_id=name, loaded=NUM_TOKENS - 1, recomputed=1)
+    east.worker.consumed(Consumed(transfer_id=name, loaded=NUM_TOKENS - 1, recomputed=1))
     return east.http(f"/v1/landings/{name}?wait_s=30&until=final")
 
 
@@ -135,7 +139,7 @@ def test_a_refusal_of_the_new_node_is_a_refusal(tmp_path: Path) -> None:
         assert transfer(west, east, "before")["state"] == "consumed"
         east.restart()
         with pytest.raises(Refused):
-            east.scheduler.call("claim", transfer_id="before", **CLAIM)
+            east.scheduler.claim(claim("before"))
 
 
 def free_ports(count: int) -> list[int]:

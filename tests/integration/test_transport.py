@@ -11,13 +11,14 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from prfaas.core.errors import Refused
-from prfaas.core.transfer.landings import LandingState
 from prfaas.core.wire.frames import HEADER_BYTES
 from prfaas.core.wire.lane import LaneProtocol
 from prfaas.core.wire.messages import Hello
+from prfaas.core.wire.node_api import LandingState
 from prfaas.testing.node_pair import FAST_LIMITS, NodePair, claim_key, node_pair, wait_until
 from prfaas.transport.outbound import Dial
 from prfaas.transport.sockets import bytes_moved, shut
@@ -211,7 +212,7 @@ def test_wrong_token_is_refused(tmp_path: Path, kind: str) -> None:
     with node_pair(tmp_path, kind=kind) as pair:
         wait_until(lambda: pair.source.links["sink"].lanes_up)
         reservation = pair.reserve("a", 1000)
-        memory = pair.stage_open("a", {**reservation, "token": "guess"})
+        memory = pair.stage_open("a", msgspec.structs.replace(reservation, token="a guess of 22 characters"))
         pair.source.staged("a", [(0, len(memory))])
         pair.source.stage_close("a")
         wait_until(lambda: pair.source.sent.get("a"))

@@ -11,8 +11,9 @@ import random
 import pytest
 
 from prfaas.core.transfer.extents import Extent, ExtentAllocator
-from prfaas.core.transfer.landings import ChunkVerdict, ClaimKey, Landings, LandingState
-from prfaas.core.transfer.outbound import Chunk, Outbound, TransferState
+from prfaas.core.transfer.landings import ChunkVerdict, ClaimKey, Landings
+from prfaas.core.transfer.outbound import Chunk, Outbound
+from prfaas.core.wire.node_api import LandingState, TransferState
 
 CHUNK = 1000
 

@@ -16,12 +16,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
-from prfaas.core.transfer.landings import ClaimKey
+from prfaas.core.wire.contract import to_values
 from prfaas.core.wire.frames import checksum
 from prfaas.core.wire.messages import Open
+from prfaas.core.wire.node_api import TransferRecord
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.node import KVNode
 from prfaas.kvnode.server import arena_path, lanes_address
+from prfaas.testing.node_pair import reservation
 from prfaas.transport.arena import Arena
 from prfaas.transport.credentials import CredentialFiles, Credentials
 from prfaas.transport.limits import LaneLimits
@@ -100,13 +102,13 @@ class Endpoint:
 
     def reserve(self, *, transfer_id: str, num_bytes: int) -> dict[str, Any]:
         """A landing at this node."""
-        return self.node.reserve(transfer_id, ClaimKey(num_tokens(num_bytes), "no prompt", "no secret"), 0, _DEADLINE_S)
+        return to_values(self.node.reserve(reservation(transfer_id, num_tokens(num_bytes), lease_s=_DEADLINE_S)))
 
-    def prepare(self, *, transfer_id: str, peer: str, reservation: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, *, transfer_id: str, peer: str, reserved: dict[str, Any]) -> dict[str, Any]:
         """Open the transfer and fill its staging with bytes that differ from place to place. Returns their checksum."""
-        message = Open(transfer_id, reservation["token"], reservation["num_bytes"], reservation["fingerprint"])
+        message = Open(transfer_id, reserved["token"], reserved["num_bytes"], reserved["fingerprint"])
         reply = self.node.stage_open("bench", message, peer, _DEADLINE_S)
-        start = int(str(reply["arena_offset"]))
+        start = reply.arena_offset
         memory = self.node.arena.view[start : start + message.num_bytes]
         piece = os.urandom(1 << 20)
         for index, offset in enumerate(range(0, len(memory), len(piece))):
@@ -126,7 +128,7 @@ class Endpoint:
         self.stage(transfer_id=transfer_id, num_pieces=num_pieces, interval_s=interval_s)
         self.finished(transfer_ids=[transfer_id])
         seconds = time.perf_counter() - started_s
-        return {"seconds": seconds, "cpu_s": cpu_seconds() - cpu_s, "record": self.node.sent.get(transfer_id)}
+        return {"seconds": seconds, "cpu_s": cpu_seconds() - cpu_s, "record": to_values(self._sent(transfer_id))}
 
     def stage(self, *, transfer_id: str, num_pieces: int, interval_s: float = 0.0) -> dict[str, Any]:
         """As `send`, without waiting for the end."""
@@ -141,7 +143,7 @@ class Endpoint:
 
     def record(self, *, transfer_id: str) -> dict[str, Any]:
         """A transfer's record, under way or ended."""
-        return self.node.transfer_record(transfer_id)
+        return to_values(self.node.transfer_record(transfer_id))
 
     def finished(self, *, transfer_ids: list[str]) -> dict[str, Any]:
         """Wait for all of these; returns their records."""
@@ -150,7 +152,12 @@ class Endpoint:
             return [name for name in transfer_ids if self.node.sent.get(name) is None]
 
         self._wait(lambda: not pending(), lambda: f"transfers {', '.join(pending())} have not ended")
-        return {name: self.node.sent.get(name) for name in transfer_ids}
+        return {name: to_values(self._sent(name)) for name in transfer_ids}
+
+    def _sent(self, transfer_id: str) -> TransferRecord:
+        record = self.node.sent.get(transfer_id)
+        assert record is not None, "it was waited for"
+        return record
 
     def forget(self, *, transfer_id: str) -> dict[str, Any]:
         """The sender's staging is free again."""
@@ -170,7 +177,7 @@ class Endpoint:
         """CPU seconds, links, counters, open descriptors, resident bytes."""
         return {
             "cpu_s": cpu_seconds(),
-            "links": self.node.link_records(),
+            "links": to_values(self.node.link_reports())["links"],
             "paced": self.node.link_monitor.paced_bytes_per_s(),
             "counters": {"/".join(key): value for key, value in self.node.plane.counters.items()},
             "descriptors": len(os.listdir("/proc/self/fd")),

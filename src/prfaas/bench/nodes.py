@@ -133,7 +133,7 @@ class NodeBench:
         """A transfer that waits for its first layer, and the checksum of its image."""
         name = f"image-{next(self._ids)}"
         reservation = self.sink.ask("reserve", transfer_id=name, num_bytes=num_bytes or self.num_bytes)
-        return name, self.source.ask("prepare", transfer_id=name, peer=SINK, reservation=reservation)["checksum"]
+        return name, self.source.ask("prepare", transfer_id=name, peer=SINK, reserved=reservation)["checksum"]
 
     def finish(self, name: str, checksum: int) -> None:
         """Compare and free both ends' memory. Raises BenchError if what came is not what was sent."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+from prfaas.core.wire.params import DecodeParams, PrefillParams
+
 #: The two inference routes of OpenAI's API.
 Route = Literal["completions", "chat"]
 
@@ -56,7 +58,7 @@ class Dialect(Protocol):
     """One kind of engine. Paths start at the engine's base URL.
 
     A client could steer transfers or ranks with `steering_fields`, at the top of a body or inside one of
-    `steering_containers`. `params` is the `prfaas` object of docs/protocols.md.
+    `steering_containers`. `params` are our part of what docs/protocols.md has it told.
     """
 
     @property
@@ -77,13 +79,13 @@ class Dialect(Protocol):
     @property
     def steering_containers(self) -> frozenset[str]: ...
 
-    def prefill_body(self, prompt: PrefillPrompt, params: Mapping[str, Any]) -> bytes:
+    def prefill_body(self, prompt: PrefillPrompt, params: PrefillParams) -> bytes:
         """Body of the request that has a prompt prefilled and sent to another cluster."""
 
     def read_prefill(self, status: int, body: bytes) -> PrefillAnswer:
         """The answer to it."""
 
-    def decode_body(self, body: Mapping[str, Any], params: Mapping[str, Any]) -> bytes:
+    def decode_body(self, body: Mapping[str, Any], params: DecodeParams) -> bytes:
         """A client's own body, which shall be answered from a landing."""
 
     def read_load(self, status: int, body: bytes) -> EngineLoad | None:

@@ -6,13 +6,36 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
 from prfaas.core.errors import PrfaasError, Refused
-from prfaas.core.wire.engine import LENGTH, MAX_MESSAGE_BYTES, decode, encode
+from prfaas.core.wire.contract import BadMessage
+from prfaas.core.wire.engine import (
+    LENGTH,
+    MAX_MESSAGE_BYTES,
+    Attach,
+    Attached,
+    Claim,
+    Claimed,
+    Confirmed,
+    Consumed,
+    Declined,
+    Done,
+    Ping,
+    Reply,
+    Request,
+    StageClose,
+    Staged,
+    StageOpen,
+    StageOpened,
+    content,
+    decode_reply,
+    frame,
+)
+
+R = TypeVar("R", bound=Reply)
 
 
 class NodeUnavailable(PrfaasError):
@@ -23,23 +46,14 @@ class ConnectionEnded(NodeUnavailable):
     """The node has hung up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """What the node told a connecting engine."""
-
-    node: str
-    node_boot_id: str
-    arena_path: str
-    arena_bytes: int
-
-
 class NodeClient:
-    """An engine's connection to its node. Thread-safe and blocking; every call has a deadline.
+    """An engine's connection to its node: one method per message of `core.wire.engine`. Thread-safe and blocking; every
+    call has a deadline. All raise NodeUnavailable, and those that are answered Refused with the node's code.
 
-    `greeting` is the `attach` message, sent again on every reconnect, because a node that restarted knows nothing.
+    `greeting` is sent again on every reconnect, because a node that restarted knows nothing.
     """
 
-    def __init__(self, socket_path: str, greeting: dict[str, Any], timeout_s: float = 2.0) -> None:
+    def __init__(self, socket_path: str, greeting: Attach, timeout_s: float = 2.0) -> None:
         self._path = socket_path
         self._greeting = greeting
         self._timeout_s = timeout_s
@@ -47,10 +61,10 @@ class NodeClient:
         self._sock: socket.socket | None = None
         self._next_id = 0
         self._connects = 0
-        self._attachment: Attachment | None = None
+        self._attachment: Attached | None = None
 
-    def attach(self) -> Attachment:
-        """Connect if not connected. Raises NodeUnavailable, or Refused if the node does not want this engine."""
+    def attach(self) -> Attached:
+        """Connect if not connected. Refused if the node does not want this engine."""
         with self._lock:
             self._connected()
             assert self._attachment is not None
@@ -69,36 +83,53 @@ class NodeClient:
                 raise NodeUnavailable("the connection to the KV node was lost meanwhile")
             yield self._connects
 
-    def call(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Raises Refused with the node's code, or NodeUnavailable.
+    def ping(self) -> None:
+        self._call(Ping(), Done)
 
-        A connection that was kept may have ended unnoticed, because the node was restarted: then the call goes out once
-        more over a new one. That is safe for every call: a node that was restarted knows nothing of the first one, and
-        any other refuses to open or claim twice, and to consume twice changes nothing.
-        """
-        with self._lock:
-            was_kept = self._sock is not None
-            try:
-                return self._exchange(self._connected(), {"op": op, **fields})
-            except ConnectionEnded:
-                if not was_kept:
-                    raise
-            return self._exchange(self._connected(), {"op": op, **fields})
+    def stage_open(self, request: StageOpen) -> StageOpened:
+        return self._call(request, StageOpened)
 
-    def post(self, op: str, **fields: Any) -> None:
-        """Send without waiting. Raises NodeUnavailable."""
-        with self._lock:
-            sock = self._connected()
-            try:
-                sock.sendall(encode({"op": op, **fields}))
-            except OSError as error:
-                self._drop()
-                raise NodeUnavailable(f"KV node at {self._path}: {error}") from None
+    def staged(self, request: Staged) -> None:
+        self._post(request)
+
+    def stage_close(self, request: StageClose) -> None:
+        self._post(request)
+
+    def claim(self, request: Claim) -> Claimed:
+        return self._call(request, Claimed)
+
+    def consumed(self, request: Consumed) -> Confirmed:
+        return self._call(request, Confirmed)
+
+    def declined(self, request: Declined) -> None:
+        self._post(request)
 
     def close(self) -> None:
         """Hang up; the node frees what this engine held."""
         with self._lock:
             self._drop()
+
+    def _call(self, request: Request, answer: type[R]) -> R:
+        """A connection that was kept may have ended unnoticed, because the node was restarted: then the call goes out
+        once more over a new one. That is safe for every call: a node that was restarted knows nothing of the first one,
+        and any other refuses to open or claim twice, and to consume twice changes nothing."""
+        with self._lock:
+            was_kept = self._sock is not None
+            try:
+                return self._exchange(self._connected(), request, answer)
+            except ConnectionEnded:
+                if not was_kept:
+                    raise
+            return self._exchange(self._connected(), request, answer)
+
+    def _post(self, request: Request) -> None:
+        with self._lock:
+            sock = self._connected()
+            try:
+                sock.sendall(frame(request))
+            except OSError as error:
+                self._drop()
+                raise NodeUnavailable(f"KV node at {self._path}: {error}") from None
 
     def _connected(self) -> socket.socket:
         if self._sock is not None:
@@ -113,30 +144,27 @@ class NodeClient:
         self._sock = sock
         self._connects += 1
         try:
-            reply = self._exchange(sock, {"op": "attach", **self._greeting})
-            self._attachment = msgspec.convert(reply, Attachment)
+            self._attachment = self._exchange(sock, self._greeting, Attached)
         except BaseException:
             self._drop()
             raise
         return sock
 
-    def _exchange(self, sock: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
+    def _exchange(self, sock: socket.socket, request: Request, answer: type[R]) -> R:
         self._next_id += 1
         try:
-            sock.sendall(encode({**message, "id": self._next_id}))
-            reply = decode(self._receive(sock))
-        except (OSError, ValueError) as error:
+            sock.sendall(frame(msgspec.structs.replace(request, id=self._next_id)))
+            envelope = decode_reply(self._receive(sock))
+            if envelope.id != self._next_id:
+                raise BadMessage("it answered out of turn")
+            if envelope.error is None:
+                return content(envelope, answer)
+        except (OSError, ValueError, BadMessage) as error:
             # A late reply to this call must not be taken for the next one's.
             self._drop()
             kind = ConnectionEnded if isinstance(error, ConnectionError) else NodeUnavailable
             raise kind(f"KV node at {self._path}: {error}") from None
-        if reply.get("id") != self._next_id:
-            self._drop()
-            raise NodeUnavailable(f"KV node at {self._path} answered out of turn")
-        if "error" in reply:
-            raise Refused(str(reply["error"].get("code")), str(reply["error"].get("message")))
-        result = reply.get("ok")
-        return result if isinstance(result, dict) else {}
+        raise Refused(envelope.error.code, envelope.error.message)
 
     def _receive(self, sock: socket.socket) -> bytes:
         (length,) = LENGTH.unpack(_receive_exactly(sock, LENGTH.size))

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 from urllib.parse import parse_qs
 
+import msgspec
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -88,7 +89,7 @@ class Admin:
 
     async def _links(self, response: Response) -> None:
         watch = self._service.link_feed
-        await _json(response, {"links": {} if watch is None else watch.links})
+        await _json(response, {"links": {} if watch is None else msgspec.to_builtins(watch.links)})
 
     async def _story(self, response: Response, request_id: str, query: bytes) -> None:
         story = await self._service.stories.read(request_id, _wait_s(query))

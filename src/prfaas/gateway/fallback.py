@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
+from prfaas.core.wire.node_api import LandingRecord, LandingState
 from prfaas.engines.dialect import PrefillAnswer, PrefillFault
 
 
@@ -52,26 +53,19 @@ def check_prefill(answer: PrefillAnswer) -> None:
         raise OffloadFailed(_OF_PREFILL[answer.fault], answer.detail)
 
 
-def check_landed(record: dict[str, Any]) -> int:
+def check_landed(record: LandingRecord) -> int:
     """Bytes of a landing that is past receiving. Raises OffloadFailed unless it landed with bytes in it."""
-    state, reason = record.get("state"), str(record.get("reason"))
-    if state == "landed":
-        num_bytes = count_of(record, "bytes_landed")
-        if num_bytes == 0:
+    if record.state is LandingState.LANDED:
+        if record.bytes_landed == 0:
             raise OffloadFailed(FallbackReason.ZERO_BYTES, "landed without a byte")
-        return num_bytes
-    if state == "expired":
-        raise OffloadFailed(FallbackReason.LANDING_EXPIRED, reason)
-    raise OffloadFailed(FallbackReason.LANDING_ABORTED, reason)
+        return record.bytes_landed
+    expired = record.state is LandingState.EXPIRED
+    raise OffloadFailed(
+        FallbackReason.LANDING_EXPIRED if expired else FallbackReason.LANDING_ABORTED, str(record.reason)
+    )
 
 
 def reserve_reason(code: str) -> FallbackReason:
     """The reason for a node's error code."""
     known = (FallbackReason.NO_ENGINE, FallbackReason.ARENA_FULL, FallbackReason.TOO_MANY_LANDINGS)
     return FallbackReason(code) if code in known else FallbackReason.RESERVE_ERROR
-
-
-def count_of(answer: dict[str, Any], name: str) -> int:
-    """A positive integer field of an answer, 0 for anything else."""
-    value = answer.get(name)
-    return value if isinstance(value, int) and value > 0 else 0

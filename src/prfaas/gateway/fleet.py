@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from prfaas.core import topology as topology_module
 from prfaas.core.cache.engine_cache import NO_MATCH, EngineCache, PrefixMatch
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.router import Candidate
+from prfaas.core.model.layout import KVGroupKind
+from prfaas.core.wire.node_api import NodeHealth
 from prfaas.deployment.model import Deployment
 from prfaas.deployment.topology import topology_of
 from prfaas.engines.dialect import Dialect, EngineLoad
@@ -54,21 +56,19 @@ class Instance:
         if refused or self.num_silent_probes >= MAX_SILENT_PROBES:
             self.engine_healthy = False
 
-    def node_answered(self, health: dict[str, Any]) -> None:
+    def node_answered(self, health: NodeHealth) -> None:
         """The KV node's /health; it is ready once an engine has registered a layout."""
-        engines = health.get("engines")
-        engine = engines[0] if isinstance(engines, list) and engines else None
-        self.node_ready = isinstance(engine, dict)
-        self.cut_off_from = frozenset(_without_lanes(health.get("peers")))
-        if isinstance(engine, dict):
-            self.observe_engine(engine.get("block_tokens"), engine.get("engine_boot_id"), engine.get("kv_group_kinds"))
+        self.node_ready = bool(health.engines)
+        self.cut_off_from = frozenset(name for name, peer in health.peers.items() if not peer.lanes_up)
+        if health.engines:
+            engine = health.engines[-1]
+            self.observe_engine(engine.block_tokens, engine.engine_boot_id, engine.kv_group_kinds)
 
-    def observe_engine(self, block_tokens: Any, boot_id: Any, kinds: Any) -> bool:
+    def observe_engine(self, block_tokens: int, boot_id: str, kinds: Collection[KVGroupKind]) -> bool:
         """What a node says of its engine and its KV groups. Returns True if the engine is another than before."""
-        restarted = self.record.observe_boot(boot_id if isinstance(boot_id, str) else None)
-        is_said = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
-        self.record.observe_kinds(kinds if is_said else ())
-        if isinstance(block_tokens, int) and block_tokens > 0 and block_tokens != self.block_tokens:
+        restarted = self.record.observe_boot(boot_id)
+        self.record.observe_kinds(kinds)
+        if block_tokens > 0 and block_tokens != self.block_tokens:
             # Chains of another block size name other tokens; keeping them would only waste room.
             self.block_tokens, restarted = block_tokens, True
         return restarted
@@ -87,12 +87,6 @@ class Instance:
             yield
         finally:
             self.num_inflight -= 1
-
-
-def _without_lanes(peers: Any) -> Iterator[str]:
-    for name, peer in peers.items() if isinstance(peers, dict) else ():
-        if isinstance(peer, dict) and peer.get("lanes_up") == 0:
-            yield name
 
 
 @dataclass(slots=True)

@@ -15,6 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prfaas.core.wire.node_api import (
+    FINAL_STATES,
+    OPEN_STATES,
+    LandingRecord,
+    LandingState,
+    Reserved,
+    Until,
+)
 from prfaas.engines.dialect import PrefillPrompt
 from prfaas.gateway.background import Background
 from prfaas.gateway.fallback import (
@@ -22,11 +30,11 @@ from prfaas.gateway.fallback import (
     OffloadFailed,
     check_landed,
     check_prefill,
-    count_of,
     reserve_reason,
 )
 from prfaas.gateway.fleet import Instance
-from prfaas.gateway.upstream.clients import Engines, NodeRefused, Nodes, UpstreamDown
+from prfaas.gateway.upstream.clients import Engines, UpstreamDown
+from prfaas.gateway.upstream.nodes import NodeRefused, Nodes
 from prfaas.gateway.upstream.params import OffloadSpec, prefill_params
 
 logger = logging.getLogger("prfaas.gateway")
@@ -45,9 +53,7 @@ FINAL_RECORD_WAIT_S: Final = 5.0
 CLAIM_GRACE_S: Final = 0.25
 DROP_ATTEMPTS: Final = 3
 
-OPEN_STATES: Final = ("reserved", "receiving")
-WAITING_STATES: Final = (*OPEN_STATES, "landed")
-FINAL_STATES: Final = ("consumed", "aborted", "expired")
+WAITING_STATES: Final = OPEN_STATES | {LandingState.LANDED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ class Offload:
         self._on_phase = on_phase
         #: The life of the decode engine that `spec.skip_tokens` was matched with.
         self._boot_id = decode.record.boot_id
-        self._reserving: asyncio.Task[dict[str, Any]] | None = None
+        self._reserving: asyncio.Task[Reserved] | None = None
         self._prefilling: asyncio.Task[None] | None = None
         self._released = False
 
@@ -114,17 +120,18 @@ class Offload:
                 record = await self._renew()
             except (UpstreamDown, NodeRefused):
                 continue
-            if record.get("state") not in WAITING_STATES:
+            if record.state not in WAITING_STATES:
                 return
 
-    async def settle(self) -> dict[str, Any] | None:
+    async def settle(self) -> LandingRecord | None:
         """The final record, with the landing freed; None if the node does not give one."""
         node, transfer_id = self.decode.kvnode_url, self.spec.transfer_id
         try:
-            record = await self._clients.nodes.record(node, transfer_id, until="final", wait_s=CLAIM_GRACE_S)
-            if record.get("state") == "claimed":
-                record = await self._clients.nodes.record(node, transfer_id, until="final", wait_s=FINAL_RECORD_WAIT_S)
-            if record.get("state") not in FINAL_STATES:
+            record = await self._clients.nodes.record(node, transfer_id, until=Until.FINAL, wait_s=CLAIM_GRACE_S)
+            if record.state is LandingState.CLAIMED:
+                wait_s = FINAL_RECORD_WAIT_S
+                record = await self._clients.nodes.record(node, transfer_id, until=Until.FINAL, wait_s=wait_s)
+            if record.state not in FINAL_STATES:
                 record = await self._clients.nodes.drop(node, transfer_id)
         except (UpstreamDown, NodeRefused) as error:
             logger.warning("no final record transfer_id=%s node=%s error=%s", transfer_id, self.decode.name, error)
@@ -133,25 +140,23 @@ class Offload:
         self._released = True
         return record
 
-    async def _reserve(self) -> dict[str, Any]:
+    async def _reserve(self) -> Reserved:
         landing = await self._reserve_once()
-        restarted = self.decode.observe_engine(
-            landing.get("block_tokens"), landing.get("engine_boot_id"), landing.get("kv_group_kinds")
-        )
+        restarted = self.decode.observe_engine(landing.block_tokens, landing.engine_boot_id, landing.kv_group_kinds)
         # A probe may have seen the new life first, after the match and before this answer.
         restarted = restarted or self.decode.record.boot_id != self._boot_id
         if restarted and self.spec.skip_tokens:
             # What was to be skipped went with the engine's former life: an image without it would be useless.
             await self._clients.nodes.drop(self.decode.kvnode_url, self.spec.transfer_id)
             raise OffloadFailed(FallbackReason.LANDING_LOST, "the decode engine restarted")
-        self.num_bytes = count_of(landing, "num_bytes")
+        self.num_bytes = landing.num_bytes
         if self.num_bytes == 0:
             raise OffloadFailed(FallbackReason.ZERO_BYTES, "the landing has no bytes")
         return landing
 
-    async def _reserve_once(self) -> dict[str, Any]:
+    async def _reserve_once(self) -> Reserved:
         nodes, spec = self._clients.nodes, self.spec
-        asking = nodes.reserve(self.decode.kvnode_url, spec)
+        asking = nodes.reserve(self.decode.kvnode_url, spec.reservation())
         # Shielded: were it cancelled half way, nobody would know whether there is a landing to drop.
         self._reserving = asyncio.ensure_future(asking)
         try:
@@ -162,7 +167,7 @@ class Offload:
         except NodeRefused as error:
             raise OffloadFailed(reserve_reason(error.code), str(error)) from error
 
-    async def _prefill_and_land(self, landing: dict[str, Any]) -> None:
+    async def _prefill_and_land(self, landing: Reserved) -> None:
         self._prefilling = asyncio.create_task(self._run_prefill(landing))
         landing_task = asyncio.create_task(self._watch_landing())
         self._prefilling.add_done_callback(_retrieved)
@@ -178,11 +183,11 @@ class Offload:
         if not self._prefilling.done():
             self._clients.background.spawn(_linger(self._prefilling))
 
-    async def _run_prefill(self, landing: dict[str, Any]) -> None:
+    async def _run_prefill(self, landing: Reserved) -> None:
         dialect, spec = self.prefill.dialect, self.spec
         url = self.prefill.engine_url + dialect.prefill_path
         prompt = PrefillPrompt(spec.model, spec.token_ids, spec.cache_salt)
-        sent = dialect.prefill_body(prompt, prefill_params(spec, {"node": self.decode.name, **landing}, self.num_bytes))
+        sent = dialect.prefill_body(prompt, prefill_params(spec, landing))
         with self.prefill.busy():
             try:
                 status, body = await self._clients.engines.post(url, sent, spec.headers)
@@ -208,15 +213,15 @@ class Offload:
                 continue
             except NodeRefused as error:
                 raise OffloadFailed(FallbackReason.LANDING_LOST, str(error)) from error
-            if record.get("state") not in OPEN_STATES:
+            if record.state not in OPEN_STATES:
                 return check_landed(record)
             await self._renew_quietly()
 
-    async def _poll(self, wait_s: float) -> dict[str, Any]:
+    async def _poll(self, wait_s: float) -> LandingRecord:
         node, transfer_id = self.decode.kvnode_url, self.spec.transfer_id
-        return await self._clients.nodes.record(node, transfer_id, until="landed", wait_s=wait_s)
+        return await self._clients.nodes.record(node, transfer_id, until=Until.LANDED, wait_s=wait_s)
 
-    async def _renew(self) -> dict[str, Any]:
+    async def _renew(self) -> LandingRecord:
         return await self._clients.nodes.renew(self.decode.kvnode_url, self.spec.transfer_id, self.spec.lease_s)
 
     async def _renew_quietly(self) -> None:

@@ -19,8 +19,9 @@ from prfaas.deployment.model import Deployment
 from prfaas.gateway.app import GatewayApp
 from prfaas.gateway.offload import OffloadClients
 from prfaas.gateway.service import Service, build_service
-from prfaas.gateway.upstream.clients import Engines, Nodes, open_session
+from prfaas.gateway.upstream.clients import Engines, open_session
 from prfaas.gateway.upstream.link_feed import LinkFeed
+from prfaas.gateway.upstream.nodes import Nodes
 from prfaas.gateway.upstream.probes import PROBE_INTERVAL_S, Prober
 from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
 from prfaas.transport.listening import ListenAddress

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from prfaas.core.cache.hashing import TokenChain
+from prfaas.core.wire.node_api import LandingRecord, LandingState
 from prfaas.gateway.fallback import FallbackReason
 from prfaas.gateway.offload import Offload
 from prfaas.gateway.service import Service
@@ -31,17 +31,16 @@ class Settlement:
             self._story.events.append("the node gave no final record")
             return
         self._note(record)
-        if record.get("state") == "consumed" and self._story.tokens_loaded:
+        if record.state is LandingState.CONSUMED and record.tokens_loaded:
             self._loaded()
         else:
             self._not_loaded(record)
 
-    def _note(self, record: dict[str, Any]) -> None:
+    def _note(self, record: LandingRecord) -> None:
         story = self._story
-        story.landing_state = str(record.get("state"))
-        story.tokens_loaded = _count(record, "tokens_loaded")
-        story.tokens_recomputed = _count(record, "tokens_recomputed")
-        story.kv_bytes_resent = _count(record, "bytes_resent")
+        story.landing_state = record.state.value
+        story.tokens_loaded, story.tokens_recomputed = record.tokens_loaded, record.tokens_recomputed
+        story.kv_bytes_resent = record.bytes_resent
 
     def _loaded(self) -> None:
         recomputed = self._story.tokens_recomputed or 0
@@ -49,7 +48,7 @@ class Settlement:
         if self._chain is not None:
             self._offload.decode.record.landed(self._chain)
 
-    def _not_loaded(self, record: dict[str, Any]) -> None:
+    def _not_loaded(self, record: LandingRecord) -> None:
         story, metrics = self._story, self._service.metrics
         if story.tokens_recomputed is None:
             story.tokens_recomputed = story.prompt_tokens
@@ -57,7 +56,7 @@ class Settlement:
         metrics.counter("prfaas_fallback_total", reason=FallbackReason.NOT_LOADED).inc()
         metrics.counter("prfaas_tokens_recomputed_total").inc(story.tokens_recomputed or 0)
         story.fallback_reason = str(FallbackReason.NOT_LOADED)
-        story.fallback_detail = str(record.get("reason"))
+        story.fallback_detail = str(record.reason)
         logger.warning(
             "fallback request_id=%s reason=not_loaded landing=%s detail=%s",
             story.request_id, story.landing_state, story.fallback_detail,
@@ -66,8 +65,3 @@ class Settlement:
             # It may have refused because it no longer held what was skipped; then it has computed all of it now.
             self._offload.decode.record.forget(self._chain)
             self._offload.decode.record.ran_locally(self._chain)
-
-
-def _count(record: dict[str, Any], name: str) -> int | None:
-    value = record.get(name)
-    return value if isinstance(value, int) else None

@@ -5,12 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any
 
 from prfaas.core.errors import Refused
-from prfaas.core.model.layout import KVLayout
 from prfaas.core.transfer.landings import ClaimKey
-from prfaas.core.wire.engine import LENGTH, MAX_MESSAGE_BYTES, decode, encode
+from prfaas.core.wire.contract import BadMessage, OtherVersion
+from prfaas.core.wire.engine import (
+    LENGTH,
+    MAX_MESSAGE_BYTES,
+    AnyRequest,
+    Attach,
+    Attached,
+    Claim,
+    Confirmed,
+    Consumed,
+    Declined,
+    Done,
+    Ping,
+    Reply,
+    StageClose,
+    Staged,
+    StageOpen,
+    call_id,
+    decode_request,
+    refusal,
+    reply,
+)
 from prfaas.core.wire.messages import Open
 from prfaas.kvnode.node import KVNode
 
@@ -25,46 +44,39 @@ class EngineConnection:
         self.boot_id: str | None = None
         self.is_worker = False
 
-    def handle(self, message: dict[str, Any]) -> dict[str, object]:
-        """Run one operation. Raises Refused; KeyError, TypeError, ValueError on malformed messages."""
-        operation = message.get("op")
-        if operation == "attach":
-            return self._attach(message)
+    def handle(self, request: AnyRequest) -> Reply:
+        """Run one operation. Raises Refused."""
+        if isinstance(request, Attach):
+            return self._attach(request)
         if self.boot_id is None:
             raise Refused("not_attached", "the first message must be attach")
-        if operation == "ping":
-            return {}
         node, boot_id = self.node, self.boot_id
-        transfer_id = str(message["transfer_id"])
-        match operation:
-            case "stage_open":
-                wire = Open(transfer_id, str(message["token"]), int(message["num_bytes"]), node.plane.fingerprint)
-                return node.stage_open(boot_id, wire, str(message["peer"]), float(message["deadline_s"]))
-            case "staged":
-                node.staged(transfer_id, [(int(start), int(end)) for start, end in message["ranges"]])
-            case "stage_close":
-                node.stage_close(transfer_id)
-            case "claim":
-                digest, secret = str(message["token_digest"]), str(message["claim_secret"])
-                return node.claim(boot_id, transfer_id, ClaimKey(int(message["num_prompt_tokens"]), digest, secret))
-            case "consumed":
-                valid = node.consumed(boot_id, transfer_id, int(message["loaded"]), int(message["recomputed"]))
-                return {"valid": valid}
-            case "declined":
-                secret, reason = str(message["claim_secret"]), str(message["reason"])
-                node.declined(transfer_id, secret, reason, int(message["recomputed"]))
-            case _:
-                raise Refused("bad_request", f"unknown operation {operation!r}")
-        return {}
+        match request:
+            case Ping():
+                pass
+            case StageOpen():
+                wire = Open(request.transfer_id, request.token, request.num_bytes, node.plane.fingerprint)
+                return node.stage_open(boot_id, wire, request.peer, request.deadline_s)
+            case Staged():
+                node.staged(request.transfer_id, request.ranges)
+            case StageClose():
+                node.stage_close(request.transfer_id)
+            case Claim():
+                key = ClaimKey(request.num_prompt_tokens, request.token_digest, request.claim_secret)
+                return node.claim(boot_id, request.transfer_id, key)
+            case Consumed():
+                valid = node.consumed(boot_id, request.transfer_id, request.loaded, request.recomputed)
+                return Confirmed(valid=valid)
+            case Declined():
+                node.declined(request.transfer_id, request.claim_secret, request.reason, request.recomputed)
+        return Done()
 
-    def _attach(self, message: dict[str, Any]) -> dict[str, object]:
+    def _attach(self, request: Attach) -> Attached:
         if self.boot_id is not None:
             raise Refused("bad_request", "attached already")
-        layout = None if message.get("layout") is None else KVLayout.from_wire(message["layout"])
-        boot_id = str(message["boot_id"])
-        reply = self.node.attach(str(message["engine_id"]), boot_id, layout)
-        self.boot_id, self.is_worker = boot_id, layout is not None
-        return reply
+        attached = self.node.attach(request.engine_id, request.boot_id, request.layout)
+        self.boot_id, self.is_worker = request.boot_id, request.layout is not None
+        return attached
 
     def close(self) -> None:
         """The connection ended."""
@@ -84,10 +96,9 @@ async def _serve(node: KVNode, reader: asyncio.StreamReader, writer: asyncio.Str
             (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
             if length > MAX_MESSAGE_BYTES:
                 raise ValueError(f"message of {length} bytes")
-            message = decode(await reader.readexactly(length))
-            reply = _answer(connection, message)
-            if "id" in message:
-                writer.write(encode({"id": message["id"], **reply}))
+            answer = _answer(connection, await reader.readexactly(length))
+            if answer is not None:
+                writer.write(answer)
                 await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
@@ -98,10 +109,21 @@ async def _serve(node: KVNode, reader: asyncio.StreamReader, writer: asyncio.Str
         writer.close()
 
 
-def _answer(connection: EngineConnection, message: dict[str, Any]) -> dict[str, object]:
+def _answer(connection: EngineConnection, payload: bytes) -> bytes | None:
+    """The framed reply; None to a post. Raises ValueError for what is no message at all."""
+    call = call_id(payload)
     try:
-        return {"ok": connection.handle(message)}
-    except Refused as error:
-        return {"error": {"code": error.code, "message": error.message}}
-    except (KeyError, TypeError, ValueError) as error:
-        return {"error": {"code": "bad_request", "message": f"{type(error).__name__}: {error}"}}
+        answer = reply(call or 0, connection.handle(decode_request(payload)))
+    except Refused as refused:
+        answer = _refused(call, refused.code, refused.message)
+    except OtherVersion as other:
+        answer = _refused(call, "version", str(other))
+    except BadMessage as bad:
+        answer = _refused(call, "bad_request", str(bad))
+    return None if call is None else answer
+
+
+def _refused(call: int | None, code: str, message: str) -> bytes:
+    if call is None:
+        logger.warning("an engine's post was refused: %s: %s", code, message)
+    return refusal(call or 0, code, message)

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final, TypeVar
 
+import msgspec
 from aiohttp import web
 
 from prfaas.core.errors import Refused
-from prfaas.core.transfer.landings import FINAL_STATES, OPEN_STATES, ClaimKey, Landing
+from prfaas.core.wire.contract import BadMessage, Message, OtherVersion, check_version, from_json, from_values
+from prfaas.core.wire.node_api import (
+    FINAL_STATES,
+    OPEN_STATES,
+    VERSION,
+    VERSION_HEADER,
+    ErrorDetail,
+    ErrorReply,
+    LandingQuery,
+    LinksQuery,
+    Renewal,
+    Reservation,
+    Until,
+)
 from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.kvnode.node import KVNode
 
 #: Bodies of the control API are a few hundred bytes.
 MAX_BODY_BYTES: Final = 64 * 1024
-#: A poll longer than this would outlive proxies and hide a dead gateway.
-MAX_WAIT_S: Final = 60.0
-MAX_LEASE_S: Final = 3600.0
-#: 22 characters of base64 hold 128 bits; a shorter secret could be guessed.
-MIN_SECRET_CHARS: Final = 22
 
 #: What long polls for links wait on; no transfer id, which have no slash.
 LINKS: Final = "/links"
 
 _STATUS: Final = {"bad_request": 400, "unknown": 404, "exists": 409}
+
+T = TypeVar("T", bound=Message)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -66,18 +75,31 @@ class Changes:
 
 
 @web.middleware
-async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal is JSON with a code; nothing leaks a traceback."""
+async def one_contract(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every answer carries the version, every refusal is JSON with a code; nothing leaks a traceback."""
     try:
-        return await handler(request)
+        asked = request.headers.get(VERSION_HEADER)
+        if asked is not None:
+            check_version("KV node's control", VERSION, _number(asked))
+        response = await handler(request)
     except Refused as error:
-        return _error(_STATUS.get(error.code, 503), error.code, error.message)
+        response = _error(_STATUS.get(error.code, 503), error.code, error.message)
+    except OtherVersion as error:
+        response = _error(400, "version", str(error))
+    except BadMessage as error:
+        response = _error(400, "bad_request", str(error))
     except web.HTTPException as error:
-        return _error(error.status, "http", error.reason)
+        response = _error(error.status, "http", error.reason)
+    response.headers[VERSION_HEADER] = str(VERSION)
+    return response
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
 
 
 def _error(status: int, code: str, message: str) -> web.Response:
-    return web.json_response({"error": {"code": code, "message": message}}, status=status)
+    return _json(ErrorReply(error=ErrorDetail(code=code, message=message[:2048])), status)
 
 
 class Control:
@@ -89,7 +111,7 @@ class Control:
         self.metrics = metrics
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[errors_as_json])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[one_contract])
         app.add_routes(
             [
                 web.get("/health", self.health),
@@ -105,121 +127,50 @@ class Control:
         return app
 
     async def health(self, request: web.Request) -> web.Response:
-        node = self.node
-        engines = [
-            {
-                "engine_id": engine.engine_id,
-                "engine_boot_id": engine.boot_id,
-                "fingerprint": engine.layout.fingerprint,
-                "block_tokens": engine.layout.block_tokens,
-                "max_model_tokens": engine.layout.max_model_tokens,
-                "kv_group_kinds": list(engine.layout.group_kinds),
-            }
-            for engine in node.engines.values()
-            if engine.layout is not None
-        ]
-        body = {
-            "status": "ok",
-            "node": node.config.name,
-            "boot_id": node.boot_id,
-            "arena_bytes": node.plane.ledgers.extents.capacity,
-            "arena_free_bytes": node.plane.ledgers.extents.free_bytes,
-            "engines": engines,
-            "peers": {name: {"lanes_up": link.lanes_up, "error": link.refusal} for name, link in node.links.items()},
-            "lanes_from": node.inbound.lanes_from(),
-        }
-        return web.json_response(body)
+        return _json(self.node.health())
 
     async def scrape(self, request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.render(), headers={"Content-Type": self.metrics.content_type})
 
     async def reserve(self, request: web.Request) -> web.Response:
         """POST /v1/landings."""
-        body = await _json(request)
-        key = ClaimKey(
-            _integer(body, "num_prompt_tokens"),
-            _text(body, "token_digest"),
-            _text(body, "claim_secret", MIN_SECRET_CHARS),
-        )
-        reply = self.node.reserve(
-            _text(body, "transfer_id"),
-            key,
-            _integer(body, "skip_tokens", 0),
-            _number(body, "lease_s", 30.0, MAX_LEASE_S),
-        )
-        return web.json_response(reply, status=201)
+        return _json(self.node.reserve(from_json(Reservation, await request.read())), 201)
 
     async def landing(self, request: web.Request) -> web.Response:
         """GET /v1/landings/{id}, a long poll if `wait_s` is given."""
         transfer_id = request.match_info["id"]
-        until = request.query.get("until", "landed")
-        if until not in ("landed", "final"):
-            raise Refused("bad_request", "until must be landed or final")
-        wait_s = _number(dict(request.query), "wait_s", 0.0, MAX_WAIT_S)
+        query = _query(LandingQuery, request)
 
         def done() -> bool:
             state = self.node.landing(transfer_id).state
-            return state in FINAL_STATES if until == "final" else state not in OPEN_STATES
+            return state in FINAL_STATES if query.until is Until.FINAL else state not in OPEN_STATES
 
-        if not done() and wait_s > 0:
-            await self.changes.wait(transfer_id, wait_s, done)
-        return _record(self.node.landing(transfer_id))
+        if not done() and query.wait_s > 0:
+            await self.changes.wait(transfer_id, query.wait_s, done)
+        return _json(self.node.landing(transfer_id).record())
 
     async def renew(self, request: web.Request) -> web.Response:
-        lease_s = _number(await _json(request), "lease_s", 30.0, MAX_LEASE_S)
-        return _record(self.node.renew(request.match_info["id"], lease_s))
+        renewal = from_json(Renewal, await request.read())
+        return _json(self.node.renew(request.match_info["id"], renewal.lease_s).record())
 
     async def drop(self, request: web.Request) -> web.Response:
-        return _record(self.node.drop(request.match_info["id"]))
+        return _json(self.node.drop(request.match_info["id"]).record())
 
     async def transfer(self, request: web.Request) -> web.Response:
         """GET /v1/transfers/{id}."""
-        return web.json_response(self.node.transfer_record(request.match_info["id"]))
+        return _json(self.node.transfer_record(request.match_info["id"]))
 
     async def links(self, request: web.Request) -> web.Response:
         """GET /v1/links; with `after` and `wait_s` a long poll for the next change of a verdict."""
-        sense = self.node.link_monitor
-        wait_s = _number(dict(request.query), "wait_s", 0.0, MAX_WAIT_S)
-        after = request.query.get("after")
-        if wait_s > 0:
-            await self.changes.wait(LINKS, wait_s, lambda: str(sense.verdict_changes) != after)
-        answer = {"node": self.node.config.name, "changes": sense.verdict_changes, "links": self.node.link_records()}
-        return web.json_response(answer)
+        query = _query(LinksQuery, request)
+        if query.wait_s > 0:
+            await self.changes.wait(LINKS, query.wait_s, lambda: str(self.node.verdict_changes) != query.after)
+        return _json(self.node.link_reports())
 
 
-def _record(landing: Landing) -> web.Response:
-    return web.json_response(landing.record())
+def _json(message: Message, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(message), status=status, content_type="application/json")
 
 
-async def _json(request: web.Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.text())
-    except (ValueError, RecursionError):
-        raise Refused("bad_request", "the body is not valid JSON") from None
-    if not isinstance(body, dict):
-        raise Refused("bad_request", "the body must be a JSON object")
-    return body
-
-
-def _text(body: dict[str, Any], name: str, min_chars: int = 1) -> str:
-    value = body.get(name)
-    if not isinstance(value, str) or not min_chars <= len(value) <= 128 or not value.isprintable():
-        raise Refused("bad_request", f"{name} must be a string of {min_chars} to 128 printable characters")
-    return value
-
-
-def _integer(body: dict[str, Any], name: str, default: int | None = None) -> int:
-    value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise Refused("bad_request", f"{name} must be an integer, 0 or more")
-    return value
-
-
-def _number(body: dict[str, Any], name: str, default: float, limit: float) -> float:
-    try:
-        value = float(body.get(name, default))
-    except (TypeError, ValueError):
-        value = math.nan
-    if not 0 <= value <= limit:
-        raise Refused("bad_request", f"{name} must be a number from 0 to {limit:g}")
-    return value
+def _query(kind: type[T], request: web.Request) -> T:
+    return from_values(kind, dict(request.query), texts=True)

@@ -10,12 +10,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from prfaas.core.link.report import LinkReport
+from prfaas.core.link.snapshot import LinkSnapshot
 from prfaas.kvnode.node import KVNode
 from prfaas.observe.metrics import spec
 
 #: Figures of a link by metric; one that is not known is left out of the scrape.
-_LINK_GAUGES: Final[dict[str, Callable[[LinkReport], float | None]]] = {
+_LINK_GAUGES: Final[dict[str, Callable[[LinkSnapshot], float | None]]] = {
     "prfaas_link_capacity_bytes_per_second": lambda report: report.state.capacity_bytes_per_s,
     "prfaas_link_delivered_bytes_per_second": lambda report: report.state.delivered_bytes_per_s,
     "prfaas_link_utilization_ratio": lambda report: report.state.utilization,
@@ -76,7 +76,7 @@ class NodeMetrics(Collector):
         yield _by_label("prfaas_lane_up", {name: float(link.lanes_up) for name, link in self._node.links.items()})
         yield _by_label("prfaas_landings", {state.value: float(count) for state, count in landings.items()})
         yield _by_label("prfaas_arena_bytes", {"free": float(free), "used": float(capacity - free)})
-        reports = self._node.link_monitor.reports()
+        reports = self._node.link_monitor.snapshots()
         for metric, read in _LINK_GAUGES.items():
             figures = {peer: read(report) for peer, report in reports.items()}
             known = {peer: float(figure) for peer, figure in figures.items() if figure is not None}

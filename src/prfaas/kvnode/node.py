@@ -11,14 +11,25 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from prfaas.core.errors import Refused
 from prfaas.core.model.layout import KVLayout
 from prfaas.core.transfer.landings import ClaimKey, Landing
 from prfaas.core.transfer.outbound import OutboundTransfer
+from prfaas.core.wire.engine import Attached, Claimed, StageOpened
 from prfaas.core.wire.messages import Open
+from prfaas.core.wire.node_api import (
+    EngineHealth,
+    LinkReport,
+    LinkReports,
+    NodeHealth,
+    PeerHealth,
+    Reservation,
+    Reserved,
+    TransferRecord,
+)
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.records import RecentRecords
 from prfaas.transport.arena import Arena
@@ -37,6 +48,9 @@ MONITOR_TICK_S = 0.25
 CHECK_EVERY_S = 10.0
 
 
+LinkMaker = Callable[[DataPlane, str, Dial, Callable[[OutboundTransfer], None]], PeerLink]
+
+
 @dataclass(eq=False)
 class Engine:
     """One engine, by its boot id. Its parts (scheduler, worker) connect on their own; the worker brings the layout."""
@@ -50,7 +64,7 @@ class Engine:
 
 @dataclass(eq=False)
 class KVNode:
-    """One node. `dials` are replaced in tests.
+    """One node. `dials` and `make_link` are replaced in tests.
 
     `on_change(transfer_id)` is called from any thread after a landing or transfer has changed, `on_link_change()` after
     a link's verdict has.
@@ -65,6 +79,7 @@ class KVNode:
     security: LaneSecurity | None = None
     on_change: Callable[[str], None] = lambda transfer_id: None
     on_link_change: Callable[[], None] = lambda: None
+    make_link: LinkMaker = PeerLink
 
     def __post_init__(self) -> None:
         config = self.config
@@ -78,7 +93,7 @@ class KVNode:
         self.links: dict[str, PeerLink] = {}
         for name, (host, port) in config.peers.items():
             dial = self.dials.get(name) or tcp_dialer(host, port, self.limits.lane_dead_after_s)
-            self.links[name] = PeerLink(self.plane, name, dial, self._transfer_done)
+            self.links[name] = self.make_link(self.plane, name, dial, self._transfer_done)
         self.link_monitor = LinkMonitor(self.links, self.plane.now_s, self.on_link_change)
         self._monitor = threading.Thread(target=self._watch, name="prfaas-monitor", daemon=True)
 
@@ -116,16 +131,21 @@ class KVNode:
         for link in self.links.values():
             link.check(now_s)
         changed = self.inbound.check(now_s)
-        with self.plane.lock:
-            expired = self.plane.ledgers.landings.expire(now_s)
-            self.plane.counters["landings_expired", ""] += len(expired)
-        for landing in expired:
-            logger.warning("landing %s expired after %s of %s bytes", *_progress(landing))
-        for transfer_id in [*changed, *(landing.transfer_id for landing in expired)]:
+        for transfer_id in changed:
             self.on_change(transfer_id)
+        self.expire_landings()
         if now_s - self._checked_s >= CHECK_EVERY_S:
             self._checked_s = now_s
             self.check_ledgers()
+
+    def expire_landings(self) -> None:
+        """End what nobody renewed."""
+        with self.plane.lock:
+            expired = self.plane.ledgers.landings.expire(self.plane.now_s())
+            self.plane.counters["landings_expired", ""] += len(expired)
+        for landing in expired:
+            logger.warning("landing %s expired after %s of %s bytes", *_progress(landing))
+            self.on_change(landing.transfer_id)
 
     def check_ledgers(self) -> None:
         """Check the invariants of all ledgers, if nothing is under way: then it costs a millisecond and holds nobody
@@ -147,38 +167,38 @@ class KVNode:
 
     # -- the gateway's operations
 
-    def reserve(self, transfer_id: str, claim_key: ClaimKey, skip_tokens: int, lease_s: float) -> dict[str, object]:
+    def reserve(self, asked: Reservation) -> Reserved:
         """POST /v1/landings. Raises Refused."""
         engine = self._serving_engine()
         layout = engine.layout
         assert layout is not None
         try:
-            image = layout.image(claim_key.num_prompt_tokens, skip_tokens)
+            image = layout.image(asked.num_prompt_tokens, asked.skip_tokens)
         except ValueError as error:
             raise Refused("bad_request", str(error)) from None
         token, handle = secrets.token_urlsafe(16), secrets.randbits(63)
         with self.plane.lock:
             landing = self.plane.ledgers.landings.reserve(
-                transfer_id,
+                asked.transfer_id,
                 token=token,
-                claim_key=claim_key,
+                claim_key=ClaimKey(asked.num_prompt_tokens, asked.token_digest, asked.claim_secret),
                 handle=handle,
                 num_bytes=image.num_bytes,
-                skip_tokens=skip_tokens,
+                skip_tokens=asked.skip_tokens,
                 fingerprint=layout.fingerprint,
                 now_s=self.plane.now_s(),
-                lease_s=lease_s,
+                lease_s=asked.lease_s,
             )
-        return {
-            "transfer_id": transfer_id,
-            "token": token,
-            "node": self.config.name,
-            "num_bytes": landing.extent.size,
-            "block_tokens": layout.block_tokens,
-            "engine_boot_id": engine.boot_id,
-            "fingerprint": layout.fingerprint,
-            "kv_group_kinds": list(layout.group_kinds),
-        }
+        return Reserved(
+            transfer_id=asked.transfer_id,
+            token=token,
+            node=self.config.name,
+            num_bytes=landing.extent.size,
+            block_tokens=layout.block_tokens,
+            engine_boot_id=engine.boot_id,
+            fingerprint=layout.fingerprint,
+            kv_group_kinds=layout.group_kinds,
+        )
 
     def landing(self, transfer_id: str) -> Landing:
         """Raises Refused with `unknown`."""
@@ -197,7 +217,7 @@ class KVNode:
         self.on_change(transfer_id)
         return landing
 
-    def transfer_record(self, transfer_id: str) -> dict[str, object]:
+    def transfer_record(self, transfer_id: str) -> TransferRecord:
         """GET /v1/transfers/{id}. Raises Refused with `unknown`."""
         with self.plane.lock:
             staging = self.plane.ledgers.stagings.find(transfer_id)
@@ -207,14 +227,44 @@ class KVNode:
             raise Refused("unknown", "no such transfer is known here")
         return record
 
-    def link_records(self) -> dict[str, dict[str, object]]:
-        """GET /v1/links, by peer."""
+    @property
+    def verdict_changes(self) -> int:
+        """Grows with every change of any link's verdict."""
+        return self.link_monitor.verdict_changes
+
+    def link_reports(self) -> LinkReports:
+        """GET /v1/links."""
         now_s = self.plane.now_s()
-        return {peer: report.record(now_s) for peer, report in self.link_monitor.reports().items()}
+        links = {peer: LinkReport.of(seen, now_s) for peer, seen in self.link_monitor.snapshots().items()}
+        return LinkReports(node=self.config.name, changes=self.verdict_changes, links=links)
+
+    def health(self) -> NodeHealth:
+        """GET /health."""
+        engines = [(engine, engine.layout) for engine in self.engines.values() if engine.layout is not None]
+        return NodeHealth(
+            status="ok",
+            node=self.config.name,
+            boot_id=self.boot_id,
+            arena_bytes=self.plane.ledgers.extents.capacity,
+            arena_free_bytes=self.plane.ledgers.extents.free_bytes,
+            engines=tuple(
+                EngineHealth(
+                    engine_id=engine.engine_id,
+                    engine_boot_id=engine.boot_id,
+                    fingerprint=layout.fingerprint,
+                    block_tokens=layout.block_tokens,
+                    max_model_tokens=layout.max_model_tokens,
+                    kv_group_kinds=layout.group_kinds,
+                )
+                for engine, layout in engines
+            ),
+            peers={name: PeerHealth(lanes_up=link.lanes_up, error=link.refusal) for name, link in self.links.items()},
+            lanes_from=self.inbound.lanes_from(),
+        )
 
     # -- the engine's operations
 
-    def attach(self, engine_id: str, boot_id: str, layout: KVLayout | None) -> dict[str, object]:
+    def attach(self, engine_id: str, boot_id: str, layout: KVLayout | None) -> Attached:
         """An engine's part connected. Raises Refused with `layout_mismatch` if another live engine differs."""
         with self.plane.lock:
             others = [e.layout for e in self.engines.values() if e.layout is not None and e.boot_id != boot_id]
@@ -231,12 +281,12 @@ class KVNode:
             logger.info(
                 "engine %s registered layout %.12s, %d tokens a block", boot_id, layout.fingerprint, layout.block_tokens
             )
-        return {
-            "node": self.config.name,
-            "node_boot_id": self.boot_id,
-            "arena_path": self.arena.path,
-            "arena_bytes": self.arena.num_bytes,
-        }
+        return Attached(
+            node=self.config.name,
+            node_boot_id=self.boot_id,
+            arena_path=self.arena.path,
+            arena_bytes=self.arena.num_bytes,
+        )
 
     def detach(self, boot_id: str, *, is_worker: bool) -> None:
         """One of the engine's connections ended. Only the worker touches the arena, so it is the end of the worker's
@@ -265,7 +315,7 @@ class KVNode:
             "engine %s disconnected; %d landings and %d stagings were its own", boot_id, len(dropped), len(held)
         )
 
-    def stage_open(self, boot_id: str, message: Open, peer: str, deadline_s: float) -> dict[str, object]:
+    def stage_open(self, boot_id: str, message: Open, peer: str, deadline_s: float) -> StageOpened:
         """Reserve staging for an image that will go to `peer`. Raises Refused."""
         link = self.links.get(peer)
         if link is None:
@@ -280,9 +330,9 @@ class KVNode:
                 stagings.withdraw(staging)
             raise
         extent = staging.extent
-        return {"arena_offset": extent.start, "num_bytes": extent.size, "node_boot_id": self.boot_id}
+        return StageOpened(arena_offset=extent.start, num_bytes=extent.size, node_boot_id=self.boot_id)
 
-    def staged(self, transfer_id: str, ranges: list[tuple[int, int]]) -> None:
+    def staged(self, transfer_id: str, ranges: Sequence[tuple[int, int]]) -> None:
         """Byte ranges of the image are final."""
         staging = self.plane.ledgers.stagings.find(transfer_id)
         if staging is not None:
@@ -297,17 +347,17 @@ class KVNode:
         with self.plane.lock:
             self.plane.ledgers.stagings.engine_stopped(staging)
 
-    def claim(self, boot_id: str, transfer_id: str, claim_key: ClaimKey) -> dict[str, object]:
+    def claim(self, boot_id: str, transfer_id: str, claim_key: ClaimKey) -> Claimed:
         """The engine wants to load a landing. Raises Refused with `unknown_landing` or `not_landed`."""
         with self.plane.lock:
             landing = self.plane.ledgers.landings.claim(transfer_id, boot_id, claim_key)
         self.on_change(transfer_id)
-        return {
-            "arena_offset": landing.extent.start,
-            "num_bytes": landing.extent.size,
-            "skip_tokens": landing.skip_tokens,
-            "node_boot_id": self.boot_id,
-        }
+        return Claimed(
+            arena_offset=landing.extent.start,
+            num_bytes=landing.extent.size,
+            skip_tokens=landing.skip_tokens,
+            node_boot_id=self.boot_id,
+        )
 
     def consumed(self, boot_id: str, transfer_id: str, tokens_loaded: int, tokens_recomputed: int) -> bool:
         """The engine has copied what it wanted. False if its claim had ended: then the copy must not be used."""

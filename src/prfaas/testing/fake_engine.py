@@ -12,12 +12,23 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 from aiohttp import web
 
 from prfaas.core.cache.hashing import pack_tokens, token_digest
 from prfaas.core.transfer.landings import ClaimKey
+from prfaas.core.wire.contract import BadMessage
+from prfaas.core.wire.params import (
+    DecodeParams,
+    PrefillParams,
+    PrefillReport,
+    PrefillStatus,
+    ours,
+    read_leg,
+    report_leg,
+    text_of,
+)
 from prfaas.engines.dialect import EngineLoad
-from prfaas.gateway.upstream.params import PROTOCOL_VERSION
 from prfaas.testing.fake_kvnode import FakeKVNode
 from prfaas.testing.fake_server import FakeServer
 
@@ -128,9 +139,6 @@ class FakeEngine(FakeServer):
 
     async def _prefill(self, request: web.Request, seen: Seen) -> web.StreamResponse:
         fault = self.faults.take(self.faults.prefill)
-        params = seen.params
-        if params["version"] != PROTOCOL_VERSION:
-            fault = "failed"
         if fault == "die":
             return _cut(request)
         if fault == "error":
@@ -139,23 +147,23 @@ class FakeEngine(FakeServer):
             await self.release.wait()
         reply: dict[str, Any] = {**_answer(seen.body, 1, "text_completion")}
         if fault != "silent":
-            reply["kv_transfer_params"] = {"prfaas": self._ship(params, fault)}
+            reply["kv_transfer_params"] = report_leg(self._ship(seen.params, fault))
         return web.json_response(reply)
 
-    def _ship(self, params: dict[str, Any], fault: str) -> dict[str, Any]:
-        said = {
-            "transfer_id": params["transfer_id"],
-            "status": "staged",
-            "num_bytes": params["num_bytes"],
-            "error": None,
-        }
+    def _ship(self, part: dict[str, Any], fault: str) -> PrefillReport:
+        try:
+            params = read_leg(part, PrefillParams)
+        except BadMessage as bad:
+            return _failed(part, str(bad))
         if fault == "failed":
-            error = f"out of blocks for {_repeated(params)}" if self.faults.echo else "out of blocks"
-            return {**said, "status": "failed", "num_bytes": 0, "error": error}
+            return _failed(part, f"out of blocks for {_repeated(part)}" if self.faults.echo else "out of blocks")
+        said = PrefillReport(
+            transfer_id=params.transfer_id, status=PrefillStatus.STAGED, num_bytes=params.num_bytes, error=None
+        )
         if fault == "zero_bytes":
-            return {**said, "num_bytes": 0}
+            return msgspec.structs.replace(said, num_bytes=0)
         if fault != "stage_only":
-            self.nodes[params["peer"]].land(params["transfer_id"], params["token"])
+            self.nodes[params.peer].land(params.transfer_id, params.token)
         return said
 
     def _died(self, seen: Seen) -> web.Response:
@@ -182,15 +190,19 @@ class FakeEngine(FakeServer):
         return await self._stream(request, seen.body, num_tokens, kind, fault)
 
     def _load(self, body: dict[str, Any]) -> None:
-        params = body["kv_transfer_params"]["prfaas"]
-        if self.node is None or params["version"] != PROTOCOL_VERSION:
+        part = ours(body.get("kv_transfer_params"), DecodeParams)
+        if self.node is None or part is None:
             return
-        digest, num_tokens = params["token_digest"], params["num_prompt_tokens"]
+        try:
+            params = read_leg(part, DecodeParams)
+        except BadMessage as error:
+            self.node.decline(text_of(part, "transfer_id"), text_of(part, "claim_secret"), str(error))
+            return
+        digest, num_tokens = params.token_digest, params.num_prompt_tokens
         if self.tokenize is not None:
             token_ids = self.tokenize(body)
             digest, num_tokens = token_digest(pack_tokens(token_ids)), len(token_ids)
-        key = ClaimKey(num_tokens, digest, params["claim_secret"])
-        self.node.consume(params["transfer_id"], key, num_tokens - 1 - params["skip_tokens"], 1)
+        self.node.load(params.transfer_id, ClaimKey(num_tokens, digest, params.claim_secret))
 
     async def _stream(
         self, request: web.Request, body: dict[str, Any], num_tokens: int, kind: str, fault: str
@@ -217,6 +229,11 @@ class FakeEngine(FakeServer):
                 await asyncio.sleep(self.faults.event_gap_s)
         if (body.get("stream_options") or {}).get("include_usage"):
             yield _event({**_chunk(body, kind, None), "choices": [], "usage": _usage(num_tokens)})
+
+
+def _failed(part: dict[str, Any], error: str) -> PrefillReport:
+    transfer_id = text_of(part, "transfer_id")
+    return PrefillReport(transfer_id=transfer_id, status=PrefillStatus.FAILED, num_bytes=0, error=error)
 
 
 def _repeated(params: dict[str, Any]) -> str:

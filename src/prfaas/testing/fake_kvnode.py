@@ -1,234 +1,276 @@
-"""A KV node that moves no bytes: docs/protocols.md's HTTP control over a table, with faults to switch on.
+"""A KV node for tests of its neighbours: the real operations, HTTP control, engine socket and ledgers, in this process.
 
-A `FakeEngine` drives it in process through `land`, `abort` and `consume`, as lanes and connector drive a real one.
+Only the lanes are replaced, by links that land at once, and there are faults to switch on. What the real node and this
+one answer is compared in tests/integration/test_node_contract.py. A `FakeEngine` drives it in process through `land`
+and `load`, as lanes and connector drive a real one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
-from prfaas.core.model.layout import KVGroupKind
-from prfaas.core.transfer.landings import ClaimKey
+from prfaas.core.errors import Refused
+from prfaas.core.link.estimate import LinkState
+from prfaas.core.link.snapshot import LinkSnapshot
+from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
+from prfaas.core.transfer.landings import ClaimKey, Landing
+from prfaas.core.transfer.outbound import OutboundTransfer
+from prfaas.core.wire.node_api import FINAL_STATES, LinkReport, LinkReports, Reservation, Reserved, Verdict
+from prfaas.kvnode.config import KVNodeConfig
+from prfaas.kvnode.engine_path import EnginePath
+from prfaas.kvnode.engine_socket import serve_engines
+from prfaas.kvnode.http import LINKS, Changes, Control
+from prfaas.kvnode.metrics import NodeMetrics
+from prfaas.kvnode.node import KVNode
 from prfaas.testing.fake_server import FakeServer
+from prfaas.testing.instant_link import InstantLink, write_chunk
+from prfaas.testing.node_pair import PairListener
+from prfaas.transport.arena import Arena
+from prfaas.transport.data_plane import DataPlane
+from prfaas.transport.limits import LaneLimits
+from prfaas.transport.outbound import Dial, PeerLink
 
-OPEN_STATES = ("reserved", "receiving")
-FINAL_STATES = ("consumed", "aborted", "expired")
+#: How often leases are looked at: leases of tests are short.
+TICK_S: Final = 0.01
+ARENA_BYTES: Final = 8 << 20
+FAKE_SENDER: Final = "a fake sender"
+
+
+def fake_layout(kinds: Sequence[KVGroupKind] = (KVGroupKind.FULL_ATTENTION,), bytes_per_token: int = 64) -> KVLayout:
+    """A layer of each kind, in blocks of four tokens. Pages are single tokens: an image is as long as its tokens."""
+    groups = [
+        KVGroup(kind, (layer,), 0, 0, bytes_per_token, 0, "uint8")
+        if kind is KVGroupKind.LINEAR_STATE
+        else KVGroup(kind, (layer,), 1, bytes_per_token, 0, 8 * (kind is KVGroupKind.SLIDING_WINDOW), "uint8")
+        for layer, kind in enumerate(kinds)
+    ]
+    return KVLayout("fake", tuple(groups), 4, 4, 1 << 20)
 
 
 @dataclass
-class FakeLanding:
-    """One row of the table."""
+class NodeFaults:
+    """`refuse_reservations` holds an error code to answer with; `before_reserving` is called first; `forgetful` answers
+    404 to every poll; `verdicts` are told of links in place of what was measured; to peers in `cut_off_from`
+    no lane is up."""
 
-    transfer_id: str
-    token: str
-    claim_key: ClaimKey
-    num_prompt_tokens: int
-    skip_tokens: int
-    num_bytes: int
-    state: str = "reserved"
-    reason: str | None = None
-    bytes_landed: int = 0
-    tokens_loaded: int | None = None
-    tokens_recomputed: int | None = None
-    num_renewals: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    expiry: asyncio.TimerHandle | None = None
+    refuse_reservations: str | None = None
+    before_reserving: Callable[[], None] = lambda: None
+    forgetful: bool = False
+    cut_off_from: set[str] = field(default_factory=set)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    num_verdicts: int = 0
+    renewals: Counter[str] = field(default_factory=Counter)
 
-    def record(self) -> dict[str, Any]:
-        """The JSON of docs/protocols.md."""
-        return {
-            "transfer_id": self.transfer_id,
-            "state": self.state,
-            "reason": self.reason,
-            "num_bytes": self.num_bytes,
-            "bytes_landed": self.bytes_landed,
-            "num_prompt_tokens": self.num_prompt_tokens,
-            "skip_tokens": self.skip_tokens,
-            "tokens_loaded": self.tokens_loaded,
-            "tokens_recomputed": self.tokens_recomputed,
-            "bytes_resent": 0,
-            "landed_after_s": None,
+
+class FaultyNode(KVNode):
+    """The real node's operations, with faults."""
+
+    faults: NodeFaults
+
+    def reserve(self, asked: Reservation) -> Reserved:
+        self.faults.before_reserving()
+        if self.faults.refuse_reservations is not None:
+            raise Refused(self.faults.refuse_reservations, "as the test wants it")
+        return super().reserve(asked)
+
+    def landing(self, transfer_id: str) -> Landing:
+        if self.faults.forgetful:
+            raise Refused("unknown", "as the test wants it")
+        return super().landing(transfer_id)
+
+    def renew(self, transfer_id: str, lease_s: float) -> Landing:
+        self.faults.renewals[transfer_id] += 1
+        return super().renew(transfer_id, lease_s)
+
+    @property
+    def verdict_changes(self) -> int:
+        return self.faults.num_verdicts
+
+    def link_reports(self) -> LinkReports:
+        reports = super().link_reports()
+        blank = LinkReport.of(LinkSnapshot(LinkState(), self.limits.num_lanes, 0, 0), self.plane.now_s())
+        judged = {
+            peer: msgspec.structs.replace(reports.links.get(peer, blank), verdict=verdict)
+            for peer, verdict in self.faults.verdicts.items()
         }
+        return LinkReports(node=reports.node, changes=self.verdict_changes, links={**reports.links, **judged})
 
 
 class FakeKVNode(FakeServer):
-    """Faults: `refuse_reservations` holds an error code to answer with; `forgetful` answers 404 to every poll;
-    `has_engine` False makes it a node whose engine has not registered."""
+    """`peers` are the nodes that it can send to. A node that is killed and started again has forgotten everything,
+    its engine attached again."""
 
     def __init__(
         self,
         name: str,
         *,
-        block_tokens: int = 4,
-        bytes_per_token: int = 64,
+        peers: Mapping[str, FakeKVNode] | None = None,
         kv_group_kinds: tuple[KVGroupKind, ...] = (KVGroupKind.FULL_ATTENTION,),
     ) -> None:
         super().__init__()
         self.name = name
-        self.block_tokens = block_tokens
-        self.bytes_per_token = bytes_per_token
-        self.kv_group_kinds = kv_group_kinds
-        self.engine_boot_id = secrets.token_hex(8)
-        self.has_engine = True
-        #: As a node's /health tells them: `{name: {"lanes_up": n, "error": …}}`.
-        self.peers: dict[str, dict[str, Any]] = {}
-        self.forgetful = False
-        self.refuse_reservations: str | None = None
-        self.landings: dict[str, FakeLanding] = {}
-        self.links: dict[str, dict[str, Any]] = {}
-        self._link_changes = 0
-        self._links_changed = asyncio.Event()
+        self.layout = fake_layout(kv_group_kinds)
+        self.peers = peers or {}
+        self.faults = NodeFaults()
+        self.node: FaultyNode | None = None
+        self._engine_boot_id = secrets.token_hex(8)
+        self._has_engine = True
+        self._directory = Path(tempfile.mkdtemp(prefix="prfaas-fake-"))
+        self._stack = contextlib.AsyncExitStack()
+        self._changes: Changes | None = None
+
+    # -- faults and looks
 
     @property
-    def live_landings(self) -> list[FakeLanding]:
+    def socket_path(self) -> str:
+        """Where engines connect."""
+        return str(self._directory / "node.sock")
+
+    @property
+    def landings(self) -> dict[str, Landing]:
+        """All that the node knows, by transfer id, oldest first."""
+        return {} if self.node is None else {x.transfer_id: x for x in self.node.plane.ledgers.landings.known()}
+
+    @property
+    def live_landings(self) -> list[Landing]:
         """Landings that still hold space; a test that ends with one has found a leak."""
         return [landing for landing in self.landings.values() if landing.state not in FINAL_STATES]
 
-    def land(self, transfer_id: str, token: str, num_bytes: int | None = None) -> int:
-        """Every byte has come and is verified. Returns their number; PermissionError for a wrong token."""
-        landing = self.landings[transfer_id]
-        if not secrets.compare_digest(landing.token, token):
-            raise PermissionError(transfer_id)
-        if landing.state in OPEN_STATES:
-            landing.bytes_landed = landing.num_bytes if num_bytes is None else num_bytes
-            self._change(landing, "landed")
-        return landing.bytes_landed
+    @property
+    def engine_boot_id(self) -> str:
+        """Of the engine beside it; a new one is a restart."""
+        return self._engine_boot_id
+
+    @engine_boot_id.setter
+    def engine_boot_id(self, boot_id: str) -> None:
+        self.has_engine = False
+        self._engine_boot_id = boot_id
+        self.has_engine = True
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether an engine has registered."""
+        return self._has_engine
+
+    @has_engine.setter
+    def has_engine(self, wanted: bool) -> None:
+        if self.node is not None and wanted != self._has_engine:
+            if wanted:
+                self._attach(self.node)
+            else:
+                self.node.detach(self._engine_boot_id, is_worker=True)
+        self._has_engine = wanted
 
     def judge(self, peer: str, verdict: str) -> None:
         """The link to `peer` is `clear`, `pressed` or `congested` from now on."""
-        self.links[peer] = {"verdict": verdict, "lanes_up": 4}
-        self._link_changes += 1
-        self._links_changed.set()
-        self._links_changed = asyncio.Event()
+        self.faults.verdicts[peer] = Verdict(verdict)
+        self.faults.num_verdicts += 1
+        if self._changes is not None:
+            self._changes.notify(LINKS)
+
+    def expire(self, transfer_id: str) -> None:
+        """Its lease runs out now."""
+        self.landings[transfer_id].lease_end_s = 0.0
+        self._living.expire_landings()
+
+    # -- what lanes and the connector do with a real one
+
+    def land(self, transfer_id: str, token: str) -> int:
+        """Every byte has come and is verified. Returns their number; Refused for a wrong token."""
+        plane = self._living.plane
+        num_bytes = self._living.landing(transfer_id).extent.size
+        with plane.lock:
+            landing = plane.ledgers.landings.open(FAKE_SENDER, transfer_id, token, num_bytes, self.layout.fingerprint)
+        write_chunk(plane, FAKE_SENDER, landing.handle, 0, memoryview(bytes(num_bytes)))
+        return num_bytes
 
     def abort(self, transfer_id: str, reason: str) -> None:
         """The transfer is given up."""
-        landing = self.landings.get(transfer_id)
-        if landing is not None and landing.state not in FINAL_STATES:
-            self._change(landing, "aborted", reason)
+        with self._living.plane.lock:
+            self._living.plane.ledgers.landings.drop(transfer_id, reason)
+        self._living.on_change(transfer_id)
 
-    def consume(self, transfer_id: str, claim_key: ClaimKey, tokens_loaded: int, tokens_recomputed: int) -> bool:
-        """The decode engine claims and loads the landing. False if there is nothing to load for that key."""
-        landing = self.landings.get(transfer_id)
-        if landing is None or not landing.claim_key.opens(claim_key) or landing.state != "landed":
-            return False
-        landing.tokens_loaded, landing.tokens_recomputed = tokens_loaded, tokens_recomputed
-        self._change(landing, "consumed")
-        return True
-
-    def routes(self) -> list[web.RouteDef]:
-        """See docs/protocols.md."""
-        return [
-            web.get("/health", self._health),
-            web.post("/v1/landings", self._reserve),
-            web.get("/v1/landings/{id}", self._poll),
-            web.post("/v1/landings/{id}/renew", self._renew),
-            web.delete("/v1/landings/{id}", self._drop),
-            web.get("/v1/links", self._links),
-        ]
-
-    async def _health(self, request: web.Request) -> web.Response:
-        engine = {
-            "engine_id": f"{self.name}-engine",
-            "engine_boot_id": self.engine_boot_id,
-            "fingerprint": "fake",
-            "block_tokens": self.block_tokens,
-            "max_model_tokens": 4096,
-            "kv_group_kinds": list(self.kv_group_kinds),
-        }
-        engines = [engine] if self.has_engine else []
-        return web.json_response(
-            {"status": "ok", "node": self.name, "boot_id": "fake", "engines": engines, "peers": self.peers}
-        )
-
-    async def _links(self, request: web.Request) -> web.Response:
-        if request.query.get("after") == str(self._link_changes):
-            try:
-                async with asyncio.timeout(float(request.query.get("wait_s", 0))):
-                    await self._links_changed.wait()
-            except TimeoutError:
-                pass
-        return web.json_response({"node": self.name, "changes": self._link_changes, "links": self.links})
-
-    async def _reserve(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        if self.refuse_reservations is not None:
-            return _error(503, self.refuse_reservations)
-        if body["transfer_id"] in self.landings:
-            return _error(409, "exists")
-        num_bytes = max(0, body["num_prompt_tokens"] - 1 - body["skip_tokens"]) * self.bytes_per_token
-        num_tokens = body["num_prompt_tokens"]
-        key = ClaimKey(num_tokens, body["token_digest"], body["claim_secret"])
-        landing = FakeLanding(
-            body["transfer_id"], secrets.token_hex(8), key, num_tokens, body["skip_tokens"], num_bytes
-        )
-        self.landings[landing.transfer_id] = landing
-        self._lease(landing, body["lease_s"])
-        reply = {
-            "transfer_id": landing.transfer_id,
-            "token": landing.token,
-            "node": self.name,
-            "num_bytes": num_bytes,
-            "block_tokens": self.block_tokens,
-            "engine_boot_id": self.engine_boot_id,
-            "fingerprint": "fake",
-            "kv_group_kinds": list(self.kv_group_kinds),
-        }
-        return web.json_response(reply, status=201)
-
-    async def _poll(self, request: web.Request) -> web.Response:
-        landing = self.landings.get(request.match_info["id"])
-        if landing is None or self.forgetful:
-            return _error(404, "unknown")
-        final = request.query.get("until") == "final"
+    def load(self, transfer_id: str, key: ClaimKey, recomputed: int = 1) -> bool:
+        """The decode engine claims and loads the landing, or declines it. False if there is nothing to load for that
+        key."""
         try:
-            async with asyncio.timeout(float(request.query.get("wait_s", 0))):
-                while not _is_past(landing, final=final):
-                    await landing.changed.wait()
-        except TimeoutError:
-            pass
-        return web.json_response(landing.record())
+            claimed = self._living.claim(self._engine_boot_id, transfer_id, key)
+        except Refused as refused:
+            self.decline(transfer_id, key.secret, f"{refused.code}: {refused.message}", key.num_prompt_tokens)
+            return False
+        loaded = key.num_prompt_tokens - recomputed - claimed.skip_tokens
+        return self._living.consumed(self._engine_boot_id, transfer_id, loaded, recomputed)
 
-    async def _renew(self, request: web.Request) -> web.Response:
-        landing = self.landings.get(request.match_info["id"])
-        if landing is None:
-            return _error(404, "unknown")
-        landing.num_renewals += 1
-        self._lease(landing, (await request.json())["lease_s"])
-        return web.json_response(landing.record())
+    def decline(self, transfer_id: str, claim_secret: str, reason: str, recomputed: int = 0) -> None:
+        """The decode engine computes the prompt itself."""
+        self._living.declined(transfer_id, claim_secret, reason, recomputed)
 
-    async def _drop(self, request: web.Request) -> web.Response:
-        landing = self.landings.get(request.match_info["id"])
-        if landing is None:
-            return _error(404, "unknown")
-        self.abort(landing.transfer_id, "dropped")
-        return web.json_response(landing.record())
+    # -- life
 
-    def _lease(self, landing: FakeLanding, lease_s: float) -> None:
-        if landing.expiry is not None:
-            landing.expiry.cancel()
-        landing.expiry = asyncio.get_running_loop().call_later(lease_s, self._expire, landing)
+    def application(self) -> web.Application:
+        """The real node's."""
+        assert self._changes is not None
+        return Control(self._living, self._changes, NodeMetrics(self._living)).application()
 
-    def _expire(self, landing: FakeLanding) -> None:
-        if landing.state not in FINAL_STATES:
-            self._change(landing, "expired", "lease ran out")
+    async def start(self) -> None:
+        """Listen; after a `kill`, on the same port again, as a new process would."""
+        changes = self._changes = Changes(asyncio.get_running_loop())
+        path = str(self._directory / f"{secrets.token_hex(4)}.arena")
+        arena = self._stack.enter_context(Arena(path, ARENA_BYTES, create=True))
+        config = KVNodeConfig(self.name, "127.0.0.1", 0, "127.0.0.1", 0, self.socket_path, ARENA_BYTES,
+                              dict.fromkeys(self.peers, ("127.0.0.1", 1)))  # fmt: skip
+        node = FaultyNode(config, arena, PairListener(), LaneLimits(), make_link=self._link, on_change=changes.notify)  # type: ignore[arg-type]
+        node.faults = self.faults
+        self.node = node
+        if self._has_engine:
+            self._attach(node)
+        engine_path = self._stack.enter_context(contextlib.closing(EnginePath(self.socket_path)))
+        self._stack.callback((await serve_engines(node, engine_path.listener)).close)
+        ticking = asyncio.create_task(self._tick(node))
+        self._stack.callback(ticking.cancel)
+        await super().start()
 
-    def _change(self, landing: FakeLanding, state: str, reason: str | None = None) -> None:
-        landing.state, landing.reason = state, reason
-        if state in FINAL_STATES and landing.expiry is not None:
-            landing.expiry.cancel()
-        landing.changed.set()
-        landing.changed = asyncio.Event()
+    async def kill(self) -> None:
+        """Stop listening, cut every connection, and forget."""
+        await super().kill()
+        self.node = None
+        await self._stack.aclose()
 
+    async def __aexit__(self, *raised: Any) -> None:
+        await super().__aexit__(*raised)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
-def _is_past(landing: FakeLanding, *, final: bool) -> bool:
-    return landing.state in FINAL_STATES if final else landing.state not in OPEN_STATES
+    @property
+    def _living(self) -> FaultyNode:
+        if self.node is None:
+            raise Refused("peer_down", f"node {self.name} is dead")
+        return self.node
 
+    def _attach(self, node: KVNode) -> None:
+        node.attach(f"{self.name}-engine", self._engine_boot_id, self.layout)
 
-def _error(status: int, code: str) -> web.Response:
-    return web.json_response({"error": {"code": code, "message": code}}, status=status)
+    def _link(self, plane: DataPlane, peer: str, dial: Dial, on_done: Callable[[OutboundTransfer], None]) -> PeerLink:
+        del dial
+        sink = self.peers[peer]
+
+        def reached() -> DataPlane | None:
+            return None if sink.node is None or peer in self.faults.cut_off_from else sink.node.plane
+
+        return InstantLink(plane, peer, on_done, reached)
+
+    async def _tick(self, node: KVNode) -> None:
+        while True:
+            node.expire_landings()
+            await asyncio.sleep(TICK_S)

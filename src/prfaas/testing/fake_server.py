@@ -9,7 +9,7 @@ from aiohttp import web
 
 
 class FakeServer:
-    """Subclasses give `routes`. Use as an async context manager, or `start` and `kill`."""
+    """Subclasses give `routes` or the whole `application`. Use as an async context manager, or `start` and `kill`."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -24,11 +24,16 @@ class FakeServer:
         """What it answers."""
         raise NotImplementedError
 
-    async def start(self) -> None:
-        """Listen; after a `kill`, on the same port again."""
+    def application(self) -> web.Application:
+        """With its routes, and no limit to a body."""
         app = web.Application(client_max_size=1 << 30)
         app.add_routes(self.routes())
+        return app
+
+    async def start(self) -> None:
+        """Listen; after a `kill`, on the same port again."""
         # Without handler cancellation a fake engine would not notice a client that goes away.
+        app = self.application()
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.05)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)

@@ -121,8 +121,10 @@ async def gateway_rig(
     async with AsyncExitStack() as stack:
         made = [FakeKVNode(f"pd-{i}", kv_group_kinds=kv_group_kinds) for i in range(num_decoders)]
         decode_nodes = [await stack.enter_async_context(node) for node in made]
-        prefill_nodes = [await stack.enter_async_context(FakeKVNode(f"prfaas-{i}")) for i in range(num_prefillers)]
         by_name = {node.name: node for node in decode_nodes}
+        prefill_nodes = [FakeKVNode(f"prfaas-{i}", peers=by_name) for i in range(num_prefillers)]
+        for node in prefill_nodes:
+            await stack.enter_async_context(node)
         decoders = [
             await stack.enter_async_context(FakeEngine(node=node, tokenize=tiny_tokens)) for node in decode_nodes
         ]

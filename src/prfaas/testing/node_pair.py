@@ -20,6 +20,7 @@ from prfaas.certs.throwaway import issue_throwaway
 from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
 from prfaas.core.transfer.landings import ClaimKey
 from prfaas.core.wire.messages import Open
+from prfaas.core.wire.node_api import Reservation, Reserved
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.node import KVNode
 from prfaas.transport.arena import Arena
@@ -46,9 +47,24 @@ FAST_LIMITS = LaneLimits(
 )
 
 
+def reservation(
+    transfer_id: str, num_prompt_tokens: int, *, skip_tokens: int = 0, lease_s: float = 30.0
+) -> Reservation:
+    """Of a prompt that nobody will show."""
+    return Reservation(
+        transfer_id=transfer_id,
+        num_prompt_tokens=num_prompt_tokens,
+        token_digest="0" * 64,
+        claim_secret="a secret that all tests share",
+        skip_tokens=skip_tokens,
+        lease_s=lease_s,
+    )
+
+
 def claim_key(num_prompt_tokens: int) -> ClaimKey:
-    """The key of every landing that tests and benchmarks reserve by hand."""
-    return ClaimKey(num_prompt_tokens, "no prompt", "no secret")
+    """What opens a landing of `reservation`."""
+    asked = reservation("any", num_prompt_tokens)
+    return ClaimKey(num_prompt_tokens, asked.token_digest, asked.claim_secret)
 
 
 class PairListener:
@@ -100,18 +116,16 @@ class NodePair:
     layout: KVLayout
     sockets: list[socket.socket] = field(default_factory=list)
 
-    def reserve(self, transfer_id: str, num_prompt_tokens: int, lease_s: float = 30.0) -> dict[str, object]:
+    def reserve(self, transfer_id: str, num_prompt_tokens: int, lease_s: float = 30.0) -> Reserved:
         """What the gateway does first."""
-        return self.sink.reserve(transfer_id, claim_key(num_prompt_tokens), 0, lease_s)
+        return self.sink.reserve(reservation(transfer_id, num_prompt_tokens, lease_s=lease_s))
 
-    def stage_open(self, transfer_id: str, reservation: dict[str, object], deadline_s: float = 30.0) -> memoryview:
+    def stage_open(self, transfer_id: str, reserved: Reserved, deadline_s: float = 30.0) -> memoryview:
         """What the prefill engine's scheduler does; returns the staging memory."""
-        message = Open(
-            transfer_id, str(reservation["token"]), int(str(reservation["num_bytes"])), self.layout.fingerprint
-        )
+        message = Open(transfer_id, reserved.token, reserved.num_bytes, self.layout.fingerprint)
         reply = self.source.stage_open("engine", message, "sink", deadline_s)
-        start = int(str(reply["arena_offset"]))
-        return self.source.arena.view[start : start + int(str(reply["num_bytes"]))]
+        start = reply.arena_offset
+        return self.source.arena.view[start : start + reserved.num_bytes]
 
     def landed_bytes(self, transfer_id: str) -> bytes:
         """The landing's content."""

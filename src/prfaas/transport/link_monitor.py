@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from prfaas.core.link.estimate import LinkState
-from prfaas.core.link.report import LinkReport
+from prfaas.core.link.snapshot import LinkSnapshot
 from prfaas.transport.outbound import PeerLink
 
 logger = logging.getLogger("prfaas.lanes")
@@ -44,9 +44,9 @@ class LinkMonitor:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def reports(self) -> dict[str, LinkReport]:
+    def snapshots(self) -> dict[str, LinkSnapshot]:
         """Of every link, by peer, as of the last look."""
-        return {peer: link.report() for peer, link in self._links.items()}
+        return {peer: link.snapshot() for peer, link in self._links.items()}
 
     def states(self) -> dict[str, LinkState]:
         """The latest state of every link, by peer."""

@@ -10,12 +10,12 @@ import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from prfaas.core.errors import Refused
 from prfaas.core.link.controller import LinkController, LinkOrders, LinkPlan
 from prfaas.core.link.lane_plan import chunk_bytes
-from prfaas.core.link.report import LinkReport
+from prfaas.core.link.snapshot import LinkSnapshot
 from prfaas.core.transfer.extents import Extent
 from prfaas.core.transfer.outbound import Chunk, Outbound, OutboundTransfer
 from prfaas.core.transfer.send_gate import SendGate
@@ -139,11 +139,11 @@ class PeerLink:
             )
             self._have_lanes(orders.lanes)
 
-    def report(self) -> LinkReport:
+    def snapshot(self) -> LinkSnapshot:
         """How the link is doing, and what is on its way over it."""
         with self._wake:
             queued_bytes, num_transfers = self.ledger.queued_bytes, self.ledger.num_live
-        return LinkReport(self.controller.state, self.lanes_up, queued_bytes, num_transfers)
+        return LinkSnapshot(self.controller.state, self.lanes_up, queued_bytes, num_transfers)
 
     def live_sockets(self) -> dict[int, socket.socket]:
         """Sockets of the lanes that are up, by connection: a lane that was redialled has another number. Their threads
@@ -164,7 +164,7 @@ class PeerLink:
             self._opens.append(message)
             self._wake.notify_all()
 
-    def stage(self, transfer_id: str, ranges: list[tuple[int, int]]) -> None:
+    def stage(self, transfer_id: str, ranges: Sequence[tuple[int, int]]) -> None:
         """Byte ranges of the image are final in the arena."""
         now_s = self.plane.now_s()
         with self._wake:

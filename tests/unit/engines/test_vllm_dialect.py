@@ -9,34 +9,47 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prfaas.core.wire.contract import to_values
+from prfaas.core.wire.params import VERSION, DecodeParams, PrefillParams
 from prfaas.engines.dialect import EngineLoad, PrefillAnswer, PrefillFault, PrefillPrompt
 from prfaas.engines.kinds import DEFAULT_KIND, STEERING_CONTAINERS, STEERING_FIELDS, dialect_of
 
 VLLM = dialect_of(DEFAULT_KIND)
+PREFILL = PrefillParams(
+    version=VERSION, transfer_id="a", peer="pd-0", token="t" * 22, num_prompt_tokens=9, skip_tokens=0, num_bytes=5,
+    deadline_s=30.0,
+)  # fmt: skip
+DECODE = DecodeParams(
+    version=VERSION, transfer_id="a", num_prompt_tokens=9, skip_tokens=0, token_digest="0" * 64, claim_secret="s" * 22
+)
 
 
 def staged(**said: Any) -> bytes:
     """A prefill engine's answer."""
     return json.dumps(
-        {"kv_transfer_params": {"prfaas": {"status": "staged", "num_bytes": 5, "error": None, **said}}}
+        {
+            "kv_transfer_params": {
+                "prfaas": {"transfer_id": "t", "status": "staged", "num_bytes": 5, "error": None, **said}
+            }
+        }
     ).encode()
 
 
 def test_the_prefill_leg_asks_for_one_token_of_the_prompt_in_tokens() -> None:
     """As docs/protocols.md has it; a tenant's salt goes along."""
-    body = json.loads(VLLM.prefill_body(PrefillPrompt("m", [1, 2, 3], "tenant"), {"version": 2}))
+    body = json.loads(VLLM.prefill_body(PrefillPrompt("m", [1, 2, 3], "tenant"), PREFILL))
     assert body == {
         "model": "m", "prompt": [1, 2, 3], "max_tokens": 1, "stream": False, "cache_salt": "tenant",
-        "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, "prfaas": {"version": 2}},
+        "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, "prfaas": to_values(PREFILL)},
     }  # fmt: skip
-    assert "cache_salt" not in json.loads(VLLM.prefill_body(PrefillPrompt("m", [1, 2]), {}))
+    assert "cache_salt" not in json.loads(VLLM.prefill_body(PrefillPrompt("m", [1, 2]), PREFILL))
 
 
 def test_the_decode_leg_is_the_clients_body_and_where_to_load_from() -> None:
     """Nothing of the client's is changed, and its object is left alone."""
     body = {"model": "m", "stop": ["x"], "logit_bias": {"1": 1.5}}
-    sent = json.loads(VLLM.decode_body(body, {"mine": 1}))
-    ours = {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": {"mine": 1}}
+    sent = json.loads(VLLM.decode_body(body, DECODE))
+    ours = {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": to_values(DECODE)}
     assert sent == {**body, "kv_transfer_params": ours}
     assert "kv_transfer_params" not in body
 
@@ -56,8 +69,11 @@ def test_a_prefill_answer_that_staged_bytes_is_good() -> None:
         (200, b"[]", PrefillFault.NO_TRANSFER),
         (200, b'{"kv_transfer_params":null}', PrefillFault.NO_TRANSFER),
         (200, staged(num_bytes=0), PrefillFault.NO_BYTES),
-        (200, staged(num_bytes=None), PrefillFault.NO_BYTES),
-        (200, staged(num_bytes=True), PrefillFault.NO_BYTES),
+        (200, staged(num_bytes=None), PrefillFault.FAILED),
+        (200, staged(num_bytes=True), PrefillFault.FAILED),
+        (200, staged(num_bytes=-1), PrefillFault.FAILED),
+        (200, staged(status="perhaps"), PrefillFault.FAILED),
+        (200, staged(unknown=1), PrefillFault.FAILED),
         (200, staged(status="failed", error="no room"), PrefillFault.FAILED),
     ],
 )

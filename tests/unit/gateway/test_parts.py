@@ -8,12 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.core.cache.engine_cache import EngineCache
 from prfaas.core.control.router import RouteReason
+from prfaas.core.model.layout import KVGroupKind
+from prfaas.core.wire.contract import from_values
+from prfaas.core.wire.node_api import EngineHealth, LandingRecord, NodeHealth
 from prfaas.engines.dialect import PrefillAnswer, PrefillFault
 from prfaas.engines.kinds import STEERING_FIELDS
 from prfaas.gateway.api.errors import ApiError
@@ -23,6 +27,7 @@ from prfaas.gateway.fallback import FallbackReason, OffloadFailed, check_landed,
 from prfaas.gateway.fleet import MAX_SILENT_PROBES, Instance
 from prfaas.gateway.prompt.offload_eligibility import OBSTACLES
 from prfaas.gateway.story import Story, StoryBook
+from prfaas.gateway.upstream.nodes import NodeRefused, read_answer
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -141,22 +146,27 @@ def test_every_fault_of_a_prefill_engine_falls_back(fault: PrefillFault, reason:
     assert (caught.value.reason, caught.value.detail) == (reason, "no room")
 
 
+def landing_record(**said: Any) -> LandingRecord:
+    """A node's record of a landing."""
+    blank = dict.fromkeys(LandingRecord.__struct_fields__)
+    counts = dict.fromkeys(("num_bytes", "bytes_landed", "num_prompt_tokens", "skip_tokens", "bytes_resent"), 0)
+    return from_values(LandingRecord, {**blank, "transfer_id": "t", **counts, **said})
+
+
 @pytest.mark.parametrize(
-    ("record", "reason"),
+    ("said", "reason"),
     [
         ({"state": "landed", "bytes_landed": 0}, FallbackReason.ZERO_BYTES),
-        ({"state": "landed"}, FallbackReason.ZERO_BYTES),
         ({"state": "expired"}, FallbackReason.LANDING_EXPIRED),
         ({"state": "aborted", "reason": "sender gone"}, FallbackReason.LANDING_ABORTED),
         ({"state": "consumed"}, FallbackReason.LANDING_ABORTED),
-        ({}, FallbackReason.LANDING_ABORTED),
     ],
 )
-def test_only_landed_bytes_are_a_landing(record: dict[str, Any], reason: FallbackReason) -> None:
+def test_only_landed_bytes_are_a_landing(said: dict[str, Any], reason: FallbackReason) -> None:
     """Everything else falls back."""
-    assert check_landed({"state": "landed", "bytes_landed": 7}) == 7
+    assert check_landed(landing_record(state="landed", bytes_landed=7)) == 7
     with pytest.raises(OffloadFailed) as caught:
-        check_landed(record)
+        check_landed(landing_record(**said))
     assert caught.value.reason is reason
 
 
@@ -174,12 +184,53 @@ def test_an_engine_is_down_when_refused_or_silent_thrice() -> None:
     assert not instance.engine_healthy
 
 
-@pytest.mark.parametrize("health", [{}, {"engines": []}, {"engines": 5}, {"engines": [5]}, {"engines": None}])
-def test_a_node_without_an_engine_is_not_ready(health: dict[str, Any]) -> None:
-    """Whatever it answers."""
+def test_a_node_without_an_engine_is_not_ready() -> None:
+    """Also if it had one before."""
     instance = Instance("a-0", "a", "pd", "", "", EngineCache(1))
+    engine = EngineHealth(
+        engine_id="e", engine_boot_id="b", fingerprint="f", block_tokens=4, max_model_tokens=100,
+        kv_group_kinds=(KVGroupKind.FULL_ATTENTION,),
+    )  # fmt: skip
+    health = NodeHealth(
+        status="ok",
+        node="n",
+        boot_id="b",
+        arena_bytes=1,
+        arena_free_bytes=1,
+        engines=(engine,),
+        peers={},
+        lanes_from={},
+    )
     instance.node_answered(health)
+    assert (instance.node_ready, instance.block_tokens) == (True, 4)
+    instance.node_answered(msgspec.structs.replace(health, engines=()))
     assert not instance.node_ready
+
+
+@pytest.mark.parametrize(
+    ("status", "version", "body", "code"),
+    [
+        (200, "2", b"{}", "bad_answer"),
+        (200, "2", b'{"engines": []}', "bad_answer"),
+        (200, "2", b'{"engines": 5}', "bad_answer"),
+        (200, "2", b"[5]", "bad_answer"),
+        (200, "2", b"\xff", "bad_answer"),
+        (200, None, b"{}", "version"),
+        (404, None, b"not found", "version"),
+        (200, "3", b"{}", "version"),
+        (200, "two", b"{}", "version"),
+        (500, "2", b"oops", "bad_answer"),
+        (503, "2", b'{"error": {"code": "no_engine", "message": "none yet"}}', "no_engine"),
+        (503, "2", b'{"error": {"code": "no_engine"}}', "bad_answer"),
+    ],
+)
+def test_an_answer_that_breaks_the_contract_is_a_refusal(
+    status: int, version: str | None, body: bytes, code: str
+) -> None:
+    """Whatever a node answers, also one of another version or something that is no node."""
+    with pytest.raises(NodeRefused) as refused:
+        read_answer(NodeHealth, status, version, body)
+    assert refused.value.code == code
 
 
 def test_the_gateways_page_lists_every_reason_route_header_and_stripped_field() -> None:

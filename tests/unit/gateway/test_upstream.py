@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from prfaas.gateway.upstream.clients import Engines, NodeRefused, Nodes, UpstreamDown, open_session
+from prfaas.core.wire.node_api import Until
+from prfaas.gateway.upstream.clients import Engines, UpstreamDown, open_session
+from prfaas.gateway.upstream.nodes import NodeRefused, Nodes
 from prfaas.testing.fake_server import FakeServer
 
 BODY = b"{}"
@@ -58,7 +60,7 @@ def test_nobody_is_followed_to_another_host(status: int) -> None:
             asks: list[Callable[[], Awaitable[Any]]] = [
                 lambda: nodes.health(node.url),
                 lambda: nodes.links(node.url, after=None, wait_s=0),
-                lambda: nodes.record(node.url, "t", until="final", wait_s=0),
+                lambda: nodes.record(node.url, "t", until=Until.FINAL, wait_s=0),
                 lambda: nodes.renew(node.url, "t", 1.0),
                 lambda: nodes.drop(node.url, "t"),
             ]

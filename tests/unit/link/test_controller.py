@@ -11,7 +11,8 @@ from prfaas.core.link.controller import LinkController, LinkOrders, LinkPlan
 from prfaas.core.link.estimate import LaneSample
 from prfaas.core.link.lane_plan import FIRST_CHUNK_BYTES, WIDEN_AFTER_S
 from prfaas.core.link.pacing import MIN_RTT_S, PaceState
-from prfaas.core.link.report import LinkReport
+from prfaas.core.link.snapshot import LinkSnapshot
+from prfaas.core.wire.node_api import LinkReport
 
 GBIT = 125e6
 TICK_S = 0.1
@@ -152,7 +153,7 @@ def test_without_pacing_nothing_is_paced_and_no_lane_added() -> None:
 
 
 def test_a_report_has_what_waits_beside_the_state() -> None:
-    """Field names are those of docs/protocols.md."""
-    record = LinkReport(LinkController(PLAN).state, lanes_up=3, queued_bytes=7, num_transfers=2).record(1.0)
-    assert (record["lanes_up"], record["queued_bytes"], record["num_transfers"]) == (3, 7, 2)
-    assert record["verdict"] == "clear"
+    """In words and ages, as docs/protocols.md has it."""
+    report = LinkReport.of(LinkSnapshot(LinkController(PLAN).state, lanes_up=3, queued_bytes=7, num_transfers=2), 1.0)
+    assert (report.lanes_up, report.queued_bytes, report.num_transfers) == (3, 7, 2)
+    assert report.verdict == "clear"

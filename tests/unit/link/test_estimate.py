@@ -8,12 +8,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.core.link.estimate import LaneSample, LinkEstimator, LinkState
+from prfaas.core.link.snapshot import LinkSnapshot
 from prfaas.core.link.verdict import HOLD_S, LinkVerdict, Signs, VerdictKeeper
+from prfaas.core.wire.contract import from_json
+from prfaas.core.wire.node_api import LinkReport
 
 GBPS = 1e9 / 8
 STEP_S = 0.01
@@ -370,7 +374,8 @@ def test_any_samples_give_figures_in_range(looks: list[tuple[float, dict[int, La
         assert state.capacity_bytes_per_s is None or 0 < state.capacity_bytes_per_s < math.inf
         assert state.delivered_bytes_per_s >= 0 and state.unsent_bytes >= 0
         assert state.verdict_since_s <= state.at_s
-        assert set(state.record(now_s)) >= {"verdict", "capacity_bytes_per_s"}
+        report = LinkReport.of(LinkSnapshot(state, 4, 0, 0), now_s)
+        assert from_json(LinkReport, msgspec.json.encode(report)) == report, "every figure is within the contract"
 
 
 @given(

@@ -68,20 +68,6 @@ def test_impossible_images(num_tokens: int, skip: int) -> None:
         LAYOUT.image(num_tokens, skip)
 
 
-def test_wire_form_round_trips() -> None:
-    """What a worker registers is what the node understands."""
-    assert KVLayout.from_wire(LAYOUT.to_wire()) == LAYOUT
-
-
-@given(
-    st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda v: st.lists(v) | st.dictionaries(st.text(), v))
-)
-def test_malformed_wire_forms(data: Any) -> None:
-    """Only the documented errors."""
-    with pytest.raises((ValueError, TypeError, KeyError)):
-        KVLayout.from_wire({**LAYOUT.to_wire(), "groups": data if data else [data]})
-
-
 @pytest.mark.parametrize(
     "changed",
     [

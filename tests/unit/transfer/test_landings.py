@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from prfaas.core.errors import Refused
 from prfaas.core.transfer.extents import Extent, ExtentAllocator
-from prfaas.core.transfer.landings import ChunkVerdict, ClaimKey, Landing, Landings, LandingState, Occupied
+from prfaas.core.transfer.landings import ChunkVerdict, ClaimKey, Landing, Landings, Occupied
+from prfaas.core.wire.node_api import LandingState
 
 KEY = ClaimKey(5, "digest", "secret")
 

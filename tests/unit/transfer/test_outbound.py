@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from prfaas.core.errors import Refused
-from prfaas.core.transfer.outbound import MAX_CHUNK_REPEATS, MAX_WAIT_S, Outbound, TransferState
+from prfaas.core.transfer.outbound import MAX_CHUNK_REPEATS, MAX_WAIT_S, Outbound
+from prfaas.core.wire.node_api import TransferState
 
 
 def opened(ledger: Outbound, name: str, size: int, now_s: float = 0.0, deadline_s: float = 100.0) -> None:

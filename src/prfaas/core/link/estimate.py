@@ -73,23 +73,6 @@ class LinkState:
     verdict: LinkVerdict = LinkVerdict.CLEAR
     verdict_since_s: float = 0.0
 
-    def record(self, now_s: float) -> dict[str, object]:
-        """As JSON; moments become ages, since clocks of two machines do not compare."""
-        return {
-            "verdict": self.verdict.name.lower(),
-            "verdict_for_s": max(0.0, now_s - self.verdict_since_s),
-            "capacity_bytes_per_s": self.capacity_bytes_per_s,
-            "delivered_bytes_per_s": self.delivered_bytes_per_s,
-            "newest_bytes_per_s": self.newest_bytes_per_s,
-            "utilization": self.utilization,
-            "rtt_s": self.rtt_s,
-            "min_rtt_s": self.min_rtt_s,
-            "rtt_ratio": self.rtt_ratio,
-            "retransmit_ratio": self.retransmit_ratio,
-            "unsent_bytes": self.unsent_bytes,
-            "age_s": max(0.0, now_s - self.at_s),
-        }
-
 
 class LinkEstimator:
     """All lanes of one link. `observe` is called about every 100 ms; lanes are named by connection."""

@@ -158,28 +158,3 @@ class KVLayout:
             regions.append(Region(layer, group_of[layer], offset, offset + size, first, end))
             offset += size
         return Image(num_prompt_tokens, skip_tokens, tuple(regions))
-
-    def to_wire(self) -> dict[str, object]:
-        """Plain values for msgpack or JSON; `from_wire` is its inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_wire(cls, data: dict[str, object]) -> KVLayout:
-        """Raises ValueError, TypeError or KeyError on anything that `to_wire` could not have made."""
-        raw_groups = data["groups"]
-        if not isinstance(raw_groups, (list, tuple)):
-            raise TypeError("groups must be a list")
-        groups = tuple(
-            KVGroup(
-                kind=KVGroupKind(raw["kind"]),
-                layers=tuple(int(layer) for layer in raw["layers"]),
-                page_tokens=int(raw["page_tokens"]),
-                page_bytes=int(raw["page_bytes"]),
-                state_bytes=int(raw["state_bytes"]),
-                window_tokens=int(raw["window_tokens"]),
-                detail=str(raw["detail"]),
-            )
-            for raw in raw_groups
-        )
-        numbers = {name: int(str(data[name])) for name in ("block_tokens", "align_tokens", "max_model_tokens")}
-        return cls(model=str(data["model"]), groups=groups, **numbers)

@@ -23,27 +23,12 @@ from typing import Final
 from prfaas.core.errors import Refused
 from prfaas.core.transfer.extents import Extent, ExtentAllocator
 from prfaas.core.transfer.intervals import IntervalSet
+from prfaas.core.wire.node_api import FINAL_STATES, OPEN_STATES, LandingRecord, LandingState
 
 #: Enough for a gateway that asks minutes late at hundreds of requests a second; about 1 KiB each.
 MAX_FINAL_RECORDS: Final = 10_000
 #: A landing is reserved per request in flight; a node that holds more has lost its gateway.
 MAX_LANDINGS: Final = 4_096
-
-
-class LandingState(StrEnum):
-    """See docs/protocols.md for what each state promises."""
-
-    RESERVED = "reserved"
-    RECEIVING = "receiving"
-    LANDED = "landed"
-    CLAIMED = "claimed"
-    CONSUMED = "consumed"
-    ABORTED = "aborted"
-    EXPIRED = "expired"
-
-
-FINAL_STATES: Final = frozenset({LandingState.CONSUMED, LandingState.ABORTED, LandingState.EXPIRED})
-OPEN_STATES: Final = frozenset({LandingState.RESERVED, LandingState.RECEIVING})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,21 +70,21 @@ class Landing:
     bytes_repeated: int = 0
     extent_freed: bool = False
 
-    def record(self) -> dict[str, object]:
-        """The JSON of docs/protocols.md."""
-        return {
-            "transfer_id": self.transfer_id,
-            "state": self.state.value,
-            "reason": self.reason,
-            "num_bytes": self.extent.size,
-            "bytes_landed": self.verified.size,
-            "num_prompt_tokens": self.claim_key.num_prompt_tokens,
-            "skip_tokens": self.skip_tokens,
-            "tokens_loaded": self.tokens_loaded,
-            "tokens_recomputed": self.tokens_recomputed,
-            "bytes_resent": self.bytes_repeated,
-            "landed_after_s": None if self.landed_s is None else self.landed_s - self.reserved_s,
-        }
+    def record(self) -> LandingRecord:
+        """How it is, as the gateway is told."""
+        return LandingRecord(
+            transfer_id=self.transfer_id,
+            state=self.state,
+            reason=self.reason,
+            num_bytes=self.extent.size,
+            bytes_landed=self.verified.size,
+            num_prompt_tokens=self.claim_key.num_prompt_tokens,
+            skip_tokens=self.skip_tokens,
+            tokens_loaded=self.tokens_loaded,
+            tokens_recomputed=self.tokens_recomputed,
+            bytes_resent=self.bytes_repeated,
+            landed_after_s=None if self.landed_s is None else self.landed_s - self.reserved_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +142,10 @@ class Landings:
     def find(self, transfer_id: str) -> Landing | None:
         """Live or remembered landing."""
         return self._live.get(transfer_id) or self._final.get(transfer_id)
+
+    def known(self) -> list[Landing]:
+        """Every landing that `find` would find, live ones last."""
+        return [*self._final.values(), *self._live.values()]
 
     def by_handle(self, handle: int) -> Landing | None:
         """The landing that lanes know by this handle, until its extent is freed."""

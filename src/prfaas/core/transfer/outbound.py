@@ -12,12 +12,12 @@ Laws of this file:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final
 
 from prfaas.core.errors import Refused
 from prfaas.core.link.lane_plan import next_chunk_bytes
 from prfaas.core.transfer.intervals import IntervalSet
+from prfaas.core.wire.node_api import TransferRecord, TransferState
 
 #: A chunk that fails its checksum this often is not bad luck: TCP's own sum catches nearly all of it.
 MAX_CHUNK_REPEATS: Final = 8
@@ -25,15 +25,6 @@ MAX_CHUNK_REPEATS: Final = 8
 MAX_TRANSFERS: Final = 4_096
 #: Age bound of shortest-first: a user notices a second, and a link serves many short transfers in one.
 MAX_WAIT_S: Final = 1.0
-
-
-class TransferState(StrEnum):
-    """`staging`: the engine is still computing; `sending`: all is staged; the other two are final."""
-
-    STAGING = "staging"
-    SENDING = "sending"
-    COMMITTED = "committed"
-    ABORTED = "aborted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +84,26 @@ class OutboundTransfer:
         self.waiting.remove(offset, offset + length)
         return offset, length, False
 
-    def record(self) -> dict[str, object]:
-        """The JSON of docs/protocols.md; times relative to the opening."""
+    def record(self) -> TransferRecord:
+        """How it is, for whoever asks the node."""
 
         def since_open(time_s: float | None) -> float | None:
             return None if time_s is None else time_s - self.opened_s
 
-        return {
-            "transfer_id": self.transfer_id,
-            "state": self.state.value,
-            "reason": self.reason,
-            "num_bytes": self.num_bytes,
-            "bytes_staged": self.staged.size,
-            "bytes_sent": self.bytes_sent,
-            "bytes_acked": self.acked.size,
-            "bytes_resent": self.bytes_resent,
-            "first_staged_s": since_open(self.first_staged_s),
-            "last_staged_s": since_open(self.last_staged_s),
-            "first_sent_s": since_open(self.first_sent_s),
-            "finished_s": since_open(self.finished_s),
-        }
+        return TransferRecord(
+            transfer_id=self.transfer_id,
+            state=self.state,
+            reason=self.reason,
+            num_bytes=self.num_bytes,
+            bytes_staged=self.staged.size,
+            bytes_sent=self.bytes_sent,
+            bytes_acked=self.acked.size,
+            bytes_resent=self.bytes_resent,
+            first_staged_s=since_open(self.first_staged_s),
+            last_staged_s=since_open(self.last_staged_s),
+            first_sent_s=since_open(self.first_sent_s),
+            finished_s=since_open(self.finished_s),
+        )
 
 
 class Outbound:

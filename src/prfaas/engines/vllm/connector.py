@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -24,6 +25,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.model_executor.models.utils import extract_layer_index
 
 from prfaas.core.errors import Refused
+from prfaas.core.wire.engine import VERSION, Attach
 from prfaas.engines.node_client import NodeClient
 from prfaas.engines.vllm.layouts import check_supported, layout_of
 from prfaas.engines.vllm.metadata import StepMetadata
@@ -52,15 +54,13 @@ class PrfaasConnector(KVConnectorBase_V1, SupportsHMA):
         socket_path = transfer.get_from_extra_config("socket_path", None)
         if not socket_path:
             raise Refused("socket_path", "set kv_connector_extra_config.socket_path to the KV node's --socket")
-        self._greeting = {
-            "engine_id": str(transfer.engine_id),
-            "boot_id": f"{transfer.engine_id}:{vllm_config.instance_id}",
-        }
+        boot_id = f"{transfer.engine_id}:{vllm_config.instance_id}"
+        self._greeting = Attach(version=VERSION, engine_id=str(transfer.engine_id), boot_id=boot_id, layout=None)
         self._socket_path = str(socket_path)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         if role is KVConnectorRole.SCHEDULER:
-            client = NodeClient(self._socket_path, {**self._greeting, "layout": None})
+            client = NodeClient(self._socket_path, self._greeting)
             self._scheduler = SchedulerSide(client, kv_cache_config.has_mamba_layers)
 
     # -- scheduler
@@ -119,7 +119,7 @@ class PrfaasConnector(KVConnectorBase_V1, SupportsHMA):
             for name in group.layer_names:
                 layer = layer_of[name] = extract_layer_index(name)
                 pages[layer] = LayerPages(name, kv_caches[name], ours, config.num_blocks)
-        client = NodeClient(self._socket_path, {**self._greeting, "layout": layout.to_wire()})
+        client = NodeClient(self._socket_path, msgspec.structs.replace(self._greeting, layout=layout))
         self._worker = WorkerSide(client, layout, pages, layer_of)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:

@@ -9,6 +9,15 @@ from typing import Any, Final
 
 import orjson
 
+from prfaas.core.wire.contract import BadMessage
+from prfaas.core.wire.params import (
+    DecodeParams,
+    PrefillParams,
+    PrefillStatus,
+    decode_leg,
+    prefill_leg,
+    read_report,
+)
 from prfaas.engines.dialect import EngineLoad, PrefillAnswer, PrefillFault, PrefillPrompt, Route
 
 #: An engine's error text may be long, and may repeat the prompt.
@@ -30,14 +39,14 @@ class VllmDialect:
     #: vLLM copies these arguments into the same place as `kv_transfer_params`, so they could smuggle them in.
     steering_containers = frozenset({"vllm_xargs"})
 
-    def prefill_body(self, prompt: PrefillPrompt, params: Mapping[str, Any]) -> bytes:
+    def prefill_body(self, prompt: PrefillPrompt, params: PrefillParams) -> bytes:
         """Token ids, one token wanted, no stream."""
         body: dict[str, Any] = {
             "model": prompt.model,
             "prompt": prompt.token_ids,
             "max_tokens": 1,
             "stream": False,
-            "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, "prfaas": params},
+            "kv_transfer_params": prefill_leg(params),
         }
         if prompt.cache_salt:
             body["cache_salt"] = prompt.cache_salt
@@ -49,20 +58,22 @@ class VllmDialect:
                 PrefillFault.HTTP_ERROR, f"status {status}: {body[:MAX_DETAIL_CHARS].decode('utf-8', 'replace')}"
             )
         try:
-            said = orjson.loads(body)["kv_transfer_params"]["prfaas"]
-            state, num_bytes, error = said["status"], said.get("num_bytes"), said.get("error")
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            report = read_report(orjson.loads(body))
+        except orjson.JSONDecodeError:
+            report = None
+        except BadMessage as error:
+            return _fault(PrefillFault.FAILED, str(error)[:MAX_DETAIL_CHARS])
+        if report is None:
             # An engine without the connector answers like this: it computed one token and moved nothing.
             return _fault(PrefillFault.NO_TRANSFER, "the prefill engine says nothing of a transfer")
-        if state != "staged":
-            return _fault(PrefillFault.FAILED, str(error)[:MAX_DETAIL_CHARS])
-        if isinstance(num_bytes, bool) or not isinstance(num_bytes, int) or num_bytes <= 0:
+        if report.status is not PrefillStatus.STAGED:
+            return _fault(PrefillFault.FAILED, str(report.error)[:MAX_DETAIL_CHARS])
+        if not report.num_bytes:
             return _fault(PrefillFault.NO_BYTES, "the prefill engine staged no bytes")
-        return PrefillAnswer(num_bytes)
+        return PrefillAnswer(report.num_bytes)
 
-    def decode_body(self, body: Mapping[str, Any], params: Mapping[str, Any]) -> bytes:
-        ours = {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": params}
-        return orjson.dumps({**body, "kv_transfer_params": ours})
+    def decode_body(self, body: Mapping[str, Any], params: DecodeParams) -> bytes:
+        return orjson.dumps({**body, "kv_transfer_params": decode_leg(params)})
 
     def read_load(self, status: int, body: bytes) -> EngineLoad | None:
         if status != 200:

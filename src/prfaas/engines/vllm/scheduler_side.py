@@ -7,12 +7,25 @@ answer costs a transfer, never a request.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from prfaas.core.cache.hashing import pack_tokens, token_digest
 from prfaas.core.errors import PrfaasError, Refused
+from prfaas.core.wire.contract import BadMessage
+from prfaas.core.wire.engine import Claim, Declined, StageClose, StageOpen
+from prfaas.core.wire.params import (
+    DecodeParams,
+    PrefillParams,
+    PrefillReport,
+    PrefillStatus,
+    ours,
+    read_leg,
+    report_leg,
+    text_of,
+)
 from prfaas.engines.node_client import NodeClient
 from prfaas.engines.vllm.metadata import LoadOrder, ShipStep, StepMetadata
 
@@ -23,8 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vllm.prfaas")
 
-#: Version of our part of kv_transfer_params; 2 brought the claim secret.
-PARAMS_VERSION = 2
+#: What the gateway shows of an error; the engine's log has the rest.
+MAX_ERROR_CHARS = 2000
 
 
 @dataclass
@@ -77,36 +90,34 @@ class SchedulerSide:
 
     def new_request(self, request: Request) -> None:
         """Drop the last prompt token and open the transfer, if this request is prefilled for another cluster."""
-        params = _our_params(request, "do_remote_decode")
-        if params is None or request.request_id in self._outgoing:
+        part = ours(request.kv_transfer_params, PrefillParams)
+        if part is None or request.request_id in self._outgoing:
             return
-        outgoing = Outgoing(str(params.get("transfer_id")), request.num_prompt_tokens, 0)
+        outgoing = Outgoing(text_of(part, "transfer_id"), request.num_prompt_tokens, 0)
         self._outgoing[request.request_id] = outgoing
         try:
-            _check_version(params)
-            self._open(request, params, outgoing)
-        except (PrfaasError, KeyError, TypeError, ValueError) as error:
+            self._open(request, read_leg(part, PrefillParams), outgoing)
+        except (PrfaasError, ValueError) as error:
             outgoing.error = f"{type(error).__name__}: {error}"
             logger.warning("transfer %s is not shipped: %s", outgoing.transfer_id, outgoing.error)
 
-    def _open(self, request: Request, params: dict[str, Any], outgoing: Outgoing) -> None:
-        if request.prompt_token_ids is None or request.num_prompt_tokens != int(params["num_prompt_tokens"]):
-            raise ValueError(
-                f"the prompt has {request.num_prompt_tokens} tokens, not {params.get('num_prompt_tokens')}"
-            )
+    def _open(self, request: Request, params: PrefillParams, outgoing: Outgoing) -> None:
+        if request.prompt_token_ids is None or request.num_prompt_tokens != params.num_prompt_tokens:
+            raise ValueError(f"the prompt has {request.num_prompt_tokens} tokens, not {params.num_prompt_tokens}")
         if request.num_prompt_tokens < 2 or request.get_skip_reading_prefix_cache():
             raise ValueError("this prompt cannot be prefilled for another cluster")
-        outgoing.skip_tokens = int(params["skip_tokens"])
-        reply = self._client.call(
-            "stage_open",
-            transfer_id=outgoing.transfer_id,
-            peer=str(params["peer"]),
-            token=str(params["token"]),
-            num_bytes=int(params["num_bytes"]),
-            deadline_s=float(params["deadline_s"]),
+        outgoing.skip_tokens = params.skip_tokens
+        opened = self._client.stage_open(
+            StageOpen(
+                transfer_id=params.transfer_id,
+                peer=params.peer,
+                token=params.token,
+                num_bytes=params.num_bytes,
+                deadline_s=params.deadline_s,
+            )
         )
-        outgoing.node_boot_id = str(reply["node_boot_id"])
-        outgoing.arena_offset, outgoing.num_bytes = int(reply["arena_offset"]), int(reply["num_bytes"])
+        outgoing.node_boot_id = opened.node_boot_id
+        outgoing.arena_offset, outgoing.num_bytes = opened.arena_offset, opened.num_bytes
         # Recurrent state cannot be rolled back: compute N - 1 tokens here, so that what is shipped is the state
         # after N - 1, and decode computes the last one itself.
         del request.prompt_token_ids[-1:]
@@ -147,12 +158,12 @@ class SchedulerSide:
 
         Called again for as long as the request waits, so a claim is made once and remembered.
         """
-        params = _our_params(request, "do_remote_prefill")
-        if params is None:
+        part = ours(request.kv_transfer_params, DecodeParams)
+        if part is None:
             return 0
         incoming = self._incoming.get(request.request_id)
         if incoming is None:
-            incoming = self._incoming[request.request_id] = self._claim(request, params)
+            incoming = self._incoming[request.request_id] = self._claim(request, part)
         if incoming.stage is not LoadStage.CLAIMED:
             return 0
         if num_computed_tokens < incoming.skip_tokens:
@@ -161,32 +172,35 @@ class SchedulerSide:
             return 0
         return max(0, incoming.num_prompt_tokens - 1 - num_computed_tokens)
 
-    def _claim(self, request: Request, params: dict[str, Any]) -> Incoming:
+    def _claim(self, request: Request, part: dict[str, Any]) -> Incoming:
         num_tokens = request.num_prompt_tokens
-        secret = str(params.get("claim_secret"))
-        incoming = Incoming(str(params.get("transfer_id")), secret, num_tokens, LoadStage.OVER)
+        incoming = Incoming(text_of(part, "transfer_id"), text_of(part, "claim_secret"), num_tokens, LoadStage.OVER)
         # Of the tokens that this engine has, whatever digest came along: the node compares it with the reserved one.
         digest = token_digest(pack_tokens(request.prompt_token_ids or []))
         try:
-            _check_version(params)
-            if digest != params.get("token_digest"):
+            params = read_leg(part, DecodeParams)
+            if digest != params.token_digest:
                 raise Refused("other_prompt", "the engine tokenized the prompt differently from the gateway")
-            reply = self._client.call(
-                "claim",
-                transfer_id=incoming.transfer_id,
-                num_prompt_tokens=num_tokens,
-                token_digest=digest,
-                claim_secret=secret,
+            claimed = self._client.claim(
+                Claim(
+                    transfer_id=params.transfer_id,
+                    num_prompt_tokens=num_tokens,
+                    token_digest=digest,
+                    claim_secret=params.claim_secret,
+                )
             )
         except Refused as error:
             self._decline(incoming, f"{error.code}: {error.message}", num_tokens)
+            return incoming
+        except BadMessage as error:
+            self._decline(incoming, str(error), num_tokens)
             return incoming
         except PrfaasError as error:
             logger.warning("transfer %s cannot be loaded: %s", incoming.transfer_id, error)
             return incoming
         incoming.stage = LoadStage.CLAIMED
-        incoming.node_boot_id, incoming.skip_tokens = str(reply["node_boot_id"]), int(reply["skip_tokens"])
-        incoming.arena_offset = int(reply["arena_offset"])
+        incoming.node_boot_id, incoming.skip_tokens = claimed.node_boot_id, claimed.skip_tokens
+        incoming.arena_offset = claimed.arena_offset
         return incoming
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
@@ -227,12 +241,14 @@ class SchedulerSide:
             return None
         if not outgoing.worker_knows and outgoing.error is None:
             # Never scheduled: the worker has not heard of it and cannot close it.
-            self._tell("stage_close", outgoing.transfer_id)
+            self._tell(lambda: self._client.stage_close(StageClose(transfer_id=outgoing.transfer_id)))
         if outgoing.error is None and not outgoing.all_scheduled:
             outgoing.error = "the prefill ended before it was whole"
-        status = "staged" if outgoing.error is None else "failed"
-        report = {"transfer_id": outgoing.transfer_id, "status": status, "num_bytes": outgoing.num_bytes}
-        return {"prfaas": {**report, "error": outgoing.error}}
+        status = PrefillStatus.STAGED if outgoing.error is None else PrefillStatus.FAILED
+        error = None if outgoing.error is None else outgoing.error[:MAX_ERROR_CHARS]
+        return report_leg(
+            PrefillReport(transfer_id=outgoing.transfer_id, status=status, num_bytes=outgoing.num_bytes, error=error)
+        )
 
     def close(self) -> None:
         """Hang up."""
@@ -241,28 +257,16 @@ class SchedulerSide:
     def _decline(self, incoming: Incoming, reason: str, recomputed: int) -> None:
         incoming.stage = LoadStage.OVER
         logger.warning("transfer %s is not loaded: %s", incoming.transfer_id, reason)
-        secret = incoming.claim_secret
-        self._tell("declined", incoming.transfer_id, claim_secret=secret, reason=reason, recomputed=recomputed)
+        declined = Declined(
+            transfer_id=incoming.transfer_id,
+            claim_secret=incoming.claim_secret,
+            reason=reason[:MAX_ERROR_CHARS],
+            recomputed=recomputed,
+        )
+        self._tell(lambda: self._client.declined(declined))
 
-    def _tell(self, operation: str, transfer_id: str, **fields: Any) -> None:
+    def _tell(self, post: Callable[[], None]) -> None:
         try:
-            self._client.post(operation, transfer_id=transfer_id, **fields)
+            post()
         except PrfaasError as error:
             logger.warning("KV node: %s", error)
-
-
-def _our_params(request: Request, flag: str) -> dict[str, Any] | None:
-    params = request.kv_transfer_params
-    if not params or not params.get(flag):
-        return None
-    ours = params.get("prfaas")
-    return ours if isinstance(ours, dict) else None
-
-
-def _check_version(params: dict[str, Any]) -> None:
-    version = params.get("version")
-    if version != PARAMS_VERSION:
-        raise Refused(
-            "version",
-            f"kv_transfer_params of version {version}, this connector speaks {PARAMS_VERSION}; upgrade the older one",
-        )

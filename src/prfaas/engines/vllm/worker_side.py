@@ -19,6 +19,7 @@ import torch
 
 from prfaas.core.errors import PrfaasError
 from prfaas.core.model.layout import Image, KVGroupKind, KVLayout, Region
+from prfaas.core.wire.engine import Consumed, StageClose, Staged
 from prfaas.engines.node_client import NodeClient, NodeUnavailable
 from prfaas.engines.vllm.metadata import LoadOrder, ShipStep, StepMetadata
 from prfaas.engines.vllm.pages import LayerPages
@@ -98,7 +99,7 @@ class WorkerSide:
         told = False
         while not self._closing.is_set():
             try:
-                self._client.call("ping")
+                self._client.ping()
                 told = False
             except PrfaasError as error:
                 if not told:
@@ -161,7 +162,7 @@ class WorkerSide:
             if staged is not None:
                 ranges.append(staged)
         if ranges:
-            self._client.post("staged", transfer_id=shipment.transfer_id, ranges=ranges)
+            self._client.staged(Staged(transfer_id=shipment.transfer_id, ranges=tuple(ranges)))
 
     def _copy_state(
         self, step: ShipStep, shipment: Shipment, region: Region, arena: torch.Tensor
@@ -244,13 +245,9 @@ class WorkerSide:
                 first, end = group.pages(first_token, region.end_token)
                 source = arena[region.start + (first - region_first) * group.page_bytes : region.end]
                 pages.write_pages(table, first, end, source)
-        reply = self._client.call(
-            "consumed",
-            transfer_id=order.transfer_id,
-            loaded=order.num_prompt_tokens - 1 - order.from_token,
-            recomputed=1,
-        )
-        return bool(reply.get("valid"))
+        loaded = order.num_prompt_tokens - 1 - order.from_token
+        confirmed = self._client.consumed(Consumed(transfer_id=order.transfer_id, loaded=loaded, recomputed=1))
+        return confirmed.valid
 
     def close(self) -> None:
         """Stop loading and hang up."""
@@ -260,6 +257,6 @@ class WorkerSide:
 
     def _stage_close(self, transfer_id: str) -> None:
         try:
-            self._client.post("stage_close", transfer_id=transfer_id)
+            self._client.stage_close(StageClose(transfer_id=transfer_id))
         except PrfaasError as error:
             logger.warning("KV node: %s", error)

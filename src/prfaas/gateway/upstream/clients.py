@@ -1,4 +1,5 @@
-"""Clients of engines and KV nodes over one aiohttp session. Only here do network errors become UpstreamDown."""
+"""The gateway's client of engines, and the session that it shares with that of nodes. Network errors become
+UpstreamDown only here."""
 
 from __future__ import annotations
 
@@ -6,18 +7,14 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
-import orjson
 
 from prfaas.gateway.api.http import Scope, headers_of
-from prfaas.gateway.upstream.params import OffloadSpec
 
 #: vLLM's server drops idle connections after 5 s; reusing one at that moment would fail a healthy request.
 POOL_KEEPALIVE_S: Final = 3.0
-#: Control answers are a few hundred bytes; a node that takes longer does not work.
-CONTROL_TIMEOUT_S: Final = 5.0
 MAX_ERROR_BODY_BYTES: Final = 64 * 1024
 #: An engine's metrics are some 100 KB; many more are not read, since they are read once a second.
 MAX_PROBE_BODY_BYTES: Final = 4 << 20
@@ -46,15 +43,6 @@ class UpstreamDown(Exception):
         self.is_own = is_own
 
 
-class NodeRefused(Exception):
-    """A KV node answered with an error."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.status = status
-        self.code = code
-
-
 def forwarded_headers(scope: Scope, request_id: str) -> dict[str, str]:
     """Headers for both legs of a request."""
     headers = headers_of(scope)
@@ -74,7 +62,8 @@ def open_session(connect_timeout_s: float) -> aiohttp.ClientSession:
 
 
 @asynccontextmanager
-async def _translated(url: str) -> AsyncIterator[None]:
+async def translated(url: str) -> AsyncIterator[None]:
+    """Turns network errors into UpstreamDown."""
     try:
         yield
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -105,7 +94,7 @@ class Engines:
     async def post(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
         """POST and read the whole answer. Raises UpstreamDown. No deadline of its own."""
         async with (
-            _translated(url),
+            translated(url),
             self._session.post(url, data=body, headers=headers, allow_redirects=False) as reply,
         ):
             return reply.status, await reply.read()
@@ -113,7 +102,7 @@ class Engines:
     async def get(self, url: str, timeout_s: float) -> tuple[int, bytes]:
         """GET and read the whole answer. Raises UpstreamDown, also for one that is too long."""
         async with (
-            _translated(url),
+            translated(url),
             asyncio.timeout(timeout_s),
             self._session.get(url, allow_redirects=False) as reply,
         ):
@@ -123,66 +112,3 @@ class Engines:
                 if len(body) > MAX_PROBE_BODY_BYTES:
                     raise UpstreamDown(f"{url}: the answer is longer than {MAX_PROBE_BODY_BYTES} bytes")
             return reply.status, bytes(body)
-
-
-class Nodes:
-    """HTTP control of KV nodes, as docs/protocols.md states it."""
-
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
-
-    async def health(self, node_url: str, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
-        return await self._call("GET", f"{node_url}/health", timeout_s)
-
-    async def links(self, node_url: str, *, after: int | None, wait_s: float) -> dict[str, Any]:
-        """GET /v1/links; a long poll for a change of a verdict after change number `after`."""
-        url = f"{node_url}/v1/links?after={'' if after is None else after}&wait_s={wait_s:g}"
-        return await self._call("GET", url, wait_s + CONTROL_TIMEOUT_S)
-
-    async def reserve(self, node_url: str, spec: OffloadSpec) -> dict[str, Any]:
-        """POST /v1/landings."""
-        body = {
-            "transfer_id": spec.transfer_id,
-            "num_prompt_tokens": len(spec.token_ids),
-            "skip_tokens": spec.skip_tokens,
-            "lease_s": spec.lease_s,
-            "token_digest": spec.token_digest,
-            "claim_secret": spec.claim_secret,
-        }
-        return await self._call("POST", f"{node_url}/v1/landings", CONTROL_TIMEOUT_S, body)
-
-    async def record(self, node_url: str, transfer_id: str, *, until: str, wait_s: float) -> dict[str, Any]:
-        """GET a landing; a long poll of `wait_s`."""
-        url = f"{node_url}/v1/landings/{transfer_id}?wait_s={wait_s:.3f}&until={until}"
-        return await self._call("GET", url, wait_s + CONTROL_TIMEOUT_S)
-
-    async def renew(self, node_url: str, transfer_id: str, lease_s: float) -> dict[str, Any]:
-        url = f"{node_url}/v1/landings/{transfer_id}/renew"
-        return await self._call("POST", url, CONTROL_TIMEOUT_S, {"lease_s": lease_s})
-
-    async def drop(self, node_url: str, transfer_id: str) -> dict[str, Any]:
-        return await self._call("DELETE", f"{node_url}/v1/landings/{transfer_id}", CONTROL_TIMEOUT_S)
-
-    async def _call(self, method: str, url: str, timeout_s: float, body: object = None) -> dict[str, Any]:
-        data = None if body is None else orjson.dumps(body)
-        headers = {"content-type": "application/json"}
-        async with (
-            _translated(url),
-            asyncio.timeout(timeout_s),
-            self._session.request(method, url, data=data, headers=headers, allow_redirects=False) as reply,
-        ):
-            return _answer(reply.status, await reply.read())
-
-
-def _answer(status: int, body: bytes) -> dict[str, Any]:
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise NodeRefused(status, "bad_answer", "the node's answer is not JSON") from None
-    if not isinstance(answer, dict):
-        raise NodeRefused(status, "bad_answer", "the node's answer is not an object")
-    if status < 300:
-        return answer
-    error = answer.get("error")
-    error = error if isinstance(error, dict) else {}
-    raise NodeRefused(status, str(error.get("code", "error")), str(error.get("message", "")))

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from prfaas.core.link.verdict import LinkVerdict
+from prfaas.core.wire.node_api import LinkReport, Verdict
 from prfaas.gateway.fleet import Fleet, Instance
-from prfaas.gateway.upstream.clients import NodeRefused, Nodes, UpstreamDown
+from prfaas.gateway.upstream.clients import UpstreamDown
+from prfaas.gateway.upstream.nodes import NodeRefused, Nodes
 from prfaas.observe.metrics import Metrics
 
 logger = logging.getLogger("prfaas.gateway")
 
 #: A node answers earlier if a verdict changes; so often it answers anyway.
 REFRESH_S: Final = 1.0
-VERDICTS: Final = {verdict.name.lower(): verdict for verdict in LinkVerdict}
-
-#: By sending node, then by receiving node: the record of docs/protocols.md.
-Links = dict[str, dict[str, dict[str, Any]]]
+#: By sending node, then by receiving node.
+Links = dict[str, dict[str, LinkReport]]
 
 
 class LinkFeed:
@@ -46,20 +45,19 @@ class LinkFeed:
         while True:
             try:
                 answer = await self._nodes.links(instance.kvnode_url, after=after, wait_s=REFRESH_S)
-                after = answer["changes"]
-                self._take(instance.name, answer["links"])
-            except (UpstreamDown, NodeRefused, KeyError, TypeError, AttributeError) as error:
+                after = answer.changes
+                self._take(instance.name, answer.links)
+            except (UpstreamDown, NodeRefused) as error:
                 logger.debug("links of %s are not known: %s", instance.name, error)
                 self.links.pop(instance.name, None)
                 after = None
                 await asyncio.sleep(REFRESH_S)
 
-    def _take(self, source: str, links: Mapping[str, dict[str, Any]]) -> None:
+    def _take(self, source: str, links: Mapping[str, LinkReport]) -> None:
         before = self.links.get(source, {})
-        for target, record in links.items():
-            verdict = record["verdict"]
-            if verdict != before.get(target, {}).get("verdict", "clear"):
-                logger.info("link from=%s to=%s verdict=%s", source, target, verdict)
+        for target, report in links.items():
+            if report.verdict is not (before[target].verdict if target in before else Verdict.CLEAR):
+                logger.info("link from=%s to=%s verdict=%s", source, target, report.verdict)
             gauge = self._metrics.gauge("prfaas_gateway_link_verdict", source=source, target=target)
-            gauge.set(VERDICTS.get(verdict, LinkVerdict.CONGESTED))
+            gauge.set(report.verdict.level)
         self.links[source] = dict(links)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
 
-PROTOCOL_VERSION: Final = 2
+from prfaas.core.wire.node_api import Reservation, Reserved
+from prfaas.core.wire.params import VERSION, DecodeParams, PrefillParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +24,39 @@ class OffloadSpec:
     deadline_s: float
     lease_s: float
 
+    def reservation(self) -> Reservation:
+        """What the decode side's node is asked."""
+        return Reservation(
+            transfer_id=self.transfer_id,
+            num_prompt_tokens=len(self.token_ids),
+            token_digest=self.token_digest,
+            claim_secret=self.claim_secret,
+            skip_tokens=self.skip_tokens,
+            lease_s=self.lease_s,
+        )
 
-def prefill_params(spec: OffloadSpec, landing: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+
+def prefill_params(spec: OffloadSpec, landing: Reserved) -> PrefillParams:
     """Of the prefill leg. `landing` is the node's answer to the reservation."""
-    return {
-        **_common(spec),
-        "peer": landing.get("node"),
-        "token": landing.get("token"),
-        "num_bytes": num_bytes,
-        "deadline_s": spec.deadline_s,
-    }
+    return PrefillParams(
+        version=VERSION,
+        transfer_id=spec.transfer_id,
+        peer=landing.node,
+        token=landing.token,
+        num_prompt_tokens=len(spec.token_ids),
+        skip_tokens=spec.skip_tokens,
+        num_bytes=landing.num_bytes,
+        deadline_s=spec.deadline_s,
+    )
 
 
-def decode_params(spec: OffloadSpec) -> dict[str, Any]:
+def decode_params(spec: OffloadSpec) -> DecodeParams:
     """Of the decode leg."""
-    return {**_common(spec), "token_digest": spec.token_digest, "claim_secret": spec.claim_secret}
-
-
-def _common(spec: OffloadSpec) -> dict[str, Any]:
-    return {
-        "version": PROTOCOL_VERSION,
-        "transfer_id": spec.transfer_id,
-        "num_prompt_tokens": len(spec.token_ids),
-        "skip_tokens": spec.skip_tokens,
-    }
+    return DecodeParams(
+        version=VERSION,
+        transfer_id=spec.transfer_id,
+        num_prompt_tokens=len(spec.token_ids),
+        skip_tokens=spec.skip_tokens,
+        token_digest=spec.token_digest,
+        claim_secret=spec.claim_secret,
+    )

@@ -7,7 +7,8 @@ import logging
 from typing import Final
 
 from prfaas.gateway.fleet import Fleet, Instance
-from prfaas.gateway.upstream.clients import Engines, NodeRefused, Nodes, UpstreamDown
+from prfaas.gateway.upstream.clients import Engines, UpstreamDown
+from prfaas.gateway.upstream.nodes import NodeRefused, Nodes
 from prfaas.observe.metrics import Metrics
 
 logger = logging.getLogger("prfaas.gateway")
