@@ -1,6 +1,6 @@
-"""What this transport does on a link that changes: pacing, neighbours, steps, loss, layers, order.
+"""What this transport does on a link that changes: pacing, neighbours, steps, loss, layers, order, pauses.
 
-    python -m benchmarks.transport.link [--only pacing|neighbour|steps|loss|layers|order] [--rtt-ms 20]
+    python -m benchmarks.transport.link [--only pacing|neighbour|steps|loss|layers|order|pauses] [--rtt-ms 20]
 
 Over the emulated WAN of `wan.py` (root), 2 Gbit/s, encrypted lanes as in service. Takes about five minutes.
 """
@@ -28,6 +28,7 @@ from prfaas.certs.throwaway import issue_throwaway
 
 RATE_MBIT = 2000.0
 LOOK_EVERY_S = 0.1
+PAUSE_S = 3.0
 MIB = 1 << 20
 
 
@@ -43,15 +44,15 @@ class Look:
 
 
 @contextmanager
-def nodes(net: WanNet, num_bytes: int, num_images: int = 1, **limits: Any) -> Iterator[NodeBench]:
-    """Two nodes on the link, encrypted and warm: two transfers have gone before."""
+def nodes(net: WanNet, num_bytes: int, num_images: int = 1, *, warm_up: int = 2, **limits: Any) -> Iterator[NodeBench]:
+    """Two nodes on the link, encrypted; `warm_up` transfers have gone before."""
     with tempfile.TemporaryDirectory(prefix="prfaas-bench-") as directory:
         tls = issue_throwaway(Path(directory), (SOURCE, SINK))
         places = Place(net.a_address, net.a_prefix), Place(net.b_address, net.b_prefix)
         bench = NodeBench(num_bytes, *places, limits=limits, tls=tls, num_images=num_images)
         bench.start()
         try:
-            for _ in range(2):
+            for _ in range(warm_up):
                 bench.move(64)
             yield bench
         finally:
@@ -204,6 +205,21 @@ def order(net: WanNet) -> None:
     print(f"  {together:.3f} Gbit/s together, {together / single:.3f} of one transfer of as much ({single:.3f})")
 
 
+def pauses(net: WanNet) -> None:
+    """The first moves over new lanes, each after a pause, beside moves that follow each other."""
+    print(f"moves of 256 MiB over new lanes, {PAUSE_S:g} s apart, and then without a pause")
+    for number in range(3):
+        with nodes(net, 256 * MIB, warm_up=0) as bench:
+            first = bench.move(64).gbps
+            after = []
+            for _ in range(5):
+                time.sleep(PAUSE_S)
+                after.append(bench.move(64).gbps)
+            warm = statistics.median(bench.move(64).gbps for _ in range(3))
+        shares = ", ".join(f"{gbps / warm:.2f}" for gbps in after)
+        print(f"  run {number + 1}: first of all {first:.2f}, warm {warm:.2f} Gbit/s; after pauses x warm: {shares}")
+
+
 CASES = {
     "pacing": pacing,
     "neighbour": neighbour,
@@ -211,6 +227,7 @@ CASES = {
     "loss": loss,
     "layers": layers,
     "order": order,
+    "pauses": pauses,
 }
 
 

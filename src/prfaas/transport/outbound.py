@@ -116,7 +116,14 @@ class PeerLink:
         up = {lane.connection: lane for lane in self.lanes if lane.is_up}
         samples = {connection: sample for connection, lane in up.items() if (sample := lane.sample()) is not None}
         if up or not self.controller.is_at_rest:
+            choice = self.controller.chosen_congestion
             self._obey(self.controller.look(samples, len(up), now_s), up)
+            self._tell_choice(choice)
+
+    def _tell_choice(self, before: str | None) -> None:
+        choice = self.controller.chosen_congestion
+        if choice != before:
+            logger.info("lanes to %s use %s from now on", self.peer, choice)
 
     def _obey(self, orders: LinkOrders, up: Mapping[int, OutboundLane]) -> None:
         with self._wake:
@@ -124,8 +131,6 @@ class PeerLink:
             self.ledger.num_senders = orders.senders
             self.ledger.chunk_bytes = min(orders.chunk_bytes, self.max_chunk_bytes)
             self._wake.notify_all()  # a lane may have become free to begin by the passing of time
-        if orders.congestion_by_lane:
-            logger.info("lanes to %s use %s from now on", self.peer, self.controller.chosen_congestion)
         for connection, name in orders.congestion_by_lane.items():
             up[connection].use_congestion_control(name)
         for connection, bytes_per_s in orders.pace_by_lane.items():

@@ -18,6 +18,7 @@ from prfaas.core.link.congestion_trial import CongestionTrial, LaneProgress
 from prfaas.core.link.estimate import LaneSample, LinkEstimator, LinkState
 from prfaas.core.link.lane_plan import chunk_bytes, wider
 from prfaas.core.link.pacing import MIN_RTT_S, Pacer, PaceState
+from prfaas.core.link.resting import RestingLanes
 from prfaas.core.link.verdict import LinkVerdict
 
 #: On a link within a building BBR's timers cost more than the queue that they avoid.
@@ -61,6 +62,7 @@ class LinkController:
         self._estimator = LinkEstimator()
         self._pacer = Pacer() if plan.paced else None
         self._trial = CongestionTrial(*plan.trial) if plan.trial else None
+        self._resting = RestingLanes()
         #: connection -> its share of the rate, as it was told
         self._told: dict[int, float] = {}
 
@@ -102,8 +104,9 @@ class LinkController:
         is_short = state.min_rtt_s is not None and state.min_rtt_s < MIN_RTT_S
         send_limit = self._plan.short_link_senders if is_short else None
         senders = min(lanes_up, send_limit or lanes_up)
-        congestion = {} if is_short else self._try_congestion(samples, state, state.at_s - before_s)
+        seconds = state.at_s - before_s
         pace = self._pace(samples, state)
+        congestion = {} if is_short else self._rest(samples, seconds) | self._try_congestion(samples, state, seconds)
         self._add_lanes(lanes_up)
         return LinkOrders(
             chunk_bytes=chunk_bytes(state.capacity_bytes_per_s, senders, self._plan.chunk_bytes, is_short=is_short),
@@ -113,6 +116,11 @@ class LinkController:
             congestion_by_lane=congestion,
             pace_by_lane=pace,
         )
+
+    def _rest(self, samples: Mapping[int, LaneSample], seconds: float) -> dict[int, str]:
+        if self._trial is None:
+            return {}  # the operator has chosen, or the kernel has no choice
+        return self._resting.look(samples, seconds, is_paced=self.paced_bytes_per_s is not None)
 
     def _try_congestion(self, samples: Mapping[int, LaneSample], state: LinkState, seconds: float) -> dict[int, str]:
         if self._trial is None or self._trial.choice is not None:
