@@ -115,7 +115,7 @@ def test_a_redialled_lane_is_another_connection(tmp_path: Path) -> None:
         link = pair.source.links["sink"]
         pair.source.link_monitor.stop()
         ticks = itertools.count()
-        link.controller = LinkController(link_plan(pair.source.limits))
+        link.controller = LinkController(link_plan(pair.source.config.limits))
         monitor = LinkMonitor(pair.source.links, lambda: next(ticks) / 10)
         wait_until(lambda: link.lanes_up == 4)
         monitor.sample()

@@ -76,11 +76,9 @@ class Endpoint:
         lanes.listen()
         listener = lanes.sockets[0]
         peers = {str(peer[0]): (str(peer[1]), int(peer[2]))} if peer else {}
-        config = KVNodeConfig(name, host, 0, host, 0, "", arena_bytes, peers)
-        security = LaneSecurity(Credentials(CredentialFiles(**tls)), {}) if tls else None
-        self._node = KVNode(
-            config, self._arena, listener, LaneLimits(**limits), security=security, on_change=self._changed
-        )
+        config = KVNodeConfig(name, host, 0, host, 0, "", arena_bytes, peers, LaneLimits(**limits))
+        security = LaneSecurity(Credentials(CredentialFiles(**tls)), None) if tls else None
+        self._node = KVNode(config, self._arena, listener, security=security, on_change=self._changed)
         self._node.attach("bench", "bench", bench_layout())
         self._node.start()
         return {"port": listener.getsockname()[1]}

@@ -72,22 +72,30 @@ def gateway(file: File) -> None:
 @app.command()
 def kvnode(
     name: Annotated[str, typer.Option(help="This node's name, as peers and the gateway know it.")],
-    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Control and /metrics; keep it private.")],
-    lanes: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where other nodes' lanes arrive.")],
     socket: Annotated[str, typer.Option(metavar="PATH", help="Unix socket for the engine beside this node.")],
-    arena: Annotated[str, typer.Option(metavar="SIZE", help="Shared memory for KV, e.g. 4GiB.")] = "256MiB",
+    file: Annotated[
+        Path | None, typer.Argument(help="Deployment file (YAML) that has the node; options override it.")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Control and /metrics; keep it private.")
+    ] = None,
+    lanes: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where other nodes' lanes arrive.")] = None,
+    arena: Annotated[str | None, typer.Option(metavar="SIZE", help="Shared memory for KV, e.g. 4GiB.")] = None,
     peer: Annotated[list[str] | None, typer.Option(metavar="NAME=HOST:PORT", help="A node to send to; repeat.")] = None,
-    num_lanes: Annotated[int, typer.Option(min=1, max=64, help="TCP connections per peer, at first.")] = 4,
-    max_lanes: Annotated[int, typer.Option(min=1, max=64, help="Most; opened if fewer cannot fill the link.")] = 32,
-    chunk: Annotated[str, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = "16MiB",
+    num_lanes: Annotated[int | None, typer.Option(min=1, max=64, help="TCP connections per peer, at first.")] = None,
+    max_lanes: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Most; opened if fewer cannot fill the link.")
+    ] = None,
+    chunk: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest piece sent at once.")] = None,
     congestion: Annotated[
-        str, typer.Option(metavar="NAME", help="TCP congestion control of outgoing lanes; auto: BBR or cubic by trial.")
-    ] = "auto",
+        str | None,
+        typer.Option(metavar="NAME", help="TCP congestion control of outgoing lanes; auto: BBR or cubic by trial."),
+    ] = None,
     pacing: Annotated[
-        bool, typer.Option("--pacing/--no-pacing", help="Hold the lanes of a link together to what it carries.")
-    ] = True,
-    hash_algorithm: Annotated[str, typer.Option(help="Block hash; both sides must agree.")] = "sha256",
-    hash_seed: Annotated[str, typer.Option(help="Seed of the block hash; both sides must agree.")] = "prfaas",
+        bool | None, typer.Option("--pacing/--no-pacing", help="Hold the lanes of a link together to what it carries.")
+    ] = None,
+    hash_algorithm: Annotated[str | None, typer.Option(help="Block hash; both sides must agree.")] = None,
+    hash_seed: Annotated[str | None, typer.Option(help="Seed of the block hash; both sides must agree.")] = None,
     tls_ca: Annotated[
         str | None, typer.Option(metavar="FILE", help="Authorities that peers' certificates come from (PEM).")
     ] = None,
@@ -102,28 +110,23 @@ def kvnode(
     ] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
-    """Run one KV node: the arena and the lanes of one engine host."""
-    from prfaas.cli.arguments import BadArgument, host_port, identities, node_name, peers, size, socket_path, tls_files
-    from prfaas.deployment.identity import default_identity
-    from prfaas.kvnode.config import KVNodeConfig
+    """Run one KV node: the arena and the lanes of one engine host. With FILE, its peers follow the file."""
+    from prfaas.cli.node import NodeOptions, node_settings
+    from prfaas.core.errors import PrfaasError
 
+    options = NodeOptions(
+        name=name, socket=socket, file=file, http=http, lanes=lanes, arena=arena, peers=peer, num_lanes=num_lanes,
+        max_lanes=max_lanes, chunk=chunk, congestion=congestion, pacing=pacing, hash_algorithm=hash_algorithm,
+        hash_seed=hash_seed, tls=(tls_ca, tls_cert, tls_key), plain=plain, identities=identity,
+    )  # fmt: skip
     try:
-        files = tls_files(tls_ca, tls_cert, tls_key, plain=plain)
-        known_peers, given = peers(peer or []), identities(identity or [], plain=plain)
-        known = {node: default_identity(node) for node in (name, *known_peers)} | given
-        own = known.pop(name)
-        config = KVNodeConfig(
-            node_name("--name", name), *host_port("--http", http), *host_port("--lanes", lanes),
-            socket_path("--socket", socket), size("--arena", arena, 1 << 16),
-            known_peers, num_lanes, size("--chunk", chunk, 4096, 1 << 26), hash_algorithm, hash_seed, files, own, known,
-            "" if congestion == "auto" else congestion, pacing, max_lanes,
-        )  # fmt: skip
+        config, source = node_settings(options)
         _log(log_level)
-    except (BadArgument, ValueError) as error:
+    except (PrfaasError, ValueError) as error:
         _refuse(str(error))
     from prfaas.kvnode.server import run
 
-    raise typer.Exit(run(config))
+    raise typer.Exit(run(config) if source is None else run(config, source))
 
 
 @app.command()

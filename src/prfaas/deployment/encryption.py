@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 
-from prfaas.deployment.model import Deployment
+from prfaas.deployment.model import Deployment, Transfer
+
+
+def is_throwaway(transfer: Transfer) -> bool:
+    """Are lanes encrypted with certificates that nobody has made yet?"""
+    return transfer.encryption == "tls" and transfer.tls is None
 
 
 def encryption_notes(deployment: Deployment) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from prfaas.core.link.lane_plan import MAX_CHUNK_BYTES
 from prfaas.core.topology import Duty
 from prfaas.deployment.identity import checked_identity
 from prfaas.deployment.tls_paths import checked_template
@@ -249,7 +250,7 @@ class Transfer(Strict):
         default="auto", description="TCP connections per pair of nodes; auto: from bandwidth and rtt of the links."
     )
     chunk: ByteSize = Field(
-        default=16 << 20,
+        default=MAX_CHUNK_BYTES,
         ge=4096,
         le=1 << 26,
         description="Largest piece sent at once; how large pieces are follows from what the link carries.",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from prfaas.deployment.model import BlockHash
 from prfaas.transport.credentials import CredentialFiles
+from prfaas.transport.limits import LaneLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,9 +14,8 @@ class KVNodeConfig:
     """What `prfaas kvnode` was told. `peers` maps a node's name to the (host, port) of its lanes.
 
     `tls` None means plain lanes. `identity` is what this node's own certificate must carry; `identities` maps the other
-    nodes' names to what theirs must carry. From a deployment file it holds every node that this one sends to or
-    receives from; by hand at least those that it sends to. `congestion` empty chooses by trial. A link
-    begins with `num_lanes` lanes, and gets more, up to `max_lanes`, while their windows cannot fill it.
+    nodes' names to what theirs must carry, and a node that is not in it is refused. None: by name, see
+    `default_identity`. `limits` has the lanes per peer at first, and the most that there may be.
     """
 
     name: str
@@ -23,15 +24,10 @@ class KVNodeConfig:
     lanes_host: str
     lanes_port: int
     socket_path: str
-    arena_bytes: int = 1 << 28
+    arena_bytes: int
     peers: dict[str, tuple[str, int]] = field(default_factory=dict)
-    num_lanes: int = 4
-    chunk_bytes: int = 16 << 20
-    hash_algorithm: str = "sha256"
-    hash_seed: str = "prfaas"
+    limits: LaneLimits = field(default_factory=LaneLimits)
+    hash: BlockHash = field(default_factory=BlockHash)
     tls: CredentialFiles | None = None
     identity: str = ""
-    identities: dict[str, str] = field(default_factory=dict)
-    congestion: str = ""
-    pacing: bool = True
-    max_lanes: int = 32
+    identities: dict[str, str] | None = None

@@ -11,7 +11,7 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prfaas.core.errors import Refused
@@ -31,11 +31,11 @@ from prfaas.core.wire.node_api import (
     TransferRecord,
 )
 from prfaas.kvnode.config import KVNodeConfig
+from prfaas.kvnode.peers import Peers
 from prfaas.kvnode.records import RecentRecords
 from prfaas.transport.arena import Arena
 from prfaas.transport.data_plane import DataPlane, NodeIdentity
 from prfaas.transport.inbound import InboundServer
-from prfaas.transport.limits import LaneLimits
 from prfaas.transport.link_monitor import LinkMonitor
 from prfaas.transport.outbound import Dial, PeerLink, tcp_dialer
 from prfaas.transport.secure import LaneSecurity
@@ -73,7 +73,6 @@ class KVNode:
     config: KVNodeConfig
     arena: Arena
     listener: socket.socket
-    limits: LaneLimits
     boot_id: str = field(default_factory=lambda: secrets.token_hex(8))
     dials: dict[str, Dial] = field(default_factory=dict)
     security: LaneSecurity | None = None
@@ -83,27 +82,32 @@ class KVNode:
 
     def __post_init__(self) -> None:
         config = self.config
-        identity = NodeIdentity(config.name, self.boot_id, config.hash_algorithm, config.hash_seed)
-        self.plane = DataPlane(identity, self.arena, self.limits, self.security, self.on_change)
+        identity = NodeIdentity(config.name, self.boot_id, config.hash.algorithm, config.hash.seed)
+        self.plane = DataPlane(identity, self.arena, config.limits, self.security, self.on_change)
         self.inbound = InboundServer(self.plane, self.listener)
         self.engines: dict[str, Engine] = {}
         self.sent = RecentRecords()
         self._checked_s = self.plane.now_s()
         self._stopping = threading.Event()
-        self.links: dict[str, PeerLink] = {}
-        for name, (host, port) in config.peers.items():
-            dial = self.dials.get(name) or tcp_dialer(host, port, self.limits.lane_dead_after_s)
-            self.links[name] = self.make_link(self.plane, name, dial, self._transfer_done)
+        self._peers = Peers(config.peers, self._make_link)
         self.link_monitor = LinkMonitor(self.links, self.plane.now_s, self.on_link_change)
         self._monitor = threading.Thread(target=self._watch, name="prfaas-monitor", daemon=True)
+
+    def _make_link(self, name: str, address: tuple[str, int]) -> PeerLink:
+        dial = self.dials.get(name) or tcp_dialer(*address, self.config.limits.lane_dead_after_s)
+        return self.make_link(self.plane, name, dial, self._transfer_done)
+
+    @property
+    def links(self) -> dict[str, PeerLink]:
+        """To the nodes that transfers may be opened to, by name."""
+        return self._peers.current
 
     # -- life
 
     def start(self) -> None:
         """Listen, dial the peers, watch."""
         self.inbound.start()
-        for link in self.links.values():
-            link.start()
+        self._peers.start()
         self._monitor.start()
         self.link_monitor.start()
 
@@ -111,25 +115,32 @@ class KVNode:
         """Close every lane and abort what is under way. The arena is the caller's."""
         self._stopping.set()
         self.link_monitor.stop()
-        for link in self.links.values():
-            link.stop()
+        self._peers.stop()
         self.inbound.stop()
         if self._monitor.ident is not None:
             self._monitor.join()
 
+    def follow(self, peers: Mapping[str, tuple[str, int]], identities: Mapping[str, str] | None) -> None:
+        """From now on send to `peers`, and let in the nodes of `identities`: see `KVNodeConfig`. What is under way to
+        or from others goes on."""
+        if self.plane.security is not None:
+            self.plane.security = LaneSecurity(self.plane.security.credentials, identities)
+        self._peers.follow(peers)
+        self.link_monitor.follow(self._peers.current)
+
     def _watch(self) -> None:
         while not self._stopping.wait(MONITOR_TICK_S):
             try:
-                self._tick()
+                self.tick()
             except Exception:
                 logger.exception("the monitor failed; it goes on")
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Every `MONITOR_TICK_S`: what is dead, late or over ends."""
         now_s = self.plane.now_s()
         if self.security is not None:
             self.security.credentials.reload()
-        for link in self.links.values():
-            link.check(now_s)
+        self._peers.check(now_s)
         changed = self.inbound.check(now_s)
         for transfer_id in changed:
             self.on_change(transfer_id)
@@ -151,7 +162,7 @@ class KVNode:
         """Check the invariants of all ledgers, if nothing is under way: then it costs a millisecond and holds nobody
         up. What is broken is counted and logged with the record that shows it, and the node goes on."""
         with self.plane.lock:
-            outbound = [link.ledger for link in self.links.values()]
+            outbound = [link.ledger for link in self._peers.all]
             if self.plane.ledgers.landings.receiving_senders() or any(ledger.live() for ledger in outbound):
                 return
             broken = ""
@@ -221,7 +232,8 @@ class KVNode:
         """GET /v1/transfers/{id}. Raises Refused with `unknown`."""
         with self.plane.lock:
             staging = self.plane.ledgers.stagings.find(transfer_id)
-            live = None if staging is None else self.links[staging.peer].ledger.find(transfer_id)
+            link = None if staging is None else self._peers.carrying(staging.peer, transfer_id)
+            live = None if link is None else link.ledger.find(transfer_id)
             record = live.record() if live is not None else self.sent.get(transfer_id)
         if record is None:
             raise Refused("unknown", "no such transfer is known here")
@@ -335,15 +347,18 @@ class KVNode:
     def staged(self, transfer_id: str, ranges: Sequence[tuple[int, int]]) -> None:
         """Byte ranges of the image are final."""
         staging = self.plane.ledgers.stagings.find(transfer_id)
-        if staging is not None:
-            self.links[staging.peer].stage(transfer_id, ranges)
+        link = None if staging is None else self._peers.carrying(staging.peer, transfer_id)
+        if link is not None:
+            link.stage(transfer_id, ranges)
 
     def stage_close(self, transfer_id: str) -> None:
         """The engine will not write this staging any more."""
         staging = self.plane.ledgers.stagings.find(transfer_id)
         if staging is None:
             return
-        self.links[staging.peer].close_transfer(transfer_id)
+        link = self._peers.carrying(staging.peer, transfer_id)
+        if link is not None:
+            link.close_transfer(transfer_id)
         with self.plane.lock:
             self.plane.ledgers.stagings.engine_stopped(staging)
 

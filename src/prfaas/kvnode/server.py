@@ -9,13 +9,17 @@ import os
 import secrets
 import signal
 import socket
-from contextlib import AsyncExitStack, closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import uvloop
 from aiohttp import web
 
+from prfaas.deployment.watch import FileWatch
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
@@ -24,24 +28,31 @@ from prfaas.kvnode.metrics import NodeMetrics
 from prfaas.kvnode.node import KVNode
 from prfaas.transport.arena import Arena
 from prfaas.transport.credentials import BadCredentials, Credentials
-from prfaas.transport.limits import LaneLimits
 from prfaas.transport.listening import ListenAddress
 from prfaas.transport.secure import LaneSecurity
 
 logger = logging.getLogger("prfaas.kvnode")
 
 
-def run(config: KVNodeConfig) -> int:
-    """Serve until SIGINT or SIGTERM. Returns 0, or 1 with one clear line on standard error."""
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A file that a node's settings came from, and how to read them again: None if the node is not in it any more."""
+
+    path: Path
+    read: Callable[[Path], KVNodeConfig | None]
+
+
+def run(config: KVNodeConfig, file: ConfigFile | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; peers follow `file`. Returns 0, or 1 with one clear line on standard error."""
     try:
-        uvloop.run(serve(config))
+        uvloop.run(serve(config, file=file))
     except (OSError, BadCredentials) as error:
         logger.error("KV node %s cannot start: %s", config.name, error)
         return 1
     return 0
 
 
-async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> None:
+async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None, *, file: ConfigFile | None = None) -> None:
     """Run a node until this task is cancelled or a signal comes. Raises OSError if an address or the arena is not to
     be had."""
     loop = asyncio.get_running_loop()
@@ -49,13 +60,6 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(ValueError, RuntimeError):
             loop.add_signal_handler(number, stop.set)
-    limits = LaneLimits(
-        num_lanes=config.num_lanes,
-        max_lanes=max(config.num_lanes, config.max_lanes),
-        chunk_bytes=config.chunk_bytes,
-        congestion=config.congestion,
-        pacing=config.pacing,
-    )
     security = lane_security(config)
     async with AsyncExitStack() as stack:
         # What somebody else may have comes first: the arena is expensive, and nobody is asked to wait for it.
@@ -71,7 +75,6 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
             config,
             arena,
             lanes.sockets[0],
-            limits,
             security=security,
             on_change=changes.notify,
             on_link_change=partial(changes.notify, LINKS),
@@ -88,11 +91,54 @@ async def serve(config: KVNodeConfig, ready: asyncio.Event | None = None) -> Non
                         config.arena_bytes >> 20)  # fmt: skip
             if ready is not None:
                 ready.set()
-            await stop.wait()
+            async with _following(node, file):
+                await stop.wait()
         finally:
             engines.close()
             await runner.cleanup()
             node.stop()
+
+
+@asynccontextmanager
+async def _following(node: KVNode, file: ConfigFile | None) -> AsyncIterator[None]:
+    if file is None:
+        yield
+        return
+    watch = FileWatch(file.path, file.read, partial(take_over, node), logger)
+    task = asyncio.create_task(watch.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+#: Fields of a node's settings that stay as they were at the start, and what they are called in the deployment file.
+_FIXED: Final = {
+    "http_host": "endpoints.kvnode",
+    "http_port": "endpoints.kvnode",
+    "lanes_host": "endpoints.lanes",
+    "lanes_port": "endpoints.lanes",
+    "arena_bytes": "transfer.arena",
+    "limits": "transfer.lanes, chunk, congestion or pacing, or bandwidth or rtt of links",
+    "hash": "transfer.hash",
+    "tls": "transfer.encryption or tls",
+    "identity": "identity",
+}
+
+
+def take_over(node: KVNode, read: KVNodeConfig | None) -> None:
+    """Let a running node follow its file: peers and their identities. What else has changed needs a restart; that is
+    told."""
+    if read is None:
+        logger.warning("node %s is not in the deployment file any more: it sends to nobody; stop it", node.config.name)
+        node.follow({}, {})
+        return
+    kept = dict.fromkeys(text for name, text in _FIXED.items() if getattr(read, name) != getattr(node.config, name))
+    if kept:
+        logger.warning("these settings need a restart and stay as they were: %s", "; ".join(kept))
+    node.follow(read.peers, read.identities)
 
 
 def lane_security(config: KVNodeConfig) -> LaneSecurity | None:

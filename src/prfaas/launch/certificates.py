@@ -11,9 +11,9 @@ from cryptography import x509
 
 from prfaas.certs.authority import issue, make_authority, new_key
 from prfaas.certs.files import write_certificate, write_pair
+from prfaas.deployment.encryption import is_throwaway
 from prfaas.deployment.model import Deployment
-from prfaas.launch.lanes import THROWAWAY_CA, is_throwaway
-from prfaas.launch.plan import PlanError, ProcessSpec
+from prfaas.launch.plan import THROWAWAY_CA, PlanError, ProcessSpec
 
 #: Longer than any `prfaas up` runs. Nothing can be signed later: the authority's key is never written.
 THROWAWAY_DAYS: Final = 3650

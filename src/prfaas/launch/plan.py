@@ -6,16 +6,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from prfaas.core.errors import PrfaasError
-from prfaas.core.topology import Instance, Topology
+from prfaas.core.topology import Instance
+from prfaas.deployment.encryption import is_throwaway
 from prfaas.deployment.model import Deployment, EngineSection
 from prfaas.deployment.topology import topology_of
 from prfaas.engines.kinds import dialect_of, launch_of
 from prfaas.engines.launch import EngineStart
-from prfaas.launch.lanes import is_throwaway, lanes_of, peers_of, security_options, tls_files
+from prfaas.kvnode.configure import credential_files
 from prfaas.transport.credentials import CredentialFiles
+
+#: Not ca.pem: a cluster may be called ca.
+THROWAWAY_CA: Final = "ca.crt"
 
 
 class PlanError(PrfaasError):
@@ -65,8 +70,7 @@ def plan_processes(
             continue
         socket_path = str(sockets / f"{instance.name}.sock")
         section = deployment.clusters[instance.cluster].engine
-        files = tls_files(deployment, file, instance.cluster, instance.name, throwaway)
-        nodes.append(_node(deployment, topology, instance, socket_path, files, section is not None))
+        nodes.append(_node(deployment, file, instance, socket_path, throwaway, section is not None))
         if section is not None:
             engines.append(_engine(deployment, section, instance, socket_path, model_dir))
     gateways = [_gateway(deployment, file)] if with_gateway and is_here(deployment.gateway.host) else []
@@ -80,6 +84,12 @@ def plan_processes(
 def throwaway_directory(sockets: Path) -> Path:
     """Where throw-away certificates are, beside the nodes' sockets."""
     return sockets / "tls"
+
+
+def throwaway_files(directory: Path, cluster: str) -> CredentialFiles:
+    """Throw-away certificates of a cluster's nodes."""
+    ca, cert, key = (str(directory / name) for name in (THROWAWAY_CA, f"{cluster}.pem", f"{cluster}.key"))
+    return CredentialFiles(ca, cert, key)
 
 
 def _refuse_throwaway_elsewhere(deployment: Deployment, file: Path, is_here: Callable[[str], bool]) -> None:
@@ -98,27 +108,17 @@ def _refuse_throwaway_elsewhere(deployment: Deployment, file: Path, is_here: Cal
 
 
 def _node(
-    deployment: Deployment,
-    topology: Topology,
-    instance: Instance,
-    socket_path: str,
-    files: CredentialFiles | None,
-    has_engine: bool,
+    deployment: Deployment, file: Path, instance: Instance, socket_path: str, throwaway: Path, has_engine: bool
 ) -> ProcessSpec:
-    transfer = deployment.transfer
-    control = urlsplit(instance.kvnode_url).netloc
-    argv = [sys.executable, "-m", "prfaas", "kvnode", "--name", instance.name, "--http", control]
-    argv += ["--lanes", instance.lanes, "--socket", socket_path, "--arena", str(transfer.arena)]
-    argv += ["--num-lanes", str(lanes_of(transfer, topology, instance)), "--chunk", str(transfer.chunk)]
-    argv += [] if transfer.lanes == "auto" else ["--max-lanes", str(transfer.lanes)]
-    argv += ["--congestion", transfer.congestion, "--pacing" if transfer.pacing else "--no-pacing"]
-    argv += ["--hash-algorithm", transfer.hash.algorithm, "--hash-seed", transfer.hash.seed]
-    for peer, address in peers_of(topology, instance).items():
-        argv += ["--peer", f"{peer}={address}"]
-    argv += security_options(deployment, topology, instance, files)
+    argv = [sys.executable, "-m", "prfaas", "kvnode", str(file), "--name", instance.name, "--socket", socket_path]
+    files = credential_files(deployment, file, instance)
+    if files is None and is_throwaway(deployment.transfer):
+        files = throwaway_files(throwaway, instance.cluster)
+        argv += ["--tls-ca", files.ca, "--tls-cert", files.cert, "--tls-key", files.key]
     health = f"{instance.kvnode_url}/health"
+    listens = (urlsplit(instance.kvnode_url).netloc, instance.lanes)
     reads = () if files is None else (files.ca, files.cert, files.key)
-    return ProcessSpec(f"kvnode-{instance.name}", tuple(argv), {}, health, has_engine, (control, instance.lanes), reads)
+    return ProcessSpec(f"kvnode-{instance.name}", tuple(argv), {}, health, has_engine, listens, reads)
 
 
 def _engine(

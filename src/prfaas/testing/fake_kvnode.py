@@ -39,7 +39,6 @@ from prfaas.testing.instant_link import InstantLink, write_chunk
 from prfaas.testing.node_pair import PairListener
 from prfaas.transport.arena import Arena
 from prfaas.transport.data_plane import DataPlane
-from prfaas.transport.limits import LaneLimits
 from prfaas.transport.outbound import Dial, PeerLink
 
 #: How often leases are looked at: leases of tests are short.
@@ -100,7 +99,7 @@ class FaultyNode(KVNode):
 
     def link_reports(self) -> LinkReports:
         reports = super().link_reports()
-        blank = LinkReport.of(LinkSnapshot(LinkState(), self.limits.num_lanes, 0, 0), self.plane.now_s())
+        blank = LinkReport.of(LinkSnapshot(LinkState(), self.config.limits.num_lanes, 0, 0), self.plane.now_s())
         judged = {
             peer: msgspec.structs.replace(reports.links.get(peer, blank), verdict=verdict)
             for peer, verdict in self.faults.verdicts.items()
@@ -231,7 +230,7 @@ class FakeKVNode(FakeServer):
         arena = self._stack.enter_context(Arena(path, ARENA_BYTES, create=True))
         config = KVNodeConfig(self.name, "127.0.0.1", 0, "127.0.0.1", 0, self.socket_path, ARENA_BYTES,
                               dict.fromkeys(self.peers, ("127.0.0.1", 1)))  # fmt: skip
-        node = FaultyNode(config, arena, PairListener(), LaneLimits(), make_link=self._link, on_change=changes.notify)  # type: ignore[arg-type]
+        node = FaultyNode(config, arena, PairListener(), make_link=self._link, on_change=changes.notify)  # type: ignore[arg-type]
         node.faults = self.faults
         self.node = node
         if self._has_engine:

@@ -164,11 +164,11 @@ def _node(
 ) -> KVNode:
     arena = Arena(str(directory / f"{name}-{secrets.token_hex(4)}.arena"), arena_bytes, create=True)
     peers = {"sink": ("127.0.0.1", 1)} if dial else {}
-    config = KVNodeConfig(name, "127.0.0.1", 0, "127.0.0.1", 0, "", arena_bytes, peers)
+    config = KVNodeConfig(name, "127.0.0.1", 0, "127.0.0.1", 0, "", arena_bytes, peers, limits)
     dials = {"sink": dial} if dial else {}
     other = "source" if name == "sink" else "sink"
     security = LaneSecurity(Credentials(files), {other: other}) if files else None
-    return KVNode(config, arena, listener, limits, dials=dials, security=security, on_change=on_change)  # type: ignore[arg-type]
+    return KVNode(config, arena, listener, dials=dials, security=security, on_change=on_change)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -124,10 +124,9 @@ class Site:
         planned = plan_processes(deployment, self.file, Path(str(self.document["model"]["path"])), self.directory)  # type: ignore[index]
         make_throwaway(deployment, throwaway_directory(self.directory))
         self.proxy = LaneProxy(lanes)
-        direct = f"east-0={lanes[0]}:{lanes[1]}"
-        through = f"east-0={self.proxy.address}"
+        through = ("--peer", f"east-0={self.proxy.address}")
         return {
-            spec.name: dataclasses.replace(spec, argv=tuple(through if part == direct else part for part in spec.argv))
+            spec.name: dataclasses.replace(spec, argv=(*spec.argv, *through)) if spec.name == "kvnode-west-0" else spec
             for spec in planned
         }
 

@@ -279,11 +279,20 @@ class InboundServer:
             self._senders_seen_s = {
                 s: seen for s, seen in self._senders_seen_s.items() if s in waiting or seen == now_s
             }
+            strangers = [lane for lane in self._snapshot() if self._is_stranger(lane) and lane.sender not in waiting]
             lost = [s for s in waiting if now_s - self._senders_seen_s.setdefault(s, now_s) > limits.peer_lost_after_s]
             stranded = [
                 x for s in lost for x in self._plane.ledgers.landings.sender_gone(s, "link to the sender is lost")
             ]
+        for lane in strangers:
+            logger.info("lane from %s closed: that node is no peer any more", lane.node)
+            shut(lane.sock)
         return [landing.transfer_id for landing in stranded]
+
+    def _is_stranger(self, lane: InboundLane) -> bool:
+        """It was let in, and would not be now."""
+        security = self._plane.security
+        return security is not None and lane.liveness.greeted and not security.knows(lane.node)
 
     def _snapshot(self) -> list[InboundLane]:
         with self._lock:

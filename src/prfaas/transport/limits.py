@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from prfaas.core.link.lane_plan import senders_at_once
+from prfaas.core.link.lane_plan import MAX_CHUNK_BYTES, MAX_LANES, MIN_LANES, senders_at_once
 
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
     """Shared by both ends of every lane of one node."""
 
-    num_lanes: int = 4
+    num_lanes: int = MIN_LANES
     #: A link whose windows and not whose bandwidth is its limit gets more lanes, up to this.
-    max_lanes: int = 32
+    max_lanes: int = MAX_LANES
     #: Lanes that send at the same time on a link so short that processors are its limit; half of the cores by default.
     short_link_senders: int = field(default_factory=lambda: senders_at_once(os.cpu_count() or 1))
     #: The most; how large they are follows from what the link carries (`core.control.lane_plan`).
-    chunk_bytes: int = 16 << 20
+    chunk_bytes: int = MAX_CHUNK_BYTES
     #: Unacknowledged bytes per peer. 256 MiB covers 100 Gbit/s at 20 ms; more only hides a stalled receiver.
     credit_bytes: int = 256 << 20
     #: Congestion control of outgoing lanes; empty: BBR and cubic share the lanes until it is clear which moves more

@@ -31,12 +31,19 @@ class LinkMonitor:
         #: Grows with every change of any link's verdict.
         self.verdict_changes = 0
         self._on_verdict_change = on_verdict_change
+        self._started = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prfaas-link-sense", daemon=True)
 
     def start(self) -> None:
         """Sample until `stop`. A node that sends to nobody gets no thread."""
-        if self._links:
+        self._started = True
+        self.follow(self._links)
+
+    def follow(self, links: Mapping[str, PeerLink]) -> None:
+        """Look at these from now on. The map must not change."""
+        self._links = links
+        if self._started and links and self._thread.ident is None:
             self._thread.start()
 
     def stop(self) -> None:

@@ -160,6 +160,8 @@ class PeerLink:
         """Start a transfer whose bytes will be staged in `extent`. Raises Refused with `peer_down` or a ledger code."""
         now_s = self.plane.now_s()
         with self._wake:
+            if self.stopping.is_set():
+                raise Refused("peer_down", f"node {self.peer} is no peer any more")
             if not self.lanes_up and now_s - self._last_up_s > self.plane.limits.peer_lost_after_s:
                 why = self.refusal or "no lane is up"
                 raise Refused("peer_down", f"node {self.peer} cannot be reached: {why}")

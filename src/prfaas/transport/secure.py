@@ -47,14 +47,18 @@ class SecurePeer:
 @dataclass(frozen=True, slots=True)
 class LaneSecurity:
     """Who this node is, and what the certificates of the others must carry. `identities` maps every node that may
-    connect to a DNS name or URI; where it is empty, a node must show its cluster's name (`pd-east` for `pd-east-0`)."""
+    connect to a DNS name or URI; where it is None, a node must show its cluster's name (`pd-east` for `pd-east-0`)."""
 
     credentials: Credentials
-    identities: Mapping[str, str]
+    identities: Mapping[str, str] | None
+
+    def knows(self, node: str) -> bool:
+        """May a node of this name connect at all?"""
+        return self.identities is None or node in self.identities
 
     def problem_with(self, node: str, peer: SecurePeer) -> str | None:
         """Why this peer is not `node`, or None if it is."""
-        wanted = self.identities.get(node) if self.identities else _INDEX.sub("", node)
+        wanted = _INDEX.sub("", node) if self.identities is None else self.identities.get(node)
         if wanted is None:
             return f"this node knows no {node}; is it in the deployment file?"
         if wanted in peer.identities:

@@ -41,15 +41,13 @@ def test_nodes_come_before_engines_and_the_gateway_is_last() -> None:
     ]  # fmt: skip
 
 
-def test_a_node_is_told_its_addresses_and_where_it_sends() -> None:
-    """Only the PrfaaS side sends; both agree on how blocks are named."""
-    west, east = planned()["kvnode-prfaas-west-0"], planned()["kvnode-pd-east-0"]
-    assert after(west, "--peer") == ["pd-east-0=127.0.0.1:8301"]
-    assert after(east, "--peer") == []
-    assert after(west, "--http") == ["127.0.0.1:8200"]
-    assert after(west, "--lanes") == ["127.0.0.1:8300"]
+def test_a_node_is_told_its_file_and_its_name() -> None:
+    """Everything else it finds in the file; engines find it at its socket."""
+    west = planned()["kvnode-prfaas-west-0"]
+    assert west.argv[3:5] == ("kvnode", "/etc/prfaas.yaml")
+    assert after(west, "--name") == ["prfaas-west-0"]
     assert after(west, "--socket") == ["/run/prfaas/prfaas-west-0.sock"]
-    assert after(west, "--hash-seed") == after(east, "--hash-seed") == ["prfaas"]
+    assert west.listens == ("127.0.0.1:8200", "127.0.0.1:8300")
     assert west.needs_engine
 
 
@@ -83,17 +81,6 @@ LINKS
 """
 
 
-def test_without_links_a_prfaas_node_sends_to_every_pd_node(tmp_path: Path) -> None:
-    """With links, only where they lead."""
-    everything = planned(SPREAD.replace("LINKS", ""), tmp_path)
-    assert [peer.split("=")[0] for peer in after(everything["kvnode-west-0"], "--peer")] == [
-        "east-0", "east-1", "south-0",
-    ]  # fmt: skip
-    links = "links: [{from: west, to: south}, {from: far, to: east}]"
-    some = planned(SPREAD.replace("LINKS", links), tmp_path)
-    assert after(some["kvnode-west-0"], "--peer") == ["south-0=192.0.2.2:8300"]
-
-
 def test_engines_without_an_engine_section_are_left_to_their_owner(tmp_path: Path) -> None:
     """Their nodes are started all the same, and are healthy without them."""
     specs = planned(SPREAD.replace("LINKS", ""), tmp_path)
@@ -116,28 +103,20 @@ def test_only_what_is_on_this_machine_is_started(tmp_path: Path) -> None:
 TLS = "transfer: {tls: {ca: ca.pem, cert: 'c/{cluster}.pem', key: '/keys/{node}.key'}}"
 
 
-def test_a_node_is_told_its_certificate_and_whom_to_expect(tmp_path: Path) -> None:
-    """Paths start at the deployment file; the others are those at either end of its lanes."""
-    text = SPREAD.replace("LINKS", f"links: [{{from: west, to: south}}, {{from: far, to: east}}]\n{TLS}")
-    text = text.replace("far: {role", "far: {identity: 'spiffe://x/far', role")
-    specs = planned(text, tmp_path, is_here="127.0.0.1".__eq__)
-    node = specs["kvnode-east-1"]
-    assert [*after(node, "--tls-ca"), *after(node, "--tls-cert"), *after(node, "--tls-key")] == [
-        "/etc/ca.pem", "/etc/c/east.pem", "/keys/east-1.key",
-    ]  # fmt: skip
+def test_a_nodes_certificates_are_looked_for(tmp_path: Path) -> None:
+    """Before it is started; it finds their paths in the file itself."""
+    node = planned(SPREAD.replace("LINKS", TLS), tmp_path, is_here="127.0.0.1".__eq__)["kvnode-east-1"]
     assert node.reads == ("/etc/ca.pem", "/etc/c/east.pem", "/keys/east-1.key")
-    assert after(node, "--identity") == ["east-1=east", "far-0=spiffe://x/far"]
-    far = planned(text, tmp_path)["kvnode-far-0"]
-    assert after(far, "--identity") == ["far-0=spiffe://x/far", "east-0=east", "east-1=east"]
-    assert "--plain" not in [*node.argv, *far.argv]
+    assert not [part for part in node.argv if part.startswith("--tls")]
+    plain = planned(SPREAD.replace("LINKS", "transfer: {encryption: none}"), tmp_path)["kvnode-east-0"]
+    assert plain.reads == ()
 
 
-def test_plaintext_is_planned_only_if_the_file_says_so(tmp_path: Path) -> None:
-    """And then without any certificate."""
-    node = planned(SPREAD.replace("LINKS", "transfer: {encryption: none}"), tmp_path)["kvnode-east-0"]
-    assert "--plain" in node.argv
-    assert not [part for part in node.argv if part.startswith(("--tls", "--identity"))]
-    assert node.reads == ()
+def test_throwaway_certificates_are_named_on_the_command_line(tmp_path: Path) -> None:
+    """The file does not know them."""
+    node = planned(SPREAD.replace("LINKS", ""), tmp_path)["kvnode-east-0"]
+    given = tuple(after(node, option)[0] for option in ("--tls-ca", "--tls-cert", "--tls-key"))
+    assert given == node.reads == ("/run/prfaas/tls/ca.crt", "/run/prfaas/tls/east.pem", "/run/prfaas/tls/east.key")
 
 
 def test_certificates_made_here_are_no_use_elsewhere(tmp_path: Path) -> None:

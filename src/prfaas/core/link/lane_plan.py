@@ -24,6 +24,8 @@ WIDEN_AFTER_S: Final = 1.5
 #: either end); above it, the urgent waits. Lanes are not in step, so that it waits for a fraction of it.
 CHUNK_S: Final = 0.08
 MIN_CHUNK_BYTES: Final = 256 * 1024
+#: The most, unless somebody says otherwise: what a lane of 1.7 Gbit/s carries in that time.
+MAX_CHUNK_BYTES: Final = 16 << 20
 #: While nothing is known of the link.
 FIRST_CHUNK_BYTES: Final = 1 << 20
 
