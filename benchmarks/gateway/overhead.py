@@ -1,8 +1,8 @@
 """Added latency and lost throughput of the gateway against talking to the engine directly, measured in one run.
 
-`python -m benchmarks.gateway.overhead [--json] [--rounds N] [--seconds S]`. Engine, gateway and client are separate
-processes. Rounds alternate between direct and through the gateway, so that a machine's other load hits both alike;
-medians over rounds are reported.
+`python -m benchmarks.gateway.overhead [--json] [--rounds N] [--seconds S] [--before CHECKOUT]`. Engine, gateway and
+client are separate processes. Rounds alternate between direct and through the gateway, so that a machine's other load
+hits both alike; medians over rounds are reported. With `--before`, the gateway of another checkout takes its turns too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ import uvloop
 from benchmarks.gateway.upstream import EVENTS
 from prfaas.testing.gateway_rig import write_tiny_model
 
-CONNECTIONS = 8
+CONNECTIONS = (1, 8, 64)
+#: The aim and the ratio are given for this many.
+USUAL_CONNECTIONS = 8
 #: 500 tokens/s and request: faster than any engine decodes, so that what is measured is not queueing for a full core.
 PACE_S = 0.002
 #: 100 tokens: the tiny tokenizer makes one of each character.
@@ -59,7 +62,7 @@ class Round:
         }
 
 
-async def measure(port: int, seconds: float, connections: int = CONNECTIONS) -> Round:
+async def measure(port: int, seconds: float, connections: int = USUAL_CONNECTIONS) -> Round:
     """Closed loop: `connections` clients, each with one request at a time on one connection.
 
     The client is bare sockets on purpose: it shares the machine's cores with what it measures.
@@ -94,9 +97,11 @@ async def _one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, resul
 
 
 @contextmanager
-def process(module: str, *arguments: str) -> Iterator[None]:
-    """A Python process that is gone afterwards."""
-    running = subprocess.Popen([sys.executable, "-m", module, *arguments])
+def process(module: str, *arguments: str, checkout: Path | None = None) -> Iterator[None]:
+    """A Python process that is gone afterwards; of another `checkout`, if one is named."""
+    source = {} if checkout is None else {"PYTHONPATH": str(checkout / "src")}
+    argv = [sys.executable, "-m", module, *arguments]
+    running = subprocess.Popen(argv, cwd=checkout, env={**os.environ, **source})
     try:
         yield
     finally:
@@ -123,16 +128,15 @@ def _free_port() -> int:
         return port
 
 
-async def _rounds(upstream_port: int, gateway_port: int, rounds: int, seconds: float) -> dict[str, Any]:
-    paths = {"direct": upstream_port, "gateway": gateway_port}
-    results: dict[str, list[dict[str, float]]] = {f"{name}_{n}": [] for n in (1, CONNECTIONS) for name in paths}
+async def _rounds(paths: dict[str, int], rounds: int, seconds: float) -> dict[str, Any]:
+    results: dict[str, list[dict[str, float]]] = {f"{name}_{n}": [] for n in CONNECTIONS for name in paths}
     async with aiohttp.ClientSession() as session:
         for port in paths.values():
             await _up(session, f"http://127.0.0.1:{port}/health")
     for port in paths.values():
         await measure(port, 0.5)
     for _ in range(rounds):
-        for connections in (1, CONNECTIONS):
+        for connections in CONNECTIONS:
             for name, port in paths.items():
                 measured = await measure(port, seconds, connections)
                 results[f"{name}_{connections}"].append(measured.figures())
@@ -143,27 +147,37 @@ def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
 
 
-def run(rounds: int, seconds: float) -> dict[str, Any]:
+def run(rounds: int, seconds: float, before: Path | None = None) -> dict[str, Any]:
     """All figures of one run: without pause between events (both paths saturated), and at a token's pace."""
     machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
     figures: dict[str, Any] = {"machine": machine, "events": EVENTS, "rounds": rounds, "seconds": seconds}
     for name, gap_s in (("saturated", 0.0), ("paced", PACE_S)):
         with tempfile.TemporaryDirectory() as model_dir:
             write_tiny_model(Path(model_dir))
-            upstream, gateway = _free_port(), _free_port()
-            with (
-                process("benchmarks.gateway.upstream", str(upstream), str(gap_s)),
-                process("benchmarks.gateway.front", str(gateway), str(upstream), model_dir),
-            ):
-                figures[name] = _compared(uvloop.run(_rounds(upstream, gateway, rounds, seconds)))
+            paths = {"direct": _free_port(), "gateway": _free_port()}
+            with ExitStack() as stack:
+                start = partial(_start, stack, model_dir, paths["direct"])
+                stack.enter_context(process("benchmarks.gateway.upstream", str(paths["direct"]), str(gap_s)))
+                start(paths["gateway"], None)
+                if before is not None:
+                    paths["before"] = _free_port()
+                    start(paths["before"], before)
+                figures[name] = _compared(uvloop.run(_rounds(paths, rounds, seconds)))
     return figures
 
 
+def _start(stack: ExitStack, model_dir: str, upstream: int, port: int, checkout: Path | None) -> None:
+    front = process("benchmarks.gateway.front", str(port), str(upstream), model_dir, checkout=checkout)
+    stack.enter_context(front)
+
+
 def _compared(medians: dict[str, Any]) -> dict[str, Any]:
-    for n in (1, CONNECTIONS):
-        direct, gateway = medians[f"direct_{n}"], medians[f"gateway_{n}"]
-        medians[f"added_{n}"] = {key: gateway[key] - direct[key] for key in ("ttft_ms_p50", "ttft_ms_p99")}
-        medians[f"requests_per_s_ratio_{n}"] = gateway["requests_per_s"] / direct["requests_per_s"]
+    for name in ("gateway", "before"):
+        for n in CONNECTIONS:
+            direct, through = medians[f"direct_{n}"], medians.get(f"{name}_{n}")
+            if through is not None:
+                added = {key: through[key] - direct[key] for key in ("ttft_ms_p50", "ttft_ms_p99")}
+                medians[f"added_{name}_{n}"] = added
     return medians
 
 
@@ -173,14 +187,20 @@ def _table(figures: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for pace in ("saturated", "paced"):
-        for n in (1, CONNECTIONS):
-            for name in ("direct", "gateway"):
-                row, added = figures[pace][f"{name}_{n}"], figures[pace][f"added_{n}"]
+        of = figures[pace]
+        for n in CONNECTIONS:
+            for name in ("direct", "before", "gateway"):
+                row, added = of.get(f"{name}_{n}"), of.get(f"added_{name}_{n}")
+                if row is None:
+                    continue
                 cells = [f"{row['requests_per_s']:.0f}", f"{row['ttft_ms_p50']:.2f}", f"{row['ttft_ms_p99']:.2f}"]
-                cells += [f"{added[k]:.2f}" if name == "gateway" else "" for k in ("ttft_ms_p50", "ttft_ms_p99")]
+                cells += [f"{added[k]:.2f}" if added else "" for k in ("ttft_ms_p50", "ttft_ms_p99")]
                 lines.append(f"| {pace} | {n} | {name} | " + " | ".join(cells) + " |")
-    ratio = figures["saturated"][f"requests_per_s_ratio_{CONNECTIONS}"]
-    return "\n".join([*lines, f"requests/s through the gateway / direct, saturated: {ratio:.2f}"])
+    of = figures["saturated"]
+    rates = {name: of[f"{name}_{USUAL_CONNECTIONS}"]["requests_per_s"] for name in ("gateway", "direct")}
+    return "\n".join(
+        [*lines, f"requests/s through the gateway / direct, saturated: {rates['gateway'] / rates['direct']:.2f}"]
+    )
 
 
 def main() -> None:
@@ -189,8 +209,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--before", type=Path, help="a checkout whose gateway is measured beside this one's")
     options = parser.parse_args()
-    figures = run(options.rounds, options.seconds)
+    figures = run(options.rounds, options.seconds, options.before)
     print(json.dumps(figures) if options.json else _table(figures))
 
 

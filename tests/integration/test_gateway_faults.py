@@ -17,9 +17,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from prfaas.core.control.events import NodeSeen
+from prfaas.core.control.fallback import FallbackReason
 from prfaas.core.model.layout import KVGroupKind
 from prfaas.engines.dialect import EngineLoad
-from prfaas.gateway.fallback import FallbackReason
 from prfaas.testing.fake_engine import EngineFaults
 from prfaas.testing.gateway_rig import MODEL, Rig, gateway_rig, until, write_tiny_model
 
@@ -490,7 +491,7 @@ def test_lease_is_renewed_through_prefill_and_decodes_queue(model_dir: Path) -> 
         assert reply.headers["x-prfaas-route"] == "remote"
         assert landing.state == "consumed"
 
-    drive(model_dir, scenario, transfer={"lease": "150ms"})
+    drive(model_dir, scenario, transfer={"lease": "600ms"})
 
 
 def test_fields_and_headers_that_steer_transfers_are_stripped(model_dir: Path) -> None:
@@ -674,7 +675,7 @@ def test_prefix_that_ran_locally_is_skipped_until_the_engine_restarts(model_dir:
         assert params["skip_tokens"] == 8
         rig.decode_nodes[0].engine_boot_id = "another life"
         if probed:
-            await until(lambda: len(rig.service.fleet.decoders[0].record) == 0)
+            await until(lambda: len(rig.service.fleet.decoders[0].cache) == 0)
         reply, _ = await rig.complete(prompt=prefix + "z" * 20, max_tokens=1)
         story = await rig.story(reply)
         # Between a restart and the probe that sees it, the reservation's answer tells.
@@ -699,7 +700,7 @@ def test_the_next_turn_is_routed_by_the_kinds_that_the_engine_registered(
     async def scenario(rig: Rig) -> None:
         first, _ = await rig.complete(prompt="x" * 48, max_tokens=1)
         assert first.headers["x-prfaas-route"] == "remote"
-        await until(lambda: len(rig.service.fleet.decoders[0].record) > 0)
+        await until(lambda: len(rig.service.fleet.decoders[0].cache) > 0)
         second, _ = await rig.complete(prompt="x" * 48 + "yz", max_tokens=1)
         assert second.headers["x-prfaas-route"] == route
         assert (await rig.story(second))["uncached_tokens"] == uncached
@@ -714,9 +715,10 @@ def test_a_restart_that_a_probe_sees_before_the_reservation_is_no_secret(model_d
         node = rig.decode_nodes[0]
 
         def restart() -> None:
-            assert node.node is not None
             node.engine_boot_id = "another life"
-            rig.service.fleet.decoders[0].node_answered(node.node.health())
+            instance = rig.service.fleet.decoders[0]
+            kinds = (KVGroupKind.FULL_ATTENTION,)
+            rig.app.driver.feed(NodeSeen(instance.name, True, instance.block_tokens, "another life", kinds))
 
         await rig.complete(prompt="x" * 16 + "y" * 20, max_tokens=1)
         node.faults.before_reserving = restart
@@ -802,13 +804,13 @@ def test_the_gateway_hears_how_busy_each_engine_is(model_dir: Path) -> None:
         row = 'prfaas_engine_requests{instance="pd-0",state="%s"}'
         assert math.isnan(await rig.metric(row % "waiting"))
         engine.load = EngineLoad(running=3, waiting=2)
-        await until(lambda: instance.load == EngineLoad(3, 2))
+        await until(lambda: instance.num_requests == 5)
         await until(lambda: instance.engine_healthy)
         engine.load = EngineLoad(running=0, waiting=0)
-        await until(lambda: instance.load == EngineLoad(0, 0))
+        await until(lambda: instance.num_requests == 0)
         assert await rig.metric(row % "running") == 0
         await engine.kill()
-        await until(lambda: instance.load is None)
+        await until(lambda: instance.num_requests is None)
 
     drive(model_dir, scenario)
 

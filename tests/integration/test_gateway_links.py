@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from prfaas.core.wire.node_api import LinkReport
+from prfaas.gateway.upstream.link_feed import Links
 from prfaas.testing.gateway_rig import Rig, gateway_rig, until, write_tiny_model
 
 
@@ -26,7 +26,7 @@ def test_verdicts_arrive_as_they_change(tmp_path: Path) -> None:
     async def main() -> None:
         async with asyncio.timeout(60), gateway_rig(tmp_path) as rig:
             (source,) = (instance.name for instance in rig.service.fleet.prefillers)
-            watch = rig.service.link_feed
+            watch = rig.app.link_feed
             assert watch is not None
             for verdict, number in (("congested", 2.0), ("clear", 0.0), ("pressed", 1.0)):
                 rig.prefill_nodes[0].judge("pd-0", verdict)
@@ -42,6 +42,6 @@ def test_verdicts_arrive_as_they_change(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def _verdict(known: dict[str, dict[str, LinkReport]], source: str) -> str | None:
-    found = known.get(source, {}).get("pd-0")
-    return None if found is None else found.verdict
+def _verdict(known: Links, source: str) -> str | None:
+    report = known.get(source, {}).get("pd-0")
+    return None if report is None else report.verdict

@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prfaas.gateway.api.errors import ApiError, bad_request
 from prfaas.gateway.api.http import JSON, Response
 from prfaas.gateway.service import Service
+from prfaas.gateway.upstream.link_feed import LinkFeed
 
 STORY_PREFIX: Final = "/prfaas/requests/"
 MODEL_PREFIX: Final = "/v1/models/"
@@ -25,8 +26,9 @@ MAX_STORY_WAIT_S: Final = 60.0
 class Admin:
     """Answers GET routes."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, link_feed: LinkFeed) -> None:
         self._service = service
+        self._link_feed = link_feed
         self._created = int(time.time())
         self._routes: dict[str, Callable[[Response], Awaitable[None]]] = {
             "/v1/models": self._models,
@@ -88,11 +90,10 @@ class Admin:
         await response.whole(200, body, CONTENT_TYPE_LATEST.encode())
 
     async def _links(self, response: Response) -> None:
-        watch = self._service.link_feed
-        await _json(response, {"links": {} if watch is None else msgspec.to_builtins(watch.links)})
+        await _json(response, {"links": msgspec.to_builtins(self._link_feed.links)})
 
     async def _story(self, response: Response, request_id: str, query: bytes) -> None:
-        story = await self._service.stories.read(request_id, _wait_s(query))
+        story = await self._service.story_book.read(request_id, _wait_s(query))
         if story is None:
             raise ApiError(404, "no such request, or it is too long ago", code="unknown_request")
         await _json(response, story)

@@ -8,18 +8,20 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Final
 
 from prfaas.gateway.admin import Admin
 from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import ClientGone, Receive, Response, Scope, Send, headers_of, read_body
-from prfaas.gateway.api.openai import Endpoint, parse
-from prfaas.gateway.driver import RequestDriver
+from prfaas.gateway.api.openai import ApiRequest, Endpoint, parse
+from prfaas.gateway.driver import Driver, outcome_of
+from prfaas.gateway.membership import Membership
 from prfaas.gateway.service import Service
-from prfaas.gateway.story import Story
 from prfaas.gateway.tracing import RequestTracing
 from prfaas.gateway.upstream.clients import forwarded_headers
+from prfaas.gateway.upstream.link_feed import LinkFeed
+from prfaas.observe.journal import RequestTurnedAway
+from prfaas.observe.story import story_of
 
 logger = logging.getLogger("prfaas.gateway")
 
@@ -32,11 +34,14 @@ Handler = Callable[[Scope, Receive, Response], Awaitable[None]]
 
 
 class GatewayApp:
-    """ASGI 3. Lifespan is the server's business: requests are served between `Service.opened` set and unset."""
+    """ASGI 3. Lifespan is the server's business."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, driver: Driver, link_feed: LinkFeed, membership: Membership) -> None:
+        self.driver = driver
+        self.link_feed = link_feed
+        self.membership = membership
         self._service = service
-        self._admin = Admin(service)
+        self._admin = Admin(service, link_feed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,7 +49,7 @@ class GatewayApp:
             await receive()
             await send({"type": "websocket.close"})
             return
-        request_id = request_id_of(headers_of(scope).get(b"x-request-id"))
+        request_id = self._free_id(request_id_of(headers_of(scope).get(b"x-request-id")))
         response = Response(send, [(b"x-request-id", request_id.encode("ascii"))])
         try:
             await self._dispatch(scope, receive, response, request_id)
@@ -55,6 +60,12 @@ class GatewayApp:
         except Exception:
             logger.exception("defect request_id=%s", request_id)
             await response.error(ApiError(500, "internal error", code="internal_error"))
+
+    def _free_id(self, asked: str) -> str:
+        """`asked`, unless a request of that id is still going on: then it with something random behind it."""
+        if not self.driver.is_live(asked):
+            return asked
+        return f"{asked[: MAX_REQUEST_ID_CHARS - 9]}-{uuid.uuid4().hex[:8]}"
 
     async def _dispatch(self, scope: Scope, receive: Receive, response: Response, request_id: str) -> None:
         path, method = scope["path"], scope["method"]
@@ -70,90 +81,68 @@ class GatewayApp:
         self, endpoint: Endpoint, scope: Scope, receive: Receive, response: Response, request_id: str
     ) -> None:
         service = self._service
-        story = Story(request_id, endpoint)
         if service.num_inflight >= service.deployment.gateway.max_inflight_requests:
-            self._count_end(story, "overloaded")
+            self._turn_away(RequestTurnedAway(request_id, endpoint, "overloaded", 429, "too many requests in flight"))
             raise ApiError(429, "too many requests in flight", code="overloaded", retry_after_s=1)
         service.num_inflight += 1
         gauge = service.metrics.gauge("prfaas_inflight_requests")
         gauge.inc()
         try:
-            await self._served(endpoint, scope, receive, response, story)
+            await self._served(endpoint, scope, receive, response, request_id)
         finally:
             service.num_inflight -= 1
             gauge.dec()
 
     async def _served(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, response: Response, story: Story
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, response: Response, request_id: str
     ) -> None:
-        began_s = time.monotonic()
-        life: RequestDriver | None = None
+        turned_away: tuple[str, int | None, str | None] = ("error", None, None)
+        request: ApiRequest | None = None
         tracing: RequestTracing | None = None
-        outcome = "error"
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body)
-            began_s = time.monotonic()
-            tracing = self._service.tracing(scope, forwarded_headers(scope, story.request_id))
+            tracing = self._service.tracing(scope, forwarded_headers(scope, request_id))
             request = parse(endpoint, raw, self._service.deployment.served_model.name)
-            story.stream, story.stripped_fields = request.stream, request.stripped
-            self._service.stories.open(story)
-            life = RequestDriver(self._service, response, request, story, tracing)
-            async with asyncio.timeout(self._service.deployment.gateway.request_timeout):
-                await while_connected(life.run(), receive, response)
-            outcome = "ok" if response.status < 400 and story.error is None else _outcome_of(response.status)
         except ApiError as error:
-            outcome, story.error = _outcome_of(error.status), error.message
-            await _tell(life, response, error)
+            turned_away = (outcome_of(error.status), error.status, error.message)
+            raise
         except TimeoutError:
-            outcome, story.error = "timeout", "request timeout"
-            await _tell(life, response, ApiError(504, "the request took too long", code="timeout"))
+            turned_away = ("timeout", 504, "request timeout")
+            raise _too_long() from None
         except (ClientGone, asyncio.CancelledError):
-            outcome = "cancelled"
+            turned_away = ("cancelled", None, None)
             raise
         finally:
-            story.status, story.total_s = response.status or None, time.monotonic() - began_s
-            self._count_end(story, outcome)
-            self._close(story, life, tracing)
+            if request is None:
+                self._turn_away(RequestTurnedAway(request_id, endpoint, *turned_away), tracing)
+        await self._driven(request, tracing, receive, response, request_id)
 
-    def _count_end(self, story: Story, outcome: str) -> None:
-        story.outcome = outcome
-        metrics, route = self._service.metrics, story.route or "none"
-        metrics.counter("prfaas_requests_total", route=route, outcome=outcome).inc()
-        if story.total_s is not None:
-            metrics.histogram("prfaas_request_duration_seconds", route=route).observe(story.total_s)
-        if story.prompt_tokens is not None:
-            metrics.counter("prfaas_prompt_tokens_total", route=route).inc(story.prompt_tokens)
-        if story.uncached_tokens is not None:
-            metrics.counter("prfaas_uncached_tokens_total", route=route).inc(story.uncached_tokens)
+    async def _driven(
+        self, request: ApiRequest, tracing: RequestTracing, receive: Receive, response: Response, request_id: str
+    ) -> None:
+        driver = self.driver
+        try:
+            async with asyncio.timeout(self._service.deployment.gateway.request_timeout):
+                await while_connected(driver.serve(request, response, tracing, request_id), receive, response)
+        except TimeoutError:
+            await driver.quiesce(request_id)
+            driver.abandon(request_id, "timeout", response.status or 504, "request timeout")
+            raise _too_long() from None
+        except (ClientGone, asyncio.CancelledError):
+            driver.abandon(request_id, "cancelled", response.status or None)
+            raise
+        except Exception as defect:
+            driver.abandon(request_id, "error", response.status or 500, str(defect))
+            raise
 
-    def _close(self, story: Story, life: RequestDriver | None, tracing: RequestTracing | None) -> None:
-        if life is not None and life.settling is not None and not life.settling.done():
-            life.settling.add_done_callback(lambda _: self._tell_story(story, tracing))
-        else:
-            self._tell_story(story, tracing)
-
-    def _tell_story(self, story: Story, tracing: RequestTracing | None) -> None:
-        self._service.stories.close(story)
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("%s", log_line(story))
+    def _turn_away(self, event: RequestTurnedAway, tracing: RequestTracing | None = None) -> None:
+        self._service.journal.note(time.monotonic(), event)
         if tracing is not None:
-            tracing.finish(story)
+            tracing.finish(story_of(event))
 
 
 _ENDPOINTS: Final[dict[str, Endpoint]] = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
-
-_LOGGED: Final = (
-    "request_id", "endpoint", "outcome", "status", "route", "reason", "prompt_tokens", "uncached_tokens",
-    "skip_tokens", "kv_bytes_moved", "tokens_loaded", "tokens_recomputed", "fallback_reason", "decode_instance",
-    "prefill_instance", "ttft_s", "total_s",
-)  # fmt: skip
-
-
-def log_line(story: Story) -> str:
-    """`key=value` for everything that is known of a request."""
-    pairs = ((name, getattr(story, name)) for name in _LOGGED)
-    return " ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs if v is not None)
 
 
 def request_id_of(asked: bytes | None) -> str:
@@ -163,7 +152,7 @@ def request_id_of(asked: bytes | None) -> str:
     return _UNSAFE_ID.sub("_", asked[:MAX_REQUEST_ID_CHARS].decode("latin-1"))
 
 
-async def while_connected(work: Awaitable[None], receive: Receive, response: Response) -> None:
+async def while_connected(work: Awaitable[object], receive: Receive, response: Response) -> None:
     """Await `work`, but cancel it when the client disconnects before its answer is whole. Raises ClientGone then."""
     task = asyncio.current_task()
     assert task is not None
@@ -189,14 +178,5 @@ async def while_connected(work: Awaitable[None], receive: Receive, response: Res
         watcher.cancel()
 
 
-def _outcome_of(status: int) -> str:
-    if status in (429, 503):
-        return "unavailable"
-    return "error" if status >= 500 or status < 400 else "client_error"
-
-
-async def _tell(life: RequestDriver | None, response: Response, error: ApiError) -> None:
-    if life is not None:
-        await life.quiesce()
-    with suppress(OSError):
-        await response.error(error)
+def _too_long() -> ApiError:
+    return ApiError(504, "the request took too long", code="timeout")

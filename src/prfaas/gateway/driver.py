@@ -1,244 +1,332 @@
-"""The life of one request: count, route, offload or not, answer, prove.
+"""Drives the control core: feeds it what happens, does what it asks, and notes both in the journal.
 
 Laws of this file:
-- What fails before decode's first byte runs locally as a fresh request with the client's own body, once.
-- What fails after the first byte ends the stream with an error event; nothing is ever answered twice.
-- A landing that was reserved is either settled or released, also when the client goes away.
+- It decides nothing. Whatever depends on more than one event is the scheduler's.
+- An action's work ends in exactly the events that `core.control.actions` lists for it.
+- What a client waits for runs in the client's own task and ends with it; what must outlive the client runs in the
+  background.
+- Between an event and the end of its actions' start nothing is awaited.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 import uuid
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from prfaas.core.cache.hashing import token_digest
-from prfaas.core.control.router import RequestFacts, Route, RouteKind, decide, least_busy
-from prfaas.gateway.answer import Answer, DecodeFailed
+from prfaas.core.control import actions as a
+from prfaas.core.control import events as e
+from prfaas.core.control.fallback import Failure, FallbackReason
+from prfaas.core.control.scheduler import Scheduler
+from prfaas.core.topology import Instance
+from prfaas.engines.kinds import dialect_of
+from prfaas.gateway.answer import Answer, Answered, ServerError
 from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import Response
 from prfaas.gateway.api.openai import ApiRequest
 from prfaas.gateway.api.streaming import EventStream
-from prfaas.gateway.fallback import FallbackReason, OffloadFailed
-from prfaas.gateway.fleet import Instance, match_prefix
-from prfaas.gateway.offload import Offload
-from prfaas.gateway.prompt.prompt_tokens import PromptCount
+from prfaas.gateway.live_request import LiveRequest
+from prfaas.gateway.prompt.prompt_tokens import PromptTokens
+from prfaas.gateway.prompt.tokenize import NotCountable
 from prfaas.gateway.service import Service
-from prfaas.gateway.settlement import Settlement
-from prfaas.gateway.story import Story
 from prfaas.gateway.tracing import RequestTracing
-from prfaas.gateway.upstream.clients import UpstreamDown
+from prfaas.gateway.transfers import Transfers
+from prfaas.gateway.upstream.clients import Engines, UpstreamDown
+from prfaas.gateway.upstream.nodes import Nodes
 from prfaas.gateway.upstream.params import OffloadSpec, decode_params
 from prfaas.observe.spans import PhaseName
 
 #: A whole answer waits this long for the proof that goes into its headers; a stream does not wait.
 MAX_PROOF_WAIT_S: Final = 2.0
+#: After landed, a prefill engine has only its answer left to send.
+PREFILL_LINGER_S: Final = 10.0
 
-logger = logging.getLogger("prfaas.gateway")
 
+class Driver:
+    """One gateway's. Everything runs in one event loop."""
 
-class RequestDriver:
-    """One valid request. `run` it once."""
-
-    def __init__(
-        self, service: Service, response: Response, request: ApiRequest, story: Story, tracing: RequestTracing
-    ) -> None:
+    def __init__(self, service: Service, engines: Engines, nodes: Nodes) -> None:
+        self.scheduler: Scheduler = service.scheduler
         self._service = service
-        self._response = response
-        self._request = request
-        self._story = story
-        self._tracing = tracing
-        self._began_s = time.monotonic()
-        self._count = PromptCount(service, request, story)
-        self._stream: EventStream | None = None
-        self.settling: asyncio.Task[None] | None = None
+        self._engines = engines
+        self._transfers = Transfers(engines, nodes, self.feed)
+        self._live: dict[str, LiveRequest] = {}
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s: float | None = None
+        self._do: dict[type, Callable[[LiveRequest, Any], None]] = {
+            a.CountPrompt: self._count_prompt,
+            a.Reserve: self._reserve,
+            a.Prefill: self._prefill,
+            a.AwaitLanding: self._await_landing,
+            a.StopPrefill: self._stop_prefill,
+            a.RenewLease: self._renew_lease,
+            a.Decode: self._decode,
+            a.Refuse: self._refuse,
+            a.SettleLanding: self._settle_landing,
+            a.DropLanding: self._drop_landing,
+            a.NoteUncached: lambda live, action: None,
+            a.Close: self._close,
+        }
 
-    async def run(self) -> None:
-        """Answer the client. Raises ApiError if nothing was answered yet."""
-        if self._request.stream:
-            self._stream = EventStream(self._response, self._service.deployment.gateway.keep_alive)
-            self._stream.arm()
+    def feed(self, event: e.Event) -> None:
+        """Something has happened."""
+        now_s = time.monotonic()
+        actions = self.scheduler.handle(event, now_s)
+        self._see(event)
+        self._service.journal.note(now_s, event, actions)
+        for action in actions:
+            live = self._live.get(action.request_id)
+            if live is not None:
+                self._do[type(action)](live, action)
+        self._arm(now_s)
+
+    async def serve(
+        self, request: ApiRequest, response: Response, tracing: RequestTracing, request_id: str
+    ) -> e.AnswerEnded:
+        """One client's request, to the last byte of its answer. Cancel it when the client has left."""
+        stream = None
+        if request.stream:
+            stream = EventStream(response, self._service.deployment.gateway.keep_alive)
+            stream.arm()
+        live = LiveRequest(request_id, request, response, stream, tracing, PromptTokens())
+        self._live[request_id] = live
         try:
-            if self._count.is_surely_short:
-                await self._serve(self._route())
-                await self._count.count_late()
-            else:
-                await self._count.count()
-                self.phase("tokenized")
-                await self._serve(self._route())
+            self.feed(self._arrival(live))
+            while live.ended is None:
+                await self._next_work(live)
+            return live.ended
         finally:
-            if self._stream is not None:
-                self._stream.disarm()
+            if stream is not None:
+                stream.disarm()
 
-    async def quiesce(self) -> None:
-        """Let a comment that is on its way finish, so that an error can follow it."""
-        if self._stream is not None:
-            await self._stream.quiesce()
+    def abandon(self, request_id: str, outcome: str, status: int | None = None, error: str | None = None) -> None:
+        """The client's task was stopped before its answer was whole."""
+        live = self._live.get(request_id)
+        if live is not None and live.ended is None:
+            if live.work is not None:
+                live.work.close()
+            self.feed(e.RequestAbandoned(request_id, outcome, status, error))
 
-    def _route(self) -> Route:
-        fleet = self._service.fleet
-        facts = RequestFacts(self._count.num_tokens, self._request.obstacle)
-        decoders = [instance.candidate(match_prefix(instance, self._count.chains)) for instance in fleet.decoders]
-        route = decide(facts, self._service.policy, decoders, [i.candidate() for i in fleet.prefillers])
-        if self._count.token_ids is not None:
-            self._story.uncached_tokens = route.num_uncached_tokens
-        self._tell_route(route.kind, route.reason)
-        return route
+    def is_live(self, request_id: str) -> bool:
+        """Whether something of a request of this id is still going on."""
+        return request_id in self._live
 
-    async def _serve(self, route: Route) -> None:
-        if route.kind is RouteKind.NONE:
-            raise _no_engine()
-        decode = self._service.fleet.by_name[route.decode]
-        if route.kind is RouteKind.LOCAL:
-            await self._local(decode)
+    def stop(self) -> None:
+        """Set no more timers."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def quiesce(self, request_id: str) -> None:
+        """Let a comment that is on its way to the client finish, so that an error can follow it."""
+        live = self._live.get(request_id)
+        if live is not None and live.stream is not None:
+            await live.stream.quiesce()
+
+    async def _next_work(self, live: LiveRequest) -> None:
+        while live.work is None:
+            live.woken.clear()
+            await live.woken.wait()
+        work, live.work = live.work, None
+        try:
+            await work
+        except ApiError as error:
+            await self.quiesce(live.request_id)
+            await live.response.error(error)
+            status = live.response.status
+            self.feed(e.AnswerEnded(live.request_id, outcome_of(error.status), status, error.message))
+
+    def _arrival(self, live: LiveRequest) -> e.RequestArrived:
+        request = live.request
+        at_most = self._service.tokenizer.max_tokens(request)
+        limit = self._service.deployment.served_model.max_model_tokens
+        fits = at_most + (request.max_output_tokens or 1) <= limit
+        return e.RequestArrived(
+            live.request_id, uuid.uuid4().hex, at_most, fits, request.obstacle, request.endpoint, request.stream,
+            request.stripped,
+        )  # fmt: skip
+
+    def _see(self, event: e.Event) -> None:
+        """What the shell itself wants to know of an event."""
+        if isinstance(event, e.AnswerEnded):
+            live = self._live.get(event.request_id)
+            if live is not None:
+                live.ended = event
+        elif isinstance(event, e.LandingSettled):
+            live = self._live.get(event.request_id)
+            if live is not None:
+                live.proven.set()
+
+    def _arm(self, now_s: float) -> None:
+        due_s = self.scheduler.next_due_s
+        if due_s == self._timer_due_s:
             return
-        offload = await self._offload(decode, self._service.fleet.by_name[route.prefill])
-        if offload is None:
-            await self._local(self._another(decode, avoid=False))
-        elif not await self._decode_landed(offload):
-            await self._local(self._another(decode, avoid=True), may_retry=False)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due_s, self._timer = due_s, None
+        if due_s is not None:
+            self._timer = self._loop.call_later(max(0.0, due_s - now_s), self._tick)
 
-    async def _offload(self, decode: Instance, prefill: Instance) -> Offload | None:
-        """None if it failed and the request must run locally."""
-        offload = Offload(self._spec(decode), decode, prefill, self._service.clients, self.phase)
-        story = self._story
-        story.skip_tokens = offload.spec.skip_tokens
-        story.decode_instance, story.prefill_instance = decode.name, prefill.name
-        story.hidden = (offload.spec.transfer_id, offload.spec.claim_secret)
-        # Only the log joins the two ids: the story, which clients can read, must not name the landing.
-        logger.info("offload request_id=%s transfer_id=%s", story.request_id, offload.spec.transfer_id)
+    def _tick(self) -> None:
+        self._timer = self._timer_due_s = None
+        self.feed(e.Tick())
+
+    # The client's own task
+
+    def _count_prompt(self, live: LiveRequest, action: a.CountPrompt) -> None:
+        if action.is_late:
+            self._service.background.spawn(self._count_late(live, action))
+        else:
+            live.do(self._count(live, action))
+
+    async def _count(self, live: LiveRequest, action: a.CountPrompt) -> None:
+        service = self._service
+        limit = service.deployment.served_model.max_model_tokens
         try:
-            with decode.busy():
-                await offload.run()
-        except OffloadFailed as failed:
-            self._fall_back(failed.reason, failed.detail)
-            return None
-        finally:
-            story.kv_bytes_expected, story.kv_bytes_moved = offload.num_bytes, offload.bytes_landed
-        self._service.metrics.counter("prfaas_kv_bytes_moved_total").inc(offload.bytes_landed)
-        landed_s = story.phases_s["landed"] - story.phases_s["routed"]
-        self._service.metrics.histogram("prfaas_kv_landed_seconds").observe(landed_s)
-        self._response.set_header(b"x-prfaas-kv-bytes", str(offload.bytes_landed))
-        return offload
+            live.prompt.take(await service.tokenizer.token_ids(live.request, limit))
+        except NotCountable as unknown:
+            self.feed(e.PromptUncountable(live.request_id, unknown.reason))
+            return
+        seed, salt = service.deployment.transfer.hash.seed, live.request.cache_salt
+        chains = live.prompt.chains(action.block_sizes, seed, salt)
+        self.feed(e.PromptCounted(live.request_id, len(live.prompt.token_ids), chains))
 
-    def _spec(self, decode: Instance) -> OffloadSpec:
-        assert self._count.token_ids is not None, "only counted prompts are offloaded"
-        transfer = self._service.deployment.transfer
-        return OffloadSpec(
-            transfer_id=uuid.uuid4().hex,
-            token_ids=self._count.token_ids,
-            token_digest=token_digest(self._count.packed),
-            claim_secret=secrets.token_urlsafe(32),
-            skip_tokens=match_prefix(decode, self._count.chains).skippable_tokens,
-            model=self._service.deployment.served_model.name,
-            cache_salt=self._request.cache_salt,
-            headers=self._tracing.headers(PhaseName.PREFILL),
-            deadline_s=transfer.deadline,
-            lease_s=transfer.lease,
+    async def _count_late(self, live: LiveRequest, action: a.CountPrompt) -> None:
+        try:
+            await self._count(live, action)
+        except ApiError:
+            # A normalizer that expands may refute the bound: then the engine has had its say already.
+            self.feed(e.PromptUncountable(live.request_id, None))
+
+    def _decode(self, live: LiveRequest, action: a.Decode) -> None:
+        self._tell_route(live, action.route.kind, action.route.reason)
+        if action.is_landed:
+            live.response.set_header(b"x-prfaas-kv-bytes", str(action.num_landed_bytes))
+            self._let_linger(live)
+        live.do(self._answer(live, action, self._member(action.instance)))
+
+    async def _answer(self, live: LiveRequest, action: a.Decode, member: Instance) -> None:
+        dialect = dialect_of(member.kind)
+        url = member.engine_url + dialect.paths[live.request.endpoint]
+        request_id, attempt = live.request_id, action.attempt
+        answer = Answer(
+            live.response,
+            live.stream,
+            on_first=lambda: self.feed(e.AnswerBegan(request_id, attempt)),
+            before_whole=lambda: self._show_proof(live, action),
         )
-
-    async def _decode_landed(self, offload: Offload) -> bool:
-        """False if decode failed before its first byte, and the request must run locally."""
-        chain = self._count.chains.get(offload.decode.block_tokens or 0)
-        settlement = Settlement(self._service, self._story, offload, chain)
-        keeper = asyncio.create_task(offload.keep_lease())
-
-        def on_first() -> None:
-            keeper.cancel()
-            self.settling = self._service.background.spawn(settlement.settle())
-
-        answer = self._answer(offload.decode, on_first)
+        spec = live.spec if action.is_landed else None
+        request, headers = live.request, live.tracing.headers(PhaseName.DECODE)
+        body = request.forwarded() if spec is None else dialect.decode_body(request.body, decode_params(spec))
         try:
-            body = offload.decode.dialect.decode_body(self._request.body, decode_params(offload.spec))
-            await answer.send(body, spare_server_errors=True, before_whole=self._show_proof)
-            return True
+            answered = await answer.send(self._engines, url, body, headers, spare_server_errors=action.is_landed)
         except UpstreamDown as error:
-            self._decode_lost(offload.decode, error)
-            self._fall_back(FallbackReason.DECODE_UNREACHABLE, str(error))
-            return False
-        except DecodeFailed as error:
-            self._fall_back(FallbackReason.DECODE_ERROR, str(error))
-            return False
-        finally:
-            keeper.cancel()
-            if self.settling is None:
-                offload.release()
-
-    async def _local(self, decode: Instance, *, may_retry: bool = True) -> None:
-        self._story.decode_instance = decode.name
-
-        try:
-            await self._answer(decode, lambda: self._count.ran_on(decode)).send(self._request.forwarded())
-        except UpstreamDown as error:
-            self._decode_lost(decode, error)
             if error.is_own:
-                raise ApiError(503, "the gateway has no connection left", code="overloaded", retry_after_s=1) from error
-            if not may_retry:
-                raise ApiError(502, "the engine broke off before it answered", code="upstream_down") from error
-            self._story.decode_retried = True
-            self._service.metrics.counter("prfaas_decode_retries_total").inc()
-            await self._local(self._another(decode, avoid=True), may_retry=False)
+                text = "the gateway has no connection left"
+                raise ApiError(503, text, code="overloaded", retry_after_s=1) from error
+            failure = Failure(FallbackReason.DECODE_UNREACHABLE, str(error), error.refused)
+            self.feed(e.DecodeFailed(request_id, attempt, failure))
+        except ServerError as error:
+            self.feed(e.DecodeFailed(request_id, attempt, Failure(FallbackReason.DECODE_ERROR, str(error))))
+        else:
+            self.feed(_ended(live, answered))
 
-    def _answer(self, decode: Instance, on_first: Callable[[], None]) -> Answer:
-        def first() -> None:
-            self._story.ttft_s = self.phase("first_byte")
-            if self._request.stream:
-                route = self._story.route or "none"
-                ttft = self._service.metrics.histogram("prfaas_time_to_first_token_seconds", route=route)
-                ttft.observe(self._story.ttft_s)
-            on_first()
+    async def _show_proof(self, live: LiveRequest, action: a.Decode) -> None:
+        if not action.is_landed:
+            return
+        try:
+            async with asyncio.timeout(MAX_PROOF_WAIT_S):
+                await live.proven.wait()
+        except TimeoutError:
+            pass
+        story = self._service.stories.get(live.request_id)
+        if story is not None and story.tokens_recomputed is not None:
+            live.response.set_header(b"x-prfaas-tokens-recomputed", str(story.tokens_recomputed))
 
-        headers = self._tracing.headers(PhaseName.DECODE)
-        return Answer(self._service.engines, self._response, self._request, self._story, decode, headers,
-                      self._stream, first)  # fmt: skip
+    def _refuse(self, live: LiveRequest, action: a.Refuse) -> None:
+        self._tell_route(live, action.route.kind, action.route.reason)
+        live.do(_refusal(action))
 
-    async def _show_proof(self) -> None:
-        if self.settling is not None:
-            await asyncio.wait([self.settling], timeout=MAX_PROOF_WAIT_S)
-        if self._story.tokens_recomputed is not None:
-            self._response.set_header(b"x-prfaas-tokens-recomputed", str(self._story.tokens_recomputed))
+    def _tell_route(self, live: LiveRequest, kind: str, reason: str) -> None:
+        live.response.set_header(b"x-prfaas-route", str(kind))
+        live.response.set_header(b"x-prfaas-reason", str(reason))
 
-    def _another(self, used: Instance, *, avoid: bool) -> Instance:
-        """A healthy decode engine; with `avoid`, `used` only if there is no other."""
-        healthy = [instance for instance in self._service.fleet.decoders if instance.engine_healthy]
-        others = [instance for instance in healthy if instance is not used] if avoid else healthy
-        candidates = [instance.candidate(match_prefix(instance, self._count.chains)) for instance in others or healthy]
-        chosen = least_busy(candidates)
-        if chosen is None:
-            raise _no_engine()
-        return self._service.fleet.by_name[chosen.name]
+    # What outlives the client
 
-    def _decode_lost(self, decode: Instance, error: UpstreamDown) -> None:
-        if error.refused:
-            decode.engine_silent(refused=True)
-        logger.warning("decode lost request_id=%s instance=%s error=%s", self._story.request_id, decode.name, error)
+    def _reserve(self, live: LiveRequest, action: a.Reserve) -> None:
+        self._tell_route(live, action.route.kind, action.route.reason)
+        transfer = self._service.deployment.transfer
+        live.node_url = self._member(action.route.decode).kvnode_url
+        live.spec = OffloadSpec(
+            transfer_id=action.transfer_id,
+            token_ids=live.prompt.token_ids,
+            token_digest=live.prompt.digest,
+            claim_secret=secrets.token_urlsafe(32),
+            skip_tokens=action.skip_tokens,
+            model=self._service.deployment.served_model.name,
+            cache_salt=live.request.cache_salt,
+            headers=live.tracing.headers(PhaseName.PREFILL),
+            deadline_s=transfer.deadline,
+            lease_s=action.lease_s,
+        )
+        self._service.stories.hide(live.request_id, live.spec.claim_secret)
+        self._service.background.spawn(self._transfers.reserve(live))
 
-    def _fall_back(self, reason: FallbackReason, detail: str) -> None:
-        story, metrics = self._story, self._service.metrics
-        logger.warning("fallback request_id=%s reason=%s detail=%s", story.request_id, reason, detail)
-        metrics.counter("prfaas_fallback_total", reason=reason).inc()
-        if reason is FallbackReason.ZERO_BYTES:
-            metrics.counter("prfaas_zero_byte_offloads_total").inc()
-        story.fallback_reason, story.fallback_detail = str(reason), detail
-        self.phase("fell_back")
-        self._tell_route(RouteKind.LOCAL, f"fallback:{reason}")
+    def _prefill(self, live: LiveRequest, action: a.Prefill) -> None:
+        member = self._member(action.instance)
+        live.prefilling = self._service.background.spawn(self._transfers.prefill(live, member))
 
-    def _tell_route(self, kind: RouteKind, reason: str) -> None:
-        self._story.route, self._story.reason = str(kind), str(reason)
-        self._response.set_header(b"x-prfaas-route", str(kind))
-        self._response.set_header(b"x-prfaas-reason", str(reason))
-        self.phase("routed")
+    def _await_landing(self, live: LiveRequest, action: a.AwaitLanding) -> None:
+        lease_s = self._service.deployment.transfer.lease
+        live.watching = self._service.background.spawn(self._transfers.watch(live, lease_s))
 
-    def phase(self, name: str) -> float:
-        """Note that `name` was reached; the first time counts. Returns seconds since the request was read."""
-        now_s = time.monotonic() - self._began_s
-        self._story.phases_s.setdefault(name, now_s)
-        return now_s
+    def _stop_prefill(self, live: LiveRequest, action: a.StopPrefill) -> None:
+        for task in (live.prefilling, live.watching):
+            # The task that has just reported is at its end by itself.
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+
+    def _let_linger(self, live: LiveRequest) -> None:
+        if live.prefilling is not None and not live.prefilling.done():
+            self._loop.call_later(PREFILL_LINGER_S, live.prefilling.cancel)
+
+    def _renew_lease(self, live: LiveRequest, action: a.RenewLease) -> None:
+        self._service.background.spawn(self._transfers.renew(live, action.lease_s))
+
+    def _settle_landing(self, live: LiveRequest, action: a.SettleLanding) -> None:
+        self._service.background.spawn(self._transfers.settle(live))
+
+    def _drop_landing(self, live: LiveRequest, action: a.DropLanding) -> None:
+        self._service.background.spawn(self._transfers.drop(live))
+
+    def _close(self, live: LiveRequest, action: a.Close) -> None:
+        del self._live[live.request_id]
+        story = self._service.stories.get(live.request_id)
+        if story is not None:
+            live.tracing.finish(story)
+
+    def _member(self, name: str) -> Instance:
+        return self.scheduler.fleet.instances[name].member
 
 
-def _no_engine() -> ApiError:
-    return ApiError(503, "no healthy engine can serve this model now", code="no_healthy_engine", retry_after_s=1)
+async def _refusal(action: a.Refuse) -> None:
+    if action.code is a.RefusalCode.NO_HEALTHY_ENGINE:
+        text = "no healthy engine can serve this model now"
+        raise ApiError(503, text, code=action.code, retry_after_s=1)
+    raise ApiError(502, action.detail, code=action.code)
+
+
+def _ended(live: LiveRequest, answered: Answered) -> e.AnswerEnded:
+    status = live.response.status
+    outcome = "ok" if status < 400 and answered.error is None else outcome_of(status)
+    return e.AnswerEnded(live.request_id, outcome, status, answered.error, answered.completion_tokens)
+
+
+def outcome_of(status: int) -> str:
+    """What an answer with an error's status counts as."""
+    if status in (429, 503):
+        return "unavailable"
+    return "error" if status >= 500 or status < 400 else "client_error"

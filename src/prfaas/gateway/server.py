@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator
@@ -17,7 +18,9 @@ import uvloop
 
 from prfaas.deployment.model import Deployment
 from prfaas.gateway.app import GatewayApp
-from prfaas.gateway.offload import OffloadClients
+from prfaas.gateway.discovery.file import FileDiscovery, Served
+from prfaas.gateway.driver import Driver
+from prfaas.gateway.membership import Membership
 from prfaas.gateway.service import Service, build_service
 from prfaas.gateway.upstream.clients import Engines, open_session
 from prfaas.gateway.upstream.link_feed import LinkFeed
@@ -46,17 +49,17 @@ async def running(service: Service, probe_interval_s: float = PROBE_INTERVAL_S) 
     service.span_sink = exporter
     async with open_session(service.deployment.gateway.connect_timeout) as session:
         engines, nodes = Engines(session), Nodes(session)
-        service.opened = OffloadClients(engines, nodes, service.background)
-        prober = Prober(service.fleet, engines, nodes, service.metrics, probe_interval_s)
-        service.link_feed = LinkFeed(service.fleet, nodes, service.metrics)
-        await prober.start()
-        service.link_feed.start()
+        driver = Driver(service, engines, nodes)
+        prober = Prober(service.fleet, driver.feed, engines, nodes, service.metrics, probe_interval_s)
+        link_feed = LinkFeed(driver.feed, nodes, service.metrics)
+        membership = Membership(service, driver, prober, link_feed)
+        await membership.start()
         try:
-            yield GatewayApp(service)
+            yield GatewayApp(service, driver, link_feed, membership)
         finally:
-            await service.link_feed.stop()
-            await prober.stop()
+            await membership.stop()
             await service.background.drain(CLEAN_UP_S)
+            driver.stop()
             if exporter is not None:
                 await asyncio.to_thread(exporter.close, SPANS_S)
 
@@ -82,10 +85,12 @@ async def serve(
     port: int | None = None,
     sockets: list[socket.socket] | None = None,
     policy: ServedPolicy | None = None,
+    follow: Path | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. `sockets` are listening ones to use instead of host and port. The kind `prfaas`
-    needs `policy`, see `build_service`. Raises OSError if the address is taken, OSError or ValueError if the model
-    directory's tokenizer is broken, PrfaasError if OpenTelemetry is missing and asked for."""
+    needs `policy`, see `build_service`. With `follow`, the file of the deployment, instances, links and policy change
+    with it. Raises OSError if the address is taken, OSError or ValueError if the tokenizer of the model directory is
+    broken, PrfaasError if OpenTelemetry is missing and asked for."""
     settings = deployment.gateway
     asked = (host or settings.host, settings.port if port is None else port)
     # Before anything is read or started: a process that cannot have its address must say only that.
@@ -94,6 +99,11 @@ async def serve(
         if address is not None:
             stack.callback(address.close)
         app = await stack.enter_async_context(running(build_service(deployment, model_dir, policy)))
+        if follow is not None:
+            assert policy is not None, "a file that is followed has a policy"
+            discovery = FileDiscovery(follow, Served(deployment, policy), app.membership.change)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, discovery.poke)
+            stack.callback(asyncio.create_task(discovery.run()).cancel)
         config = uvicorn.Config(
             app,
             host=asked[0],
@@ -129,4 +139,4 @@ def run(deployment_path: Path, *, host: str | None = None, port: int | None = No
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(deployment, model_dir, host=host, port=port, policy=policy))
+        runner.run(serve(deployment, model_dir, host=host, port=port, policy=policy, follow=deployment_path))

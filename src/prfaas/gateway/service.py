@@ -7,48 +7,44 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.router import RoutePolicy
+from prfaas.core.control.scheduler import Scheduler
 from prfaas.deployment.model import Deployment
+from prfaas.deployment.topology import topology_of
 from prfaas.gateway.api.http import Scope
 from prfaas.gateway.background import Background
-from prfaas.gateway.fleet import Fleet, build_fleet
-from prfaas.gateway.offload import OffloadClients
 from prfaas.gateway.prompt.tokenize import PromptTokenizer, load_tokenizer
-from prfaas.gateway.story import StoryBook
+from prfaas.gateway.story_book import StoryBook
 from prfaas.gateway.tracing import RequestTracing, SpanSink
-from prfaas.gateway.upstream.clients import Engines
-from prfaas.gateway.upstream.link_feed import LinkFeed
+from prfaas.observe.journal import Journal
 from prfaas.observe.metrics import Metrics, build
+from prfaas.observe.request_log import RequestLog
+from prfaas.observe.request_metrics import RequestMetrics
+from prfaas.observe.story import Stories
 from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
 
 
 @dataclass(slots=True)
 class Service:
-    """Made before the event loop runs; `clients` comes when the session is open."""
+    """Made before the event loop runs. `deployment` is replaced when its file changes."""
 
     deployment: Deployment
     tokenizer: PromptTokenizer
-    fleet: Fleet
-    policy: RoutePolicy
+    scheduler: Scheduler
     metrics: Metrics
-    stories: StoryBook = field(default_factory=StoryBook)
+    stories: Stories
+    story_book: StoryBook
+    journal: Journal
     background: Background = field(default_factory=Background)
     num_inflight: int = 0
-    opened: OffloadClients | None = None
-    link_feed: LinkFeed | None = None
     #: None: no spans are made.
     span_sink: SpanSink | None = None
 
     @property
-    def clients(self) -> OffloadClients:
-        """The upstream clients; only while the gateway runs."""
-        assert self.opened is not None, "the gateway has not started"
-        return self.opened
-
-    @property
-    def engines(self) -> Engines:
-        """Shorthand for the hot path."""
-        return self.clients.engines
+    def fleet(self) -> Fleet:
+        return self.scheduler.fleet
 
     def tracing(self, scope: Scope, forwarded: dict[str, str]) -> RequestTracing:
         """A new request's; `forwarded` are the other headers that its engines get."""
@@ -62,14 +58,15 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
     """Read the model directory and lay out the fleet. `served` is what the deployment's policy comes to; the kind
     `prfaas` needs it. Raises OSError or ValueError for a broken tokenizer."""
     served = routing_threshold(deployment, None) if served is None else served
+    policy = RoutePolicy(offload=served.offload, threshold_tokens=served.threshold_tokens)
+    terms = TransferTerms(deadline_s=deployment.transfer.deadline, lease_s=deployment.transfer.lease)
+    metrics, stories = build(CollectorRegistry(), "gateway"), Stories()
     return Service(
         deployment=deployment,
         tokenizer=load_tokenizer(model_dir),
-        fleet=build_fleet(deployment),
-        policy=RoutePolicy(
-            offload=served.offload,
-            threshold_tokens=served.threshold_tokens,
-            links=frozenset((link.from_, link.to) for link in deployment.links),
-        ),
-        metrics=build(CollectorRegistry(), "gateway"),
+        scheduler=Scheduler(topology_of(deployment), policy, terms),
+        metrics=metrics,
+        stories=stories,
+        story_book=StoryBook(stories),
+        journal=Journal([stories, RequestMetrics(metrics, stories), RequestLog(stories)]),
     )

@@ -14,8 +14,8 @@ from typing import Final, Protocol
 
 from prfaas.deployment.model import Telemetry
 from prfaas.gateway.api.http import Scope, headers_of
-from prfaas.gateway.story import Story
 from prfaas.observe.spans import Attributes, Phase, PhaseName, RequestTrace, Value
+from prfaas.observe.story import Story
 from prfaas.observe.trace_context import TRACE_HEADERS, TraceContext, begin, passed_on, read_trace_context
 
 #: Outcomes that are the service's failure. A client that errs or leaves is none.

@@ -8,7 +8,7 @@ Laws of this file:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -193,6 +193,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, component: Component) -> None:
         self.registry = registry
+        self._children: dict[tuple[Any, ...], Counter | Gauge | Histogram] = {}
         rows = [row for row in TABLE if row.component == component]
         self._counters = {r.name: Counter(r.name, r.help, r.labels, registry=registry) for r in _of(rows, "counter")}
         self._gauges = {r.name: Gauge(r.name, r.help, r.labels, registry=registry) for r in _of(rows, "gauge")}
@@ -202,13 +203,23 @@ class Metrics:
         }
 
     def counter(self, name: str, **labels: str) -> Counter:
-        return _child(self._counters[name], labels)
+        return self._child(self._counters[name], labels)
 
     def gauge(self, name: str, **labels: str) -> Gauge:
-        return _child(self._gauges[name], labels)
+        return self._child(self._gauges[name], labels)
 
     def histogram(self, name: str, **labels: str) -> Histogram:
-        return _child(self._histograms[name], labels)
+        return self._child(self._histograms[name], labels)
+
+    def _child(self, metric: M, labels: dict[str, str]) -> M:
+        if not labels:
+            return metric
+        key = (metric, *labels.items())
+        child = self._children.get(key)
+        if child is None:
+            # `labels` checks and sorts its arguments every time, which costs more than the counting.
+            child = self._children[key] = metric.labels(**labels)
+        return cast(M, child)
 
 
 def build(registry: CollectorRegistry, component: Component) -> Metrics:
@@ -240,10 +251,6 @@ def _row(row: MetricSpec) -> str:
 
 def _of(rows: list[MetricSpec], kind: Kind) -> list[MetricSpec]:
     return [row for row in rows if row.kind == kind]
-
-
-def _child(metric: M, labels: dict[str, str]) -> M:
-    return metric.labels(**labels) if labels else metric
 
 
 if __name__ == "__main__":

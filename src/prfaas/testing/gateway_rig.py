@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from prfaas.core.model.layout import KVGroupKind
 from prfaas.deployment.model import Deployment
+from prfaas.gateway.app import GatewayApp
 from prfaas.gateway.server import running
 from prfaas.gateway.service import Service, build_service
 from prfaas.testing.fake_engine import FakeEngine
@@ -59,6 +60,7 @@ class Rig:
     """The running deployment. `decoders[i]` is beside `decode_nodes[i]`."""
 
     service: Service
+    app: GatewayApp
     decoders: list[FakeEngine]
     decode_nodes: list[FakeKVNode]
     prefillers: list[FakeEngine]
@@ -147,7 +149,7 @@ async def gateway_rig(
         app = await stack.enter_async_context(running(service, probe_interval_s=0.05))
         url = await stack.enter_async_context(_served(app))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Rig(service, decoders, decode_nodes, prefillers, prefill_nodes, url, session)
+        yield Rig(service, app, decoders, decode_nodes, prefillers, prefill_nodes, url, session)
 
 
 def _endpoints(engines: list[FakeEngine], nodes: list[FakeKVNode]) -> list[dict[str, str]]:

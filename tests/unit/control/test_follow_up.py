@@ -47,7 +47,9 @@ def follow_up(cache: EngineCache) -> tuple[RouteKind, int | None]:
     """Route and uncached tokens of a prompt of 30,200 tokens, of which the first 30,000 were a prompt before."""
     decode = Candidate("pd-0", "pd", True, True, 0, cache.match(chain(30_200)))
     prefill = Candidate("prfaas-0", "prfaas", True, True, 0)
-    route = decide(RequestFacts(30_200, None), RoutePolicy(True, THRESHOLD_TOKENS), [decode], [prefill])
+    route = decide(
+        RequestFacts(30_200, None), RoutePolicy(True, THRESHOLD_TOKENS), [decode], lambda kind, name: [prefill]
+    )
     return route.kind, route.num_uncached_tokens
 
 

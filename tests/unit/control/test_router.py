@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.core.cache.engine_cache import PrefixMatch
-from prfaas.core.control.router import Candidate, RequestFacts, RouteKind, RoutePolicy, decide
+from prfaas.core.control.router import Candidate, Reach, RequestFacts, RouteKind, RoutePolicy, decide, least_busy
+from prfaas.core.topology import Duty
 
 POLICY = RoutePolicy(offload=True, threshold_tokens=100)
 
@@ -21,6 +22,11 @@ def instance(
 
 
 PD, PRFAAS = instance("pd-0"), instance("west-0")
+
+
+def reached_from(prefillers: list[Candidate]) -> Reach:
+    """All of them send to every PD cluster, and none is in one."""
+    return lambda kind, decode: prefillers if kind is RouteKind.REMOTE else []
 
 
 @pytest.mark.parametrize(
@@ -61,10 +67,6 @@ PD, PRFAAS = instance("pd-0"), instance("west-0")
          ("local", "below_threshold", "pd-1", "")),
         (RequestFacts(50, None), POLICY, [instance("pd-0"), instance("pd-1", prefix=20)], [PRFAAS],
          ("local", "below_threshold", "pd-1", "")),
-        (RequestFacts(500, None), RoutePolicy(offload=True, threshold_tokens=100, links={("east", "pd")}), [PD],
-         [instance("west-0"), instance("east-0", busy=5)], ("remote", "above_threshold", "pd-0", "east-0")),
-        (RequestFacts(500, None), RoutePolicy(offload=True, threshold_tokens=100, links={("west", "other")}), [PD],
-         [PRFAAS], ("local", "prfaas_unhealthy", "pd-0", "")),
     ],
 )  # fmt: skip
 def test_route(
@@ -75,7 +77,7 @@ def test_route(
     expected: tuple[str, str, str, str],
 ) -> None:
     """Kind, reason and instances."""
-    route = decide(facts, policy, decoders, prefillers)
+    route = decide(facts, policy, decoders, reached_from(prefillers))
     assert (route.kind, route.reason, route.decode, route.prefill) == expected
 
 
@@ -100,7 +102,7 @@ candidates = st.lists(
 )
 def test_laws(facts: RequestFacts, policy: RoutePolicy, decoders: list[Candidate], prefillers: list[Candidate]) -> None:
     """A healthy decode engine is found iff there is one; remote means that all parts work and nothing forbids it."""
-    route = decide(facts, policy, decoders, prefillers)
+    route = decide(facts, policy, decoders, reached_from(prefillers))
     by_name = {candidate.name: candidate for candidate in (*decoders, *prefillers)}
     assert (route.kind is RouteKind.NONE) == (not any(c.engine_healthy for c in decoders))
     if route.kind is not RouteKind.NONE:
@@ -115,3 +117,55 @@ def test_laws(facts: RequestFacts, policy: RoutePolicy, decoders: list[Candidate
         assert by_name[route.prefill].engine_healthy
         assert by_name[route.prefill].node_ready
         assert route.decode not in by_name[route.prefill].cut_off_from
+
+
+def decoder(name: str, *, busy: int = 0, prefix: int = 0, load: int | None = None, up: bool = True) -> Candidate:
+    """One with the duty to decode only."""
+    match = PrefixMatch(prefix, prefix, prefix)
+    return Candidate(name, "pd", up, True, busy, match, (), Duty.DECODE, load)
+
+
+def test_a_short_prompt_goes_to_a_prefill_instance_of_the_decode_instances_cluster() -> None:
+    """The reason is the one for which it did not leave."""
+    at_home = [instance("pd-p")]
+    route = decide(RequestFacts(50, None), POLICY, [decoder("pd-0")], lambda kind, decode: at_home)
+    assert (route.kind, route.reason, route.decode, route.prefill) == ("pd_prefill", "below_threshold", "pd-0", "pd-p")
+
+
+def test_without_a_working_prefill_instance_the_decode_instance_computes_the_prompt() -> None:
+    """Another reason says so."""
+    route = decide(RequestFacts(50, None), POLICY, [decoder("pd-0")], lambda kind, decode: [])
+    assert (route.kind, route.reason, route.decode) == ("local", "no_pd_prefill", "pd-0")
+
+
+def test_a_prompt_that_is_cached_or_cannot_be_counted_stays_on_the_decode_instance() -> None:
+    """There is nothing to prefill elsewhere, or nobody knows what."""
+    at_home = [instance("pd-p")]
+    cached = decide(RequestFacts(50, None), POLICY, [decoder("pd-0", prefix=49)], lambda kind, decode: at_home)
+    assert (cached.kind, cached.reason) == ("local", "below_threshold")
+    uncounted = decide(RequestFacts(None, "echo"), POLICY, [decoder("pd-0")], lambda kind, decode: at_home)
+    assert (uncounted.kind, uncounted.reason) == ("local", "echo")
+
+
+def test_an_unknown_load_is_not_a_zero_load() -> None:
+    """An engine that does not say counts as loaded as the most loaded one that does."""
+    chosen = least_busy([decoder("silent"), decoder("told", load=7), decoder("least", load=2)])
+    assert chosen is not None
+    assert chosen.name == "least"
+    alone = least_busy([decoder("silent", busy=3), decoder("other", busy=1)])
+    assert alone is not None
+    assert alone.name == "other"
+
+
+def test_a_route_carries_what_it_was_decided_between() -> None:
+    """Each instance with its load, the uncached tokens there, and what ruled it out."""
+    decoders = [decoder("pd-0", up=False), decoder("pd-1", load=4, prefix=100), decoder("pd-2", load=5)]
+    route = decide(RequestFacts(500, None), POLICY, decoders, reached_from([instance("west-0", ready=False), PRFAAS]))
+    told = [(one.instance, one.leg, one.load, one.uncached_tokens, one.ruled_out) for one in route.considered]
+    assert told == [
+        ("pd-0", "decode", 5, 500, "engine_down"),
+        ("pd-1", "decode", 4, 400, None),
+        ("pd-2", "decode", 5, 500, "busier"),
+        ("west-0", "prefill", 0, None, "node_not_ready"),
+        ("west-0", "prefill", 0, None, None),
+    ]

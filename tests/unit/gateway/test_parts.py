@@ -8,26 +8,29 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.core.cache.engine_cache import EngineCache
+from prfaas.core.control.actions import Close
+from prfaas.core.control.events import RequestArrived, Tick
+from prfaas.core.control.fallback import FallbackReason
+from prfaas.core.control.fleet import MAX_SILENT_PROBES, Instance
 from prfaas.core.control.router import RouteReason
-from prfaas.core.model.layout import KVGroupKind
-from prfaas.core.wire.contract import from_values
-from prfaas.core.wire.node_api import EngineHealth, LandingRecord, NodeHealth
+from prfaas.core.topology import Duty
+from prfaas.core.topology import Instance as Member
+from prfaas.core.wire.node_api import NodeHealth
 from prfaas.engines.dialect import PrefillAnswer, PrefillFault
 from prfaas.engines.kinds import STEERING_FIELDS
 from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import ClientGone, Response, read_body
-from prfaas.gateway.app import log_line, request_id_of
-from prfaas.gateway.fallback import FallbackReason, OffloadFailed, check_landed, check_prefill
-from prfaas.gateway.fleet import MAX_SILENT_PROBES, Instance
+from prfaas.gateway.app import request_id_of
 from prfaas.gateway.prompt.offload_eligibility import OBSTACLES
-from prfaas.gateway.story import Story, StoryBook
+from prfaas.gateway.story_book import StoryBook
+from prfaas.gateway.transfers import failure_of
 from prfaas.gateway.upstream.nodes import NodeRefused, read_answer
+from prfaas.observe.request_log import log_line
+from prfaas.observe.story import Stories, Story
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -51,19 +54,21 @@ def test_the_book_is_bounded_and_newest_wins() -> None:
     """The oldest goes; a repeated id shows the latest request."""
 
     async def main() -> None:
-        book = StoryBook(2)
+        stories = Stories(2)
+        book = StoryBook(stories)
         for name in ("a", "b", "a", "c"):
-            book.open(Story(name, "chat", status=len(name)))
+            stories.note(0.0, RequestArrived(name, "0f", 1, endpoint="chat"), [])
         assert await book.read("b") is None
         assert await book.read("a") is not None
-        newest = Story("a", "completions")
-        book.open(newest)
-        book.close(Story("a", "chat"))
+        stories.note(0.0, Tick(), [Close("a")])
+        stories.note(1.0, RequestArrived("a", "0f", 1, endpoint="completions"), [])
         story = await book.read("a", 0.0)
         assert story is not None
         assert (story["endpoint"], story["closed"]) == ("completions", False)
-        book.close(newest)
-        story = await book.read("a", 5.0)
+        reading = asyncio.create_task(book.read("a", 5.0))
+        await asyncio.sleep(0)
+        stories.note(2.0, Tick(), [Close("a")])
+        story = await reading
         assert story is not None
         assert story["closed"]
 
@@ -140,71 +145,29 @@ def test_an_error_is_told_in_the_form_that_is_left() -> None:
 )
 def test_every_fault_of_a_prefill_engine_falls_back(fault: PrefillFault, reason: FallbackReason) -> None:
     """With the engine's own words."""
-    check_prefill(PrefillAnswer(5))
-    with pytest.raises(OffloadFailed) as caught:
-        check_prefill(PrefillAnswer(0, fault, "no room"))
-    assert (caught.value.reason, caught.value.detail) == (reason, "no room")
+    assert failure_of(PrefillAnswer(5)) is None
+    failure = failure_of(PrefillAnswer(0, fault, "no room"))
+    assert failure is not None
+    assert (failure.reason, failure.detail) == (reason, "no room")
 
 
-def landing_record(**said: Any) -> LandingRecord:
-    """A node's record of a landing."""
-    blank = dict.fromkeys(LandingRecord.__struct_fields__)
-    counts = dict.fromkeys(("num_bytes", "bytes_landed", "num_prompt_tokens", "skip_tokens", "bytes_resent"), 0)
-    return from_values(LandingRecord, {**blank, "transfer_id": "t", **counts, **said})
-
-
-@pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        ({"state": "landed", "bytes_landed": 0}, FallbackReason.ZERO_BYTES),
-        ({"state": "expired"}, FallbackReason.LANDING_EXPIRED),
-        ({"state": "aborted", "reason": "sender gone"}, FallbackReason.LANDING_ABORTED),
-        ({"state": "consumed"}, FallbackReason.LANDING_ABORTED),
-    ],
-)
-def test_only_landed_bytes_are_a_landing(said: dict[str, Any], reason: FallbackReason) -> None:
-    """Everything else falls back."""
-    assert check_landed(landing_record(state="landed", bytes_landed=7)) == 7
-    with pytest.raises(OffloadFailed) as caught:
-        check_landed(landing_record(**said))
-    assert caught.value.reason is reason
+def instance() -> Instance:
+    """One that nobody has seen yet."""
+    return Instance(Member("a-0", "a", Duty.BOTH, "http://e", "http://n", "l"))
 
 
 def test_an_engine_is_down_when_refused_or_silent_thrice() -> None:
     """A busy engine may answer late."""
-    instance = Instance("a-0", "a", "pd", "", "", EngineCache(1))
-    instance.engine_answered(True)
+    seen = instance()
+    seen.engine_seen(True, None)
     for _ in range(MAX_SILENT_PROBES - 1):
-        instance.engine_silent(refused=False)
-        assert instance.engine_healthy
-    instance.engine_silent(refused=False)
-    assert not instance.engine_healthy
-    instance.engine_answered(True)
-    instance.engine_silent(refused=True)
-    assert not instance.engine_healthy
-
-
-def test_a_node_without_an_engine_is_not_ready() -> None:
-    """Also if it had one before."""
-    instance = Instance("a-0", "a", "pd", "", "", EngineCache(1))
-    engine = EngineHealth(
-        engine_id="e", engine_boot_id="b", fingerprint="f", block_tokens=4, max_model_tokens=100,
-        kv_group_kinds=(KVGroupKind.FULL_ATTENTION,),
-    )  # fmt: skip
-    health = NodeHealth(
-        status="ok",
-        node="n",
-        boot_id="b",
-        arena_bytes=1,
-        arena_free_bytes=1,
-        engines=(engine,),
-        peers={},
-        lanes_from={},
-    )
-    instance.node_answered(health)
-    assert (instance.node_ready, instance.block_tokens) == (True, 4)
-    instance.node_answered(msgspec.structs.replace(health, engines=()))
-    assert not instance.node_ready
+        seen.engine_silent(refused=False)
+        assert seen.engine_healthy
+    seen.engine_silent(refused=False)
+    assert not seen.engine_healthy
+    seen.engine_seen(True, None)
+    seen.engine_silent(refused=True)
+    assert not seen.engine_healthy
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,32 @@
 """Where one request runs. Pure: the same facts give the same route.
 
 Laws of this file:
-- A request is offloaded iff its incremental length, prompt less reusable prefix, exceeds the threshold, and nothing
-  forbids it. Every other outcome names what forbade it.
-- Only a healthy decode engine is chosen, the least busy first; the landing is on the node beside it.
-- Nothing is offloaded unless the prefill engine, its node and the decode engine's node all work now, and at least one
-  lane is up from node to node: without one a whole prefill would be computed for nothing.
+- A request leaves for a PrfaaS cluster iff its incremental length, prompt less reusable prefix, exceeds the threshold,
+  and nothing forbids it. Every other outcome names what forbade it.
+- What stays is prefilled by a prefill instance of the decode instance's own cluster, if the decode instance has no
+  duty to prefill; else, or if no such instance works, by the decode instance itself.
+- Only a healthy decode engine is chosen, the least loaded first; the landing is on the node beside it.
+- Nothing is prefilled elsewhere unless the prefill engine, its node and the decode engine's node all work now, and at
+  least one lane is up from node to node: without one a whole prefill would be computed for nothing.
+- An unknown load is not a zero load: it counts as the highest among the engines that say theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
+from prfaas.core.topology import Duty
 
 
 class RouteKind(StrEnum):
-    """`NONE`: no healthy path."""
+    """`LOCAL`: the decode engine computes the prompt. `PD_PREFILL`: a prefill instance of its own cluster does.
+    `REMOTE`: a PrfaaS cluster does. `NONE`: no healthy path."""
 
     LOCAL = "local"
+    PD_PREFILL = "pd_prefill"
     REMOTE = "remote"
     NONE = "none"
 
@@ -36,13 +42,19 @@ class RouteReason(StrEnum):
     UNCOUNTED = "uncounted"
     NO_LANDING_NODE = "no_landing_node"
     PRFAAS_UNHEALTHY = "prfaas_unhealthy"
+    NO_PD_PREFILL = "no_pd_prefill"
     NO_HEALTHY_ENGINE = "no_healthy_engine"
+
+
+#: Reasons to stay that say nothing against prefilling in another instance of the same cluster.
+_MAY_PREFILL_IN_PD = frozenset({RouteReason.BELOW_THRESHOLD, RouteReason.POLICY, RouteReason.PRFAAS_UNHEALTHY})
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One instance: an engine and the node beside it. `prefix` is of the request at hand, on this engine;
-    `cut_off_from` has the instances to which its node says that no lane is up."""
+    `cut_off_from` has the instances to which its node says that no lane is up. `num_requests` is what it runs and what
+    waits there, None if that is not known; `num_inflight` of them are ours."""
 
     name: str
     cluster: str
@@ -51,6 +63,8 @@ class Candidate:
     num_inflight: int
     prefix: PrefixMatch = NO_MATCH
     cut_off_from: Collection[str] = ()
+    duty: Duty = Duty.BOTH
+    num_requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,50 +78,96 @@ class RequestFacts:
 
 @dataclass(frozen=True, slots=True)
 class RoutePolicy:
-    """`links` holds (PrfaaS cluster, PD cluster) pairs; empty means that every pair is connected."""
+    """`offload`: PrfaaS clusters may be used at all."""
 
     offload: bool
     threshold_tokens: int
-    links: Collection[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """One instance that could have served a leg: what was known of it, and why it was not taken, None if it was."""
+
+    instance: str
+    leg: str
+    load: int
+    uncached_tokens: int | None
+    ruled_out: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`decode` is empty for `NONE`, `prefill` for everything but `REMOTE`."""
+    """`decode` is empty for `NONE`, `prefill` where the decode engine computes the prompt. `reason` is what decided;
+    `considered` is what it was decided between."""
 
     kind: RouteKind
     reason: str
     decode: str = ""
     prefill: str = ""
     num_uncached_tokens: int | None = None
+    considered: tuple[Considered, ...] = field(default=(), compare=False)
 
 
-def decide(
-    facts: RequestFacts, policy: RoutePolicy, decoders: Sequence[Candidate], prefillers: Sequence[Candidate]
-) -> Route:
+#: Prefill candidates that can send to a decode instance, by kind of route and decode instance's name.
+Reach = Callable[[RouteKind, str], Sequence[Candidate]]
+
+
+def decide(facts: RequestFacts, policy: RoutePolicy, decoders: Sequence[Candidate], reach: Reach) -> Route:
     """Route one request. Candidates are in file order, which breaks ties."""
     decode = least_busy([c for c in decoders if c.engine_healthy])
     if decode is None:
-        return Route(RouteKind.NONE, RouteReason.NO_HEALTHY_ENGINE)
+        return Route(RouteKind.NONE, RouteReason.NO_HEALTHY_ENGINE, considered=_decode_legs(decoders, None, facts))
     uncached = _uncached(facts, decode)
-    forbidden = _forbidden(facts, policy, uncached)
-    if forbidden is not None:
-        return Route(RouteKind.LOCAL, forbidden, decode.name, num_uncached_tokens=uncached)
-    landing = least_busy([c for c in decoders if c.engine_healthy and c.node_ready])
-    if landing is None:
-        return Route(RouteKind.LOCAL, RouteReason.NO_LANDING_NODE, decode.name, num_uncached_tokens=uncached)
-    prefill = least_busy([c for c in prefillers if _reaches(c, landing, policy.links)])
-    if prefill is None:
-        return Route(RouteKind.LOCAL, RouteReason.PRFAAS_UNHEALTHY, decode.name, num_uncached_tokens=uncached)
-    remaining = _uncached(facts, landing)
-    return Route(RouteKind.REMOTE, RouteReason.ABOVE_THRESHOLD, landing.name, prefill.name, remaining)
+    reason = _stays(facts, policy, uncached)
+    if reason is None:
+        found = _elsewhere(RouteKind.REMOTE, facts, decoders, reach)
+        if isinstance(found, Route):
+            return found
+        reason = found
+    has_work = facts.obstacle is None and uncached is not None and uncached > 1
+    if has_work and reason in _MAY_PREFILL_IN_PD and decode.duty is Duty.DECODE:
+        found = _elsewhere(RouteKind.PD_PREFILL, facts, decoders, reach)
+        if isinstance(found, Route):
+            return _because(found, reason)
+        reason = found
+    considered = _decode_legs(decoders, decode, facts)
+    return Route(RouteKind.LOCAL, reason, decode.name, num_uncached_tokens=uncached, considered=considered)
 
 
 def least_busy(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Fewest requests in flight; among equals the one that knows most of the prompt, then the first."""
+    """Least loaded; among equals the one that knows most of the prompt, then the first."""
     if not candidates:
         return None
-    return min(candidates, key=lambda c: (c.num_inflight, -c.prefix.reusable_prefix_tokens))
+    loads = loads_of(candidates)
+    return min(candidates, key=lambda c: (loads[c.name], -c.prefix.reusable_prefix_tokens))
+
+
+def loads_of(candidates: Sequence[Candidate]) -> dict[str, int]:
+    """Requests at each candidate, by name; see the laws for those that do not say."""
+    highest = max((c.num_requests for c in candidates if c.num_requests is not None), default=0)
+    return {c.name: max(c.num_inflight, highest if c.num_requests is None else c.num_requests) for c in candidates}
+
+
+def _elsewhere(
+    kind: RouteKind, facts: RequestFacts, decoders: Sequence[Candidate], reach: Reach
+) -> Route | RouteReason:
+    """A route whose prompt another instance prefills, or why there is none."""
+    wanted = [c for c in decoders if kind is RouteKind.REMOTE or c.duty is Duty.DECODE]
+    landing = least_busy([c for c in wanted if c.engine_healthy and c.node_ready])
+    if landing is None:
+        return RouteReason.NO_LANDING_NODE
+    prefillers = reach(kind, landing.name)
+    working = [c for c in prefillers if c.engine_healthy and c.node_ready]
+    prefill = least_busy([c for c in working if landing.name not in c.cut_off_from])
+    if prefill is None:
+        return RouteReason.PRFAAS_UNHEALTHY if kind is RouteKind.REMOTE else RouteReason.NO_PD_PREFILL
+    considered = (*_decode_legs(decoders, landing, facts, lands=True), *_prefill_legs(prefillers, prefill, landing))
+    uncached = _uncached(facts, landing)
+    return Route(kind, RouteReason.ABOVE_THRESHOLD, landing.name, prefill.name, uncached, considered)
+
+
+def _because(route: Route, reason: str) -> Route:
+    return Route(route.kind, reason, route.decode, route.prefill, route.num_uncached_tokens, route.considered)
 
 
 def _uncached(facts: RequestFacts, decode: Candidate) -> int | None:
@@ -116,7 +176,8 @@ def _uncached(facts: RequestFacts, decode: Candidate) -> int | None:
     return facts.num_prompt_tokens - decode.prefix.reusable_prefix_tokens
 
 
-def _forbidden(facts: RequestFacts, policy: RoutePolicy, uncached: int | None) -> str | None:
+def _stays(facts: RequestFacts, policy: RoutePolicy, uncached: int | None) -> str | None:
+    """Why the prompt does not go to a PrfaaS cluster; None if it may."""
     if not policy.offload:
         return RouteReason.POLICY
     if facts.obstacle is not None:
@@ -131,6 +192,30 @@ def _forbidden(facts: RequestFacts, policy: RoutePolicy, uncached: int | None) -
     return RouteReason.PREFIX_CACHED if uncached <= 1 else None
 
 
-def _reaches(prefill: Candidate, landing: Candidate, links: Collection[tuple[str, str]]) -> bool:
-    works = prefill.engine_healthy and prefill.node_ready and landing.name not in prefill.cut_off_from
-    return works and (not links or (prefill.cluster, landing.cluster) in links)
+def _decode_legs(
+    candidates: Sequence[Candidate], chosen: Candidate | None, facts: RequestFacts, *, lands: bool = False
+) -> tuple[Considered, ...]:
+    loads = loads_of(candidates)
+    return tuple(
+        Considered(c.name, "decode", loads[c.name], _uncached(facts, c), _why_not(c, chosen, needs_node=lands))
+        for c in candidates
+    )
+
+
+def _prefill_legs(candidates: Sequence[Candidate], chosen: Candidate, landing: Candidate) -> tuple[Considered, ...]:
+    loads = loads_of(candidates)
+
+    def ruled_out(c: Candidate) -> str | None:
+        return "no_lane" if landing.name in c.cut_off_from else _why_not(c, chosen, needs_node=True)
+
+    return tuple(Considered(c.name, "prefill", loads[c.name], None, ruled_out(c)) for c in candidates)
+
+
+def _why_not(candidate: Candidate, chosen: Candidate | None, *, needs_node: bool) -> str | None:
+    if candidate is chosen:
+        return None
+    if not candidate.engine_healthy:
+        return "engine_down"
+    if needs_node and not candidate.node_ready:
+        return "node_not_ready"
+    return "busier"

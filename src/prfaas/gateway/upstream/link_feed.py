@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from prfaas.core.control import events as e
+from prfaas.core.topology import Instance
 from prfaas.core.wire.node_api import LinkReport, Verdict
-from prfaas.gateway.fleet import Fleet, Instance
 from prfaas.gateway.upstream.clients import UpstreamDown
 from prfaas.gateway.upstream.nodes import NodeRefused, Nodes
 from prfaas.observe.metrics import Metrics
@@ -22,36 +23,46 @@ Links = dict[str, dict[str, LinkReport]]
 
 
 class LinkFeed:
-    """Keeps `links` current from `start` to `stop`. A node that does not answer has no links."""
+    """Keeps `links` current, and feeds every report to `feed`. A node that does not answer has no links."""
 
-    def __init__(self, fleet: Fleet, nodes: Nodes, metrics: Metrics) -> None:
+    def __init__(self, feed: Callable[[e.WorldEvent], None], nodes: Nodes, metrics: Metrics) -> None:
         self.links: Links = {}
-        self._fleet = fleet
+        self._feed = feed
         self._nodes = nodes
         self._metrics = metrics
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Instance, asyncio.Task[None]] = {}
 
-    def start(self) -> None:
-        """Watch every node that sends."""
-        self._tasks = [asyncio.create_task(self._watch(instance)) for instance in self._fleet.prefillers]
+    def watch(self, senders: Sequence[Instance]) -> None:
+        """Watch exactly the nodes of `senders` from now on."""
+        for sender in self._tasks.keys() - set(senders):
+            self._tasks.pop(sender).cancel()
+            self._lose(sender.name)
+        for sender in senders:
+            if sender not in self._tasks:
+                self._tasks[sender] = asyncio.create_task(self._run(sender))
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, instance: Instance) -> None:
+    async def _run(self, sender: Instance) -> None:
         after: int | None = None
         while True:
             try:
-                answer = await self._nodes.links(instance.kvnode_url, after=after, wait_s=REFRESH_S)
+                answer = await self._nodes.links(sender.kvnode_url, after=after, wait_s=REFRESH_S)
                 after = answer.changes
-                self._take(instance.name, answer.links)
+                self._take(sender.name, answer.links)
             except (UpstreamDown, NodeRefused) as error:
-                logger.debug("links of %s are not known: %s", instance.name, error)
-                self.links.pop(instance.name, None)
+                logger.debug("links of %s are not known: %s", sender.name, error)
+                self._lose(sender.name)
                 after = None
                 await asyncio.sleep(REFRESH_S)
+
+    def _lose(self, source: str) -> None:
+        if self.links.pop(source, None) is not None:
+            self._feed(e.LinksLost(source))
 
     def _take(self, source: str, links: Mapping[str, LinkReport]) -> None:
         before = self.links.get(source, {})
@@ -60,4 +71,5 @@ class LinkFeed:
                 logger.info("link from=%s to=%s verdict=%s", source, target, report.verdict)
             gauge = self._metrics.gauge("prfaas_gateway_link_verdict", source=source, target=target)
             gauge.set(report.verdict.level)
+            self._feed(e.LinkSeen(source, target, report.verdict, report.capacity_bytes_per_s))
         self.links[source] = dict(links)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from prfaas.gateway.fleet import Fleet, Instance
+from prfaas.core.control import events as e
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.topology import Instance
+from prfaas.engines.dialect import EngineLoad
+from prfaas.engines.kinds import dialect_of
 from prfaas.gateway.upstream.clients import Engines, UpstreamDown
 from prfaas.gateway.upstream.nodes import NodeRefused, Nodes
 from prfaas.observe.metrics import Metrics
@@ -18,84 +23,124 @@ PROBE_INTERVAL_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 5.0
 #: A busy engine may take as long to count its requests as it likes; its health is not asked less often for that.
 LOAD_TIMEOUT_S: Final = 1.0
+NAN: Final = float("nan")
 #: At start the first answers are waited for, so that the first request already finds a route.
 FIRST_ROUND_S: Final = 2.0
 
-NAN: Final = float("nan")
-
 
 class Prober:
-    """Runs from `start` to `stop`."""
+    """Feeds what it learns to `feed`, and shows the fleet's view of each instance in log and metrics."""
 
     def __init__(
-        self, fleet: Fleet, engines: Engines, nodes: Nodes, metrics: Metrics, interval_s: float = PROBE_INTERVAL_S
+        self,
+        fleet: Fleet,
+        feed: Callable[[e.WorldEvent], None],
+        engines: Engines,
+        nodes: Nodes,
+        metrics: Metrics,
+        interval_s: float = PROBE_INTERVAL_S,
     ) -> None:
         self._fleet = fleet
+        self._feed = feed
         self._engines = engines
         self._nodes = nodes
         self._metrics = metrics
         self._interval_s = interval_s
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Instance, asyncio.Task[None]] = {}
 
-    async def start(self) -> None:
-        """Begin, and wait a moment for first answers."""
-        first = [asyncio.Event() for _ in self._fleet.all]
-        pairs = zip(self._fleet.all, first, strict=True)
-        self._tasks = [asyncio.create_task(self._watch(instance, event)) for instance, event in pairs]
-        waiting = [asyncio.create_task(event.wait()) for event in first]
-        _, late = await asyncio.wait(waiting, timeout=FIRST_ROUND_S)
-        for task in late:
-            task.cancel()
+    async def start(self, members: Sequence[Instance]) -> None:
+        """Watch `members`, and wait a moment for first answers."""
+        firsts = self.watch(members)
+        waiting = [asyncio.create_task(first.wait()) for first in firsts]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=FIRST_ROUND_S)
+            for task in late:
+                task.cancel()
+
+    def watch(self, members: Sequence[Instance]) -> list[asyncio.Event]:
+        """Watch exactly `members` from now on. Returns, for each new one, what is set at its first answer."""
+        for member in self._tasks.keys() - set(members):
+            self._tasks.pop(member).cancel()
+            self._forget(member.name)
+        firsts = []
+        for member in members:
+            if member not in self._tasks:
+                first = asyncio.Event()
+                self._tasks[member] = asyncio.create_task(self._run(member, first))
+                firsts.append(first)
+        return firsts
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, instance: Instance, probed: asyncio.Event) -> None:
+    async def _run(self, member: Instance, first: asyncio.Event) -> None:
+        before = (False, False)
         while True:
-            before = (instance.engine_healthy, instance.node_ready)
-            await asyncio.gather(self._probe_engine(instance), self._probe_load(instance), self._probe_node(instance))
-            probed.set()
-            self._show(instance, before)
+            await asyncio.gather(self._probe_engine(member), self._probe_node(member))
+            first.set()
+            before = self._show(member.name, before)
             await asyncio.sleep(self._interval_s)
 
-    async def _probe_engine(self, instance: Instance) -> None:
-        url = instance.engine_url + instance.dialect.health_path
+    async def _probe_engine(self, member: Instance) -> None:
+        dialect = dialect_of(member.kind)
         try:
-            status, _ = await self._engines.get(url, PROBE_TIMEOUT_S)
-            instance.engine_answered(status == 200)
+            status, _ = await self._engines.get(member.engine_url + dialect.health_path, PROBE_TIMEOUT_S)
         except UpstreamDown as error:
             if not _ours(error):
-                instance.engine_silent(refused=error.refused)
+                self._feed(e.EngineSilent(member.name, error.refused))
+            return
+        load = await self._load(member)
+        num_requests = None if load is None else load.running + load.waiting
+        self._feed(e.EngineSeen(member.name, status == 200, num_requests))
+        # Not known is not 0: an engine that does not say how busy it is must not look idle.
+        running, waiting = (NAN, NAN) if load is None else (load.running, load.waiting)
+        for state, number in (("running", running), ("waiting", waiting)):
+            self._metrics.gauge("prfaas_engine_requests", instance=member.name, state=state).set(number)
 
-    async def _probe_load(self, instance: Instance) -> None:
-        url = instance.engine_url + instance.dialect.load_path
+    async def _load(self, member: Instance) -> EngineLoad | None:
+        dialect = dialect_of(member.kind)
         try:
-            load = instance.dialect.read_load(*await self._engines.get(url, LOAD_TIMEOUT_S))
+            return dialect.read_load(*await self._engines.get(member.engine_url + dialect.load_path, LOAD_TIMEOUT_S))
         except UpstreamDown:
-            load = None
-        self._fleet.load_seen(instance.name, load)
+            return None
 
-    async def _probe_node(self, instance: Instance) -> None:
+    async def _probe_node(self, member: Instance) -> None:
         try:
-            instance.node_answered(await self._nodes.health(instance.kvnode_url, PROBE_TIMEOUT_S))
+            health = await self._nodes.health(member.kvnode_url, PROBE_TIMEOUT_S)
         except UpstreamDown as error:
-            instance.node_ready = instance.node_ready and _ours(error)
+            if not _ours(error):
+                self._feed(e.NodeSilent(member.name))
+            return
         except NodeRefused:
-            instance.node_ready = False
+            self._feed(e.NodeSilent(member.name))
+            return
+        engine = health.engines[-1] if health.engines else None
+        if engine is None:
+            self._feed(e.NodeSeen(member.name, has_engine=False))
+        else:
+            cut_off = frozenset(name for name, peer in health.peers.items() if peer.lanes_up == 0)
+            kinds, boot_id = engine.kv_group_kinds, engine.engine_boot_id
+            self._feed(e.NodeSeen(member.name, True, engine.block_tokens, boot_id, kinds, cut_off))
 
-    def _show(self, instance: Instance, before: tuple[bool, bool]) -> None:
+    def _show(self, name: str, before: tuple[bool, bool]) -> tuple[bool, bool]:
+        instance = self._fleet.instances.get(name)
+        if instance is None:
+            return before
         now = (instance.engine_healthy, instance.node_ready)
         if now != before:
-            logger.info("instance=%s engine_healthy=%s node_ready=%s", instance.name, *now)
-        self._metrics.gauge("prfaas_engine_up", instance=instance.name).set(now[0])
-        self._metrics.gauge("prfaas_node_ready", instance=instance.name).set(now[1])
-        self._metrics.gauge("prfaas_prefix_record_blocks", instance=instance.name).set(len(instance.record))
-        # Not known is not 0: an engine that does not say how busy it is must not look idle.
-        running, waiting = (NAN, NAN) if instance.load is None else (instance.load.running, instance.load.waiting)
-        for state, number in (("running", running), ("waiting", waiting)):
-            self._metrics.gauge("prfaas_engine_requests", instance=instance.name, state=state).set(number)
+            logger.info("instance=%s engine_healthy=%s node_ready=%s", name, *now)
+        self._metrics.gauge("prfaas_engine_up", instance=name).set(now[0])
+        self._metrics.gauge("prfaas_node_ready", instance=name).set(now[1])
+        self._metrics.gauge("prfaas_prefix_record_blocks", instance=name).set(len(instance.cache))
+        return now
+
+    def _forget(self, name: str) -> None:
+        logger.info("instance=%s is no longer watched", name)
+        for metric in ("prfaas_engine_up", "prfaas_node_ready"):
+            self._metrics.gauge(metric, instance=name).set(0)
 
 
 def _ours(error: UpstreamDown) -> bool:

@@ -1,0 +1,160 @@
+"""What the control core wants done. The driver turns each action into work whose result is the next event.
+
+| action | its result |
+|---|---|
+| `CountPrompt` | `PromptCounted` or `PromptUncountable` |
+| `Reserve` | `LandingReserved` or `ReserveFailed`, also after the client has left |
+| `Prefill` | `PrefillEnded`, also when it was stopped |
+| `AwaitLanding` | `LandingEnded`, unless it was stopped |
+| `RenewLease` | `LeaseRenewed` |
+| `Decode` | `DecodeFailed`; or `AnswerBegan`, then `AnswerEnded`; or `AnswerEnded` alone for the engine's own refusal |
+| `Refuse` | `AnswerEnded` |
+| `SettleLanding` | `LandingSettled` |
+| `DropLanding` | `LandingDropped` |
+| `StopPrefill`, `NoteUncached`, `Close` | none |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prfaas.core.control.fallback import Failure
+from prfaas.core.control.router import Route
+
+
+@dataclass(frozen=True, slots=True)
+class CountPrompt:
+    """Count the prompt's tokens and name its blocks, of each of `block_sizes` tokens."""
+
+    request_id: str
+    block_sizes: tuple[int, ...]
+    is_late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Reserve a landing on the node beside `route.decode`. The image leaves out the first `skip_tokens`."""
+
+    request_id: str
+    transfer_id: str
+    route: Route
+    num_prompt_tokens: int
+    skip_tokens: int
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Have `instance` prefill the prompt and send its KVCache into the landing beside `decode`."""
+
+    request_id: str
+    instance: str
+    decode: str
+    num_bytes: int
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitLanding:
+    """Watch the landing beside `decode` until it is past receiving."""
+
+    request_id: str
+    decode: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopPrefill:
+    """Stop what `Prefill` and `AwaitLanding` began."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenewLease:
+    """Renew the landing's lease."""
+
+    request_id: str
+    decode: str
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Send the client's request to `instance`, which loads the landing if `is_landed` and computes the prompt
+    otherwise. `fallback` and `is_retry` say why this is not the first plan. With `shows_server_errors` a 5xx is the
+    client's answer; without, it is `DecodeFailed`."""
+
+    request_id: str
+    attempt: int
+    instance: str
+    route: Route
+    is_landed: bool = False
+    num_landed_bytes: int = 0
+    fallback: Failure | None = None
+    is_retry: bool = False
+
+
+class RefusalCode(StrEnum):
+    """The `code` of the error that the client gets."""
+
+    NO_HEALTHY_ENGINE = "no_healthy_engine"
+    UPSTREAM_DOWN = "upstream_down"
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell the client that it gets no answer."""
+
+    request_id: str
+    code: RefusalCode
+    detail: str
+    route: Route
+    fallback: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SettleLanding:
+    """Ask for the landing's final record, and free it."""
+
+    request_id: str
+    decode: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropLanding:
+    """Free the landing, whatever its state."""
+
+    request_id: str
+    decode: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoteUncached:
+    """For the journal: so many tokens of a prompt that was counted after its answer were not cached."""
+
+    request_id: str
+    num_uncached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Nothing more will happen to this request."""
+
+    request_id: str
+
+
+Action = (
+    CountPrompt
+    | Reserve
+    | Prefill
+    | AwaitLanding
+    | StopPrefill
+    | RenewLease
+    | Decode
+    | Refuse
+    | SettleLanding
+    | DropLanding
+    | NoteUncached
+    | Close
+)

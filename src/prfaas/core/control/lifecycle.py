@@ -1,0 +1,372 @@
+"""What each event does to one request. Fallback, retry, lease, proof and release stand here, once.
+
+Laws of this file:
+- What fails before decode's first byte runs locally as a fresh request. A request has one such second chance in
+  decode; a transfer that fails before decode was asked does not use it up.
+- What fails after the first byte ends the answer; nothing is ever answered twice.
+- A landing that was asked for is settled or dropped exactly once, also when the client goes away.
+- Decode is sent to a landing only when it has landed; a transfer that moved nothing is a failure (`zero_bytes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prfaas.core.control import actions as a
+from prfaas.core.control import events as e
+from prfaas.core.control.fallback import Failure, FallbackReason
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.request import LandingPhase, Request, RequestState
+from prfaas.core.control.router import RequestFacts, Route, RouteKind, RoutePolicy, decide, least_busy
+from prfaas.core.control.timers import TimerKind, Timers
+
+#: A landing is renewed thrice within its lease, so that one lost renewal does not end it.
+RENEWALS_PER_LEASE: Final = 3
+
+S = RequestState
+P = LandingPhase
+
+
+@dataclass(frozen=True, slots=True)
+class TransferTerms:
+    """A transfer must land within `deadline_s`; its landing lives `lease_s` after each renewal."""
+
+    deadline_s: float
+    lease_s: float
+
+
+class Lifecycle:
+    """Handlers by event. Each changes one request and the fleet, and appends to `out` what is to be done."""
+
+    def __init__(self, fleet: Fleet, policy: RoutePolicy, terms: TransferTerms) -> None:
+        self.fleet = fleet
+        self.policy = policy
+        self.terms = terms
+        self.timers = Timers()
+        self.out: list[a.Action] = []
+        self._handlers: dict[type, Callable[[Request, Any, float], None]] = {
+            e.PromptCounted: self._counted,
+            e.PromptUncountable: self._uncountable,
+            e.LandingReserved: self._reserved,
+            e.ReserveFailed: self._reserve_failed,
+            e.PrefillEnded: self._prefill_ended,
+            e.LandingEnded: self._landing_ended,
+            e.DeadlinePassed: self._deadline_passed,
+            e.LeaseRenewed: self._lease_renewed,
+            e.AnswerBegan: self._answer_began,
+            e.DecodeFailed: self._decode_failed,
+            e.AnswerEnded: self._answer_ended,
+            e.RequestAbandoned: self._abandoned,
+            e.LandingSettled: self._settled,
+            e.LandingDropped: self._dropped,
+        }
+
+    def apply(self, request: Request, event: e.RequestEvent, now_s: float) -> None:
+        """One event of a request that has arrived."""
+        self._handlers[type(event)](request, event, now_s)
+
+    def arrived(self, request: Request, now_s: float) -> None:
+        """Count first, unless the prompt surely stays where it is whatever its tokens are."""
+        facts = request.arrived
+        request.obstacle = facts.obstacle
+        below = facts.max_prompt_tokens <= self.policy.threshold_tokens
+        surely_short = facts.obstacle is None and facts.fits and below and not self.fleet.prefills_in_pd
+        if surely_short:
+            request.counts_late = True
+            self._route(request, facts.max_prompt_tokens, now_s)
+        elif facts.obstacle is not None:
+            self._route(request, None, now_s)
+        else:
+            request.is_counting = True
+            self.out.append(a.CountPrompt(request.request_id, self.fleet.block_sizes))
+
+    def due(self, request: Request, kind: TimerKind, due_s: float, now_s: float) -> e.DeadlinePassed | None:
+        """A timer of this request has come up; returns the event that it means, if that changes the request."""
+        if kind is TimerKind.DEADLINE and request.deadline_s == due_s:
+            return e.DeadlinePassed(request.request_id, self.terms.deadline_s)
+        if kind is TimerKind.RENEW and request.renew_s == due_s:
+            request.renew_s = None
+            self.out.append(a.RenewLease(request.request_id, request.landing_at, self.terms.lease_s))
+        return None
+
+    # Counting and routing
+
+    def _counted(self, request: Request, event: e.PromptCounted, now_s: float) -> None:
+        request.is_counting = False
+        request.num_prompt_tokens, request.chains = event.num_tokens, event.chains
+        if request.state is S.COUNTING:
+            self._route(request, event.num_tokens, now_s)
+        elif request.answered_by in self.fleet.instances:
+            known = self.fleet.instances[request.answered_by].match(request.chains)
+            uncached = event.num_tokens - known.reusable_prefix_tokens
+            self.out.append(a.NoteUncached(request.request_id, uncached))
+            self._ran_locally(request, request.answered_by)
+
+    def _uncountable(self, request: Request, event: e.PromptUncountable, now_s: float) -> None:
+        request.is_counting, request.obstacle = False, event.obstacle
+        if request.state is S.COUNTING:
+            self._route(request, None, now_s)
+
+    def _route(self, request: Request, num_tokens: int | None, now_s: float) -> None:
+        decoders = [instance.candidate(request.chains) for instance in self.fleet.decoders]
+        route = decide(RequestFacts(num_tokens, request.obstacle), self.policy, decoders, self.fleet.reach)
+        request.route = route
+        if route.kind is RouteKind.NONE:
+            self._refuse(request, a.RefusalCode.NO_HEALTHY_ENGINE, "", None)
+        elif route.prefill:
+            self._reserve(request, route, now_s)
+        else:
+            self._decode(request, route.decode)
+
+    # The transfer
+
+    def _reserve(self, request: Request, route: Route, now_s: float) -> None:
+        assert request.num_prompt_tokens is not None, "only counted prompts are prefilled elsewhere"
+        decode = self.fleet.instances[route.decode]
+        request.skip_tokens = decode.match(request.chains).skippable_tokens
+        request.matched_boot_id = decode.cache.boot_id
+        request.state = S.RESERVING
+        request.move_landing(P.ASKED)
+        request.landing_at = route.decode
+        decode.num_landings += 1
+        self._busy_decode(request, route.decode)
+        due_s = now_s + self.terms.deadline_s
+        request.deadline_s = self.timers.set(due_s, request.request_id, TimerKind.DEADLINE)
+        self.out.append(
+            a.Reserve(request.request_id, request.arrived.transfer_id, route, request.num_prompt_tokens,
+                      request.skip_tokens, self.terms.lease_s)
+        )  # fmt: skip
+
+    def _reserved(self, request: Request, event: e.LandingReserved, now_s: float) -> None:
+        decode = self.fleet.instances[request.landing_at]
+        restarted = decode.engine_registered(event.block_tokens, event.engine_boot_id, event.kv_group_kinds)
+        # A probe may have seen the new life first, after the match and before this answer.
+        restarted = restarted or decode.cache.boot_id != request.matched_boot_id
+        if request.landing is P.ABANDONED:
+            self._drop(request)
+            return
+        request.move_landing(P.HELD)
+        if restarted and request.skip_tokens:
+            # What was to be skipped went with the engine's former life: an image without it would be useless.
+            self._fall_back(request, Failure(FallbackReason.LANDING_LOST, "the decode engine restarted"))
+        elif event.num_bytes == 0:
+            self._fall_back(request, Failure(FallbackReason.ZERO_BYTES, "the landing has no bytes"))
+        else:
+            self._prefill(request, event.num_bytes, now_s)
+
+    def _prefill(self, request: Request, num_bytes: int, now_s: float) -> None:
+        assert request.route is not None, "a request is routed before it is prefilled"
+        assert request.deadline_s is not None, "a transfer has a deadline"
+        route = request.route
+        prefill = self.fleet.instances.get(route.prefill)
+        if prefill is None:
+            self._fall_back(request, Failure(FallbackReason.PREFILL_UNREACHABLE, f"{route.prefill} has left"))
+            return
+        request.state = S.PREFILLING
+        request.prefill = route.prefill
+        prefill.num_inflight += 1
+        self._renew_later(request, now_s)
+        left_s = max(0.0, request.deadline_s - now_s)
+        self.out.append(a.Prefill(request.request_id, route.prefill, route.decode, num_bytes, left_s))
+        self.out.append(a.AwaitLanding(request.request_id, route.decode))
+
+    def _reserve_failed(self, request: Request, event: e.ReserveFailed, now_s: float) -> None:
+        if event.failure.refused:
+            self.fleet.instances[request.landing_at].node_ready = False
+        # Perhaps the node has reserved and its answer was lost.
+        was_wanted = request.landing is P.ASKED
+        self._drop(request)
+        if was_wanted:
+            self._fall_back(request, event.failure)
+
+    def _prefill_ended(self, request: Request, event: e.PrefillEnded, now_s: float) -> None:
+        self._prefill_over(request, event.failure)
+        if event.failure is not None and request.state is S.PREFILLING:
+            self._fall_back(request, event.failure)
+
+    def _prefill_over(self, request: Request, failure: Failure | None) -> None:
+        if not request.prefill:
+            return
+        instance = self.fleet.instances[request.prefill]
+        request.prefill = ""
+        instance.num_inflight -= 1
+        if failure is not None and failure.refused:
+            instance.engine_silent(refused=True)
+
+    def _landing_ended(self, request: Request, event: e.LandingEnded, now_s: float) -> None:
+        if request.state is not S.PREFILLING:
+            return
+        failure = event.failure
+        if failure is None and event.num_bytes == 0:
+            failure = Failure(FallbackReason.ZERO_BYTES, "landed without a byte")
+        if failure is not None:
+            self._fall_back(request, failure)
+            return
+        request.deadline_s = None
+        request.num_landed_bytes = event.num_bytes
+        self._decode(request, request.landing_at, is_landed=True)
+
+    def _deadline_passed(self, request: Request, event: e.DeadlinePassed, now_s: float) -> None:
+        self._fall_back(request, Failure(FallbackReason.DEADLINE, f"not landed within {event.deadline_s:g} s"))
+
+    def _lease_renewed(self, request: Request, event: e.LeaseRenewed, now_s: float) -> None:
+        if event.is_held and request.landing is P.HELD:
+            self._renew_later(request, now_s)
+
+    def _renew_later(self, request: Request, now_s: float) -> None:
+        due_s = now_s + self.terms.lease_s / RENEWALS_PER_LEASE
+        request.renew_s = self.timers.set(due_s, request.request_id, TimerKind.RENEW)
+
+    # Decode
+
+    def _decode(
+        self,
+        request: Request,
+        instance: str,
+        *,
+        is_landed: bool = False,
+        fallback: Failure | None = None,
+        is_retry: bool = False,
+    ) -> None:
+        assert request.route is not None, "a request is routed before it is decoded"
+        request.attempt += 1
+        request.state = S.LOADING if is_landed else S.COMPUTING
+        self._busy_decode(request, instance)
+        self.out.append(
+            a.Decode(request.request_id, request.attempt, instance, request.route, is_landed,
+                     request.num_landed_bytes if is_landed else 0, fallback, is_retry)
+        )  # fmt: skip
+
+    def _answer_began(self, request: Request, event: e.AnswerBegan, now_s: float) -> None:
+        if event.attempt != request.attempt or request.state is S.ENDED:
+            return
+        if request.state is S.LOADING:
+            request.move_landing(P.SETTLING)
+            request.renew_s = None
+            self.out.append(a.SettleLanding(request.request_id, request.landing_at))
+        else:
+            self._ran_locally(request, request.decode)
+        request.answered_by = request.decode
+        request.state = S.ANSWERING
+
+    def _decode_failed(self, request: Request, event: e.DecodeFailed, now_s: float) -> None:
+        if event.attempt != request.attempt or request.state is S.ENDED:
+            return
+        failed, was_loading = request.decode, request.state is S.LOADING
+        if event.failure.refused:
+            self.fleet.instances[failed].engine_silent(refused=True)
+        may_retry, request.may_retry = request.may_retry, False
+        if was_loading:
+            self._fall_back(request, event.failure, avoid=failed)
+        elif may_retry:
+            self._again(request, failed, None, is_retry=True)
+        else:
+            detail = "the engine broke off before it answered"
+            self._refuse(request, a.RefusalCode.UPSTREAM_DOWN, detail, None)
+
+    def _fall_back(self, request: Request, failure: Failure, *, avoid: str = "") -> None:
+        self._give_up_transfer(request)
+        self._again(request, avoid, failure, is_retry=False)
+
+    def _again(self, request: Request, avoid: str, failure: Failure | None, *, is_retry: bool) -> None:
+        """Compute the prompt on a decode engine; on `avoid` only if there is no other."""
+        assert request.route is not None, "only routed requests fail"
+        if failure is not None:
+            request.route = Route(RouteKind.LOCAL, f"fallback:{failure.reason}", considered=request.route.considered,
+                                  num_uncached_tokens=request.route.num_uncached_tokens)  # fmt: skip
+        candidates = [i.candidate(request.chains) for i in self.fleet.decoders]
+        healthy = [c for c in candidates if c.engine_healthy]
+        chosen = least_busy([c for c in healthy if c.name != avoid] or healthy)
+        if chosen is None:
+            self._refuse(request, a.RefusalCode.NO_HEALTHY_ENGINE, "", failure)
+        else:
+            self._decode(request, chosen.name, fallback=failure, is_retry=is_retry)
+
+    def _refuse(self, request: Request, code: a.RefusalCode, detail: str, failure: Failure | None) -> None:
+        assert request.route is not None, "only routed requests are refused"
+        self._busy_decode(request, "")
+        request.attempt += 1
+        request.state = S.ANSWERING
+        self.out.append(a.Refuse(request.request_id, code, detail, request.route, failure))
+
+    # The end
+
+    def _answer_ended(self, request: Request, event: e.AnswerEnded, now_s: float) -> None:
+        if request.state is S.ENDED:
+            return
+        if request.counts_late and event.outcome == "ok" and request.state is S.ANSWERING:
+            request.is_counting = True
+            self.out.append(a.CountPrompt(request.request_id, self.fleet.block_sizes, is_late=True))
+        elif request.state is S.COUNTING:
+            request.is_counting = False
+        self._end(request)
+
+    def _abandoned(self, request: Request, event: e.RequestAbandoned, now_s: float) -> None:
+        if request.state is S.COUNTING:
+            request.is_counting = False
+        self._end(request)
+
+    def _end(self, request: Request) -> None:
+        self._give_up_transfer(request)
+        self._busy_decode(request, "")
+        request.state = S.ENDED
+
+    def _give_up_transfer(self, request: Request) -> None:
+        """Idempotent. A landing that is being settled is freed by that."""
+        request.deadline_s = request.renew_s = None
+        if request.state is S.PREFILLING:
+            self.out.append(a.StopPrefill(request.request_id))
+        if request.landing is P.ASKED:
+            # Whether there is a landing to drop is known when the node has answered.
+            request.move_landing(P.ABANDONED)
+        elif request.landing is P.HELD:
+            self._drop(request)
+
+    def _drop(self, request: Request) -> None:
+        request.move_landing(P.DROPPING)
+        self.out.append(a.DropLanding(request.request_id, request.landing_at))
+
+    def _dropped(self, request: Request, event: e.LandingDropped, now_s: float) -> None:
+        self._landing_gone(request)
+
+    def _settled(self, request: Request, event: e.LandingSettled, now_s: float) -> None:
+        record = event.record
+        if record is None:
+            self._drop(request)
+            return
+        instance = self.fleet.instances[request.landing_at]
+        chain = request.chains.get(instance.block_tokens or 0)
+        if chain is not None:
+            if was_loaded(record):
+                instance.cache.landed(chain)
+            else:
+                # It may have refused because it no longer held what was skipped; then it has computed all of it now.
+                instance.cache.forget(chain)
+                instance.cache.ran_locally(chain)
+        self._landing_gone(request)
+
+    def _landing_gone(self, request: Request) -> None:
+        request.move_landing(P.GONE)
+        self.fleet.instances[request.landing_at].num_landings -= 1
+
+    # Small change
+
+    def _ran_locally(self, request: Request, name: str) -> None:
+        instance = self.fleet.instances.get(name)
+        chain = request.chains.get(instance.block_tokens or 0) if instance is not None else None
+        if instance is not None and chain is not None:
+            instance.cache.ran_locally(chain)
+
+    def _busy_decode(self, request: Request, name: str) -> None:
+        if request.decode:
+            self.fleet.instances[request.decode].num_inflight -= 1
+        request.decode = name
+        if name:
+            self.fleet.instances[name].num_inflight += 1
+
+
+def was_loaded(record: e.FinalRecord) -> bool:
+    """Whether the KVCache that was sent served the request."""
+    return record.state == "consumed" and bool(record.tokens_loaded)

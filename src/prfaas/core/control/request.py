@@ -1,0 +1,161 @@
+"""One request's record, and the two tables of what may happen to it.
+
+Laws of this file:
+- A request changes state only as `TRANSITIONS` says: state -> event -> the states it may be in afterwards. An event
+  that a state does not list is a defect of the driver.
+- A landing changes phase only as `LANDING_TRANSITIONS` says, so it is settled or dropped exactly once: both leave
+  HELD, and nothing leads back to it.
+- A request that has ended is kept until its landing is gone, its prefill has stopped and its tokens are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from prfaas.core.cache.hashing import TokenChain
+from prfaas.core.control import events as e
+from prfaas.core.control.router import Route
+
+
+class RequestState(StrEnum):
+    """Where a request is."""
+
+    COUNTING = "counting"
+    RESERVING = "reserving"
+    PREFILLING = "prefilling"
+    LOADING = "loading"
+    COMPUTING = "computing"
+    ANSWERING = "answering"
+    ENDED = "ended"
+
+
+class LandingPhase(StrEnum):
+    """Where a request's landing is. `ABANDONED`: asked for, and to be dropped as soon as the node has answered."""
+
+    NONE = "none"
+    ASKED = "asked"
+    ABANDONED = "abandoned"
+    HELD = "held"
+    SETTLING = "settling"
+    DROPPING = "dropping"
+    GONE = "gone"
+
+
+S = RequestState
+_LOCALLY: Final = frozenset({S.COMPUTING, S.ANSWERING})
+
+
+def _stays(state: RequestState, *events: type) -> dict[type, frozenset[RequestState]]:
+    return {event: frozenset({state}) for event in events}
+
+
+#: What a transfer that was given up, or is over, may still report. None of it changes the state.
+_AFTERWARDS: Final = (e.PrefillEnded, e.LandingEnded, e.LeaseRenewed, e.LandingDropped)
+#: What may still come of a landing that was given up before its node had answered.
+_ABANDONED: Final = (e.LandingReserved, e.ReserveFailed)
+_GONE: Final[dict[type, frozenset[RequestState]]] = {e.RequestAbandoned: frozenset({S.ENDED})}
+
+#: state -> event -> states afterwards. docs/protocols.md shows it; `make docs` renews that.
+TRANSITIONS: Final[dict[RequestState, dict[type, frozenset[RequestState]]]] = {
+    S.COUNTING: {
+        **dict.fromkeys((e.PromptCounted, e.PromptUncountable), frozenset({S.RESERVING, *_LOCALLY})),
+        # A prompt that does not fit is refused by whoever counts it.
+        e.AnswerEnded: frozenset({S.ENDED}),
+        **_GONE,
+    },
+    S.RESERVING: {
+        e.LandingReserved: frozenset({S.PREFILLING, *_LOCALLY}),
+        **dict.fromkeys((e.ReserveFailed, e.DeadlinePassed), _LOCALLY),
+        **_GONE,
+    },
+    S.PREFILLING: {
+        e.PrefillEnded: frozenset({S.PREFILLING, *_LOCALLY}),
+        e.LandingEnded: frozenset({S.LOADING, *_LOCALLY}),
+        e.DeadlinePassed: _LOCALLY,
+        **_stays(S.PREFILLING, e.LeaseRenewed),
+        **_GONE,
+    },
+    S.LOADING: {
+        e.AnswerBegan: frozenset({S.ANSWERING}),
+        e.DecodeFailed: _LOCALLY,
+        e.AnswerEnded: frozenset({S.ENDED}),
+        **_stays(S.LOADING, e.PrefillEnded, e.LeaseRenewed),
+        **_GONE,
+    },
+    S.COMPUTING: {
+        e.AnswerBegan: frozenset({S.ANSWERING}),
+        e.DecodeFailed: _LOCALLY,
+        e.AnswerEnded: frozenset({S.ENDED}),
+        **_stays(S.COMPUTING, *_AFTERWARDS, *_ABANDONED),
+        **_GONE,
+    },
+    S.ANSWERING: {
+        e.AnswerEnded: frozenset({S.ENDED}),
+        **_stays(S.ANSWERING, e.LandingSettled, *_AFTERWARDS, *_ABANDONED),
+        **_GONE,
+    },
+    S.ENDED: {
+        **_stays(S.ENDED, e.LandingSettled, *_AFTERWARDS, *_ABANDONED),
+        **_stays(S.ENDED, e.PromptCounted, e.PromptUncountable),
+        # The client left, and the leg that was stopped tells its end too.
+        **_stays(S.ENDED, e.AnswerBegan, e.DecodeFailed, e.AnswerEnded, e.RequestAbandoned),
+    },
+}
+
+P = LandingPhase
+LANDING_TRANSITIONS: Final[dict[LandingPhase, frozenset[LandingPhase]]] = {
+    P.NONE: frozenset({P.ASKED}),
+    P.ASKED: frozenset({P.HELD, P.ABANDONED, P.DROPPING}),
+    P.ABANDONED: frozenset({P.DROPPING}),
+    P.HELD: frozenset({P.SETTLING, P.DROPPING}),
+    P.SETTLING: frozenset({P.GONE, P.DROPPING}),
+    P.DROPPING: frozenset({P.GONE}),
+    P.GONE: frozenset(),
+}
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """What the scheduler knows of one request. Names of instances are empty for none: on `decode` and `prefill` it
+    counts as in flight now, beside `landing_at` is its landing, `answered_by` began its answer. The prefix that
+    `skip_tokens` leaves out was held by the life `matched_boot_id` of the decode engine."""
+
+    arrived: e.RequestArrived
+    arrived_s: float
+    state: RequestState = S.COUNTING
+    num_prompt_tokens: int | None = None
+    obstacle: str | None = None
+    chains: Mapping[int, TokenChain] = field(default_factory=dict)
+    route: Route | None = None
+    attempt: int = 0
+    may_retry: bool = True
+    decode: str = ""
+    prefill: str = ""
+    answered_by: str = ""
+    landing: LandingPhase = P.NONE
+    landing_at: str = ""
+    skip_tokens: int = 0
+    matched_boot_id: str | None = None
+    num_landed_bytes: int = 0
+    deadline_s: float | None = None
+    renew_s: float | None = None
+    counts_late: bool = False
+    is_counting: bool = False
+
+    @property
+    def request_id(self) -> str:
+        return self.arrived.request_id
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more can happen to it."""
+        landing_over = self.landing in (P.NONE, P.GONE)
+        return self.state is S.ENDED and landing_over and not self.prefill and not self.is_counting
+
+    def move_landing(self, phase: LandingPhase) -> None:
+        """Raises AssertionError for a step that the table does not have."""
+        assert phase in LANDING_TRANSITIONS[self.landing], f"{self.request_id}: landing {self.landing} -> {phase}"
+        self.landing = phase

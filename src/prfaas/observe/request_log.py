@@ -1,0 +1,67 @@
+"""The log of requests: a line for each when all is known of it, and one for each failure. A fold over the journal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from prfaas.core.control import actions as a
+from prfaas.core.control import events as e
+from prfaas.core.control.lifecycle import was_loaded
+from prfaas.observe.journal import Noted, RequestTurnedAway
+from prfaas.observe.story import Stories, Story, story_of
+
+logger = logging.getLogger("prfaas.gateway")
+
+_LOGGED: Final = (
+    "request_id", "endpoint", "outcome", "status", "route", "reason", "prompt_tokens", "uncached_tokens",
+    "skip_tokens", "kv_bytes_moved", "tokens_loaded", "tokens_recomputed", "fallback_reason", "decode_instance",
+    "prefill_instance", "ttft_s", "total_s",
+)  # fmt: skip
+
+
+def log_line(story: Story) -> str:
+    """`key=value` for everything that is known of a request."""
+    pairs = ((name, getattr(story, name)) for name in _LOGGED)
+    return " ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in pairs if v is not None)
+
+
+class RequestLog:
+    """Writes to the logger `prfaas.gateway`, after the stories have been told."""
+
+    def __init__(self, stories: Stories) -> None:
+        self._stories = stories
+
+    def note(self, now_s: float, event: Noted, actions: Sequence[a.Action]) -> None:
+        """See `Fold`."""
+        if isinstance(event, RequestTurnedAway):
+            logger.info("%s", log_line(story_of(event)))
+        elif isinstance(event, e.DecodeFailed):
+            failure = event.failure
+            logger.warning("decode lost request_id=%s error=%s", event.request_id, failure.detail)
+        elif isinstance(event, e.LandingSettled) and event.record is not None and not was_loaded(event.record):
+            record = event.record
+            logger.warning(
+                "fallback request_id=%s reason=not_loaded landing=%s detail=%s",
+                event.request_id, record.state, record.reason,
+            )  # fmt: skip
+        for action in actions:
+            self._tell(action)
+
+    def _tell(self, action: a.Action) -> None:
+        match action:
+            case a.Reserve():
+                # Only the log joins the two ids: the story, which clients can read, must not name the landing.
+                logger.info("offload request_id=%s transfer_id=%s", action.request_id, action.transfer_id)
+            case a.Decode() | a.Refuse() if action.fallback is not None:
+                failure = action.fallback
+                logger.warning(
+                    "fallback request_id=%s reason=%s detail=%s", action.request_id, failure.reason, failure.detail
+                )
+            case a.Close():
+                story = self._stories.get(action.request_id)
+                if story is not None and logger.isEnabledFor(logging.INFO):
+                    logger.info("%s", log_line(story))
+            case _:
+                pass

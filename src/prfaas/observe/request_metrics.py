@@ -1,0 +1,96 @@
+"""Metrics of requests. A fold over the journal, after the stories, of which it reads what is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prfaas.core.control import actions as a
+from prfaas.core.control import events as e
+from prfaas.core.control.fallback import FallbackReason
+from prfaas.core.control.lifecycle import was_loaded
+from prfaas.observe.journal import Noted, RequestTurnedAway
+from prfaas.observe.metrics import Metrics
+from prfaas.observe.story import Stories, Story
+
+
+class RequestMetrics:
+    """Counts each fact when it is noted, and once."""
+
+    def __init__(self, metrics: Metrics, stories: Stories) -> None:
+        self._metrics = metrics
+        self._stories = stories
+
+    def note(self, now_s: float, event: Noted, actions: Sequence[a.Action]) -> None:
+        """See `Fold`."""
+        match event:
+            case RequestTurnedAway():
+                self._count("prfaas_requests_total", route="none", outcome=event.outcome)
+            case e.PromptCounted():
+                self._counted(event.request_id)
+            case e.LandingEnded():
+                self._landed(event)
+            case e.AnswerBegan():
+                self._began(event)
+            case e.AnswerEnded() | e.RequestAbandoned():
+                self._ended(event, now_s)
+            case e.LandingSettled():
+                self._settled(event)
+            case _:
+                pass
+        for action in actions:
+            if isinstance(action, a.Decode | a.Refuse) and action.fallback is not None:
+                self._fell_back(action.fallback.reason)
+            if isinstance(action, a.Decode) and action.is_retry:
+                self._count("prfaas_decode_retries_total")
+
+    def _count(self, name: str, by: float = 1, **labels: str) -> None:
+        self._metrics.counter(name, **labels).inc(by)
+
+    def _fell_back(self, reason: FallbackReason) -> None:
+        self._count("prfaas_fallback_total", reason=reason)
+        if reason in (FallbackReason.ZERO_BYTES, FallbackReason.NOT_LOADED):
+            self._count("prfaas_zero_byte_offloads_total")
+
+    def _counted(self, request_id: str) -> None:
+        """A prompt that is counted after its answer is added here; one counted before is added at its end."""
+        story = self._stories.get(request_id)
+        if story is not None and story.outcome is not None:
+            self._tokens(story)
+
+    def _tokens(self, story: Story) -> None:
+        route = story.route or "none"
+        if story.prompt_tokens is not None:
+            self._count("prfaas_prompt_tokens_total", story.prompt_tokens, route=route)
+        if story.uncached_tokens is not None:
+            self._count("prfaas_uncached_tokens_total", story.uncached_tokens, route=route)
+
+    def _landed(self, event: e.LandingEnded) -> None:
+        story = self._stories.get(event.request_id)
+        if story is not None and event.failure is None and story.phases_s.keys() >= {"landed", "routed"}:
+            self._count("prfaas_kv_bytes_moved_total", event.num_bytes)
+            took_s = story.phases_s["landed"] - story.phases_s["routed"]
+            self._metrics.histogram("prfaas_kv_landed_seconds").observe(took_s)
+
+    def _began(self, event: e.AnswerBegan) -> None:
+        story = self._stories.get(event.request_id)
+        if story is not None and story.stream and story.ttft_s is not None:
+            route = story.route or "none"
+            self._metrics.histogram("prfaas_time_to_first_token_seconds", route=route).observe(story.ttft_s)
+
+    def _ended(self, event: e.AnswerEnded | e.RequestAbandoned, now_s: float) -> None:
+        story = self._stories.get(event.request_id)
+        if story is None or story.total_s != now_s - story.began_s:
+            return  # it has ended before
+        route = story.route or "none"
+        self._count("prfaas_requests_total", route=route, outcome=event.outcome)
+        self._metrics.histogram("prfaas_request_duration_seconds", route=route).observe(story.total_s)
+        self._tokens(story)
+
+    def _settled(self, event: e.LandingSettled) -> None:
+        story = self._stories.get(event.request_id)
+        if event.record is None:
+            self._count("prfaas_unproven_offloads_total")
+            return
+        if not was_loaded(event.record):
+            self._fell_back(FallbackReason.NOT_LOADED)
+        self._count("prfaas_tokens_recomputed_total", (story.tokens_recomputed or 0) if story is not None else 0)
