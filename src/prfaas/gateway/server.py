@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator
@@ -102,7 +101,6 @@ async def serve(
         if follow is not None:
             assert policy is not None, "a file that is followed has a policy"
             discovery = FileDiscovery(follow, Served(deployment, policy), app.membership.change)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, discovery.poke)
             stack.callback(asyncio.create_task(discovery.run()).cancel)
         config = uvicorn.Config(
             app,

@@ -154,7 +154,7 @@ async def gateway_rig(
 
 def _endpoints(engines: list[FakeEngine], nodes: list[FakeKVNode]) -> list[dict[str, str]]:
     pairs = zip(engines, nodes, strict=True)
-    return [{"engine": engine.url, "kvnode": node.url, "lanes": "127.0.0.1:1"} for engine, node in pairs]
+    return [{"engine": engine.url, "kvnode": node.url, "lanes": f"{node.name}:1"} for engine, node in pairs]
 
 
 @asynccontextmanager

@@ -17,7 +17,8 @@ from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
 
 logger = logging.getLogger("prfaas.gateway")
 
-#: A running gateway keeps them: its tokenizer, its listener, its session and its terms of transfer are made of them.
+#: A running gateway keeps them: its tokenizer, listener, session, exporter and terms of transfer are made of
+#: them, and nodes keep their hash too.
 FIXED: Final[tuple[Setting, ...]] = (
     ("model", "name"),
     ("model", "path"),
@@ -25,8 +26,10 @@ FIXED: Final[tuple[Setting, ...]] = (
     ("gateway", "host"),
     ("gateway", "port"),
     ("gateway", "connect_timeout"),
+    ("gateway", "telemetry"),
     ("transfer", "deadline"),
     ("transfer", "lease"),
+    ("transfer", "hash"),
 )
 
 OnChange = Callable[[Topology, ServedPolicy, Deployment], None]
