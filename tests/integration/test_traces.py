@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import http.server
 import subprocess
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +20,7 @@ from prfaas.observe.spans import Phase, PhaseName, RequestTrace
 from prfaas.observe.trace_context import TraceContext
 from prfaas.testing.gateway_rig import Rig, gateway_rig, until, write_tiny_model
 from prfaas.testing.node_pair import wait_until
+from prfaas.testing.otlp_collector import Collector, attributes
 
 LONG = "a long prompt that goes to the other datacenter"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -31,65 +28,24 @@ SPAN = "00f067aa0ba902b7"
 W3C = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "vendor=1"}
 
 
-class Collector(http.server.ThreadingHTTPServer):
-    """Keeps the spans of every request that it accepts."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.spans: list[Span] = []
-        self.resources: list[dict[str, str]] = []
-        self.status = 200
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-        self.num_asked = 0
-
-    def tree(self, num_spans: int) -> tuple[Span, dict[str, Span]]:
-        """The one span that has no parent here, and those below it by name. Waits for `num_spans`."""
-        wait_until(lambda: len(self.spans) >= num_spans)
-        assert len(self.spans) == num_spans, [span.name for span in self.spans]
-        ids = {span.span_id for span in self.spans}
-        (top,) = [span for span in self.spans if span.parent_span_id not in ids]
-        below = {span.name: span for span in self.spans if span is not top}
-        assert len(below) == num_spans - 1
-        assert {span.parent_span_id for span in below.values()} == {top.span_id}
-        assert {span.trace_id for span in self.spans} == {top.trace_id}
-        return top, below
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        assert self.path == "/v1/traces"
-        assert self.headers["content-type"] == "application/x-protobuf"
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.num_asked += 1
-        self.server.may_answer.wait(30)
-        if self.server.status == 200:
-            body = gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                self.server.resources.append({a.key: a.value.string_value for a in resource.resource.attributes})
-                for scope in resource.scope_spans:
-                    self.server.spans += scope.spans
-        self.send_response(self.server.status)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     """Listens until the test ends."""
     with Collector() as collector:
-        thread = threading.Thread(target=collector.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
         yield collector
-        collector.may_answer.set()
-        collector.shutdown()
-        thread.join()
+
+
+def tree(collector: Collector, num_spans: int) -> tuple[Span, dict[str, Span]]:
+    """The one span that has no parent here, and those below it by name. Waits for `num_spans`."""
+    wait_until(lambda: len(collector.spans) >= num_spans)
+    assert len(collector.spans) == num_spans, [span.name for span in collector.spans]
+    ids = {span.span_id for span in collector.spans}
+    (top,) = [span for span in collector.spans if span.parent_span_id not in ids]
+    below = {span.name: span for span in collector.spans if span is not top}
+    assert len(below) == num_spans - 1
+    assert {span.parent_span_id for span in below.values()} == {top.span_id}
+    assert {span.trace_id for span in collector.spans} == {top.trace_id}
+    return top, below
 
 
 def drive(tmp_path: Path, url: str, scenario: Callable[[Rig], Awaitable[None]], **telemetry: Any) -> None:
@@ -114,17 +70,13 @@ async def ask(rig: Rig, prompt: str = LONG, headers: dict[str, str] | None = Non
         return reply.status
 
 
-def attributes(span: Span) -> dict[str, Any]:
-    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}
-
-
 def test_an_offloaded_request_is_one_trace(tmp_path: Path, collector: Collector) -> None:
     """The gateway's span is below the caller's, every phase below it, and each engine is told its phase's span."""
 
     async def scenario(rig: Rig) -> None:
         assert await ask(rig, headers=W3C) == 200
         (prefill,), (decode,) = rig.prefillers[0].seen, rig.decoders[0].seen
-        top, below = await asyncio.to_thread(collector.tree, 7)
+        top, below = await asyncio.to_thread(tree, collector, 7)
         assert set(below) == {"tokenize", "queue", "reserve", "prefill", "transfer", "decode"}
         assert (top.trace_id.hex(), top.parent_span_id.hex(), top.trace_state) == (TRACE, SPAN, "vendor=1")
         assert (top.name, top.kind, top.status.code) == ("POST /v1/completions", Span.SPAN_KIND_SERVER, 0)
@@ -168,7 +120,7 @@ def test_a_trace_begins_here_if_nobody_began_it(tmp_path: Path, collector: Colle
 
     async def scenario(rig: Rig) -> None:
         assert await ask(rig, "short") == 200
-        top, below = await asyncio.to_thread(collector.tree, 4)
+        top, below = await asyncio.to_thread(tree, collector, 4)
         assert top.parent_span_id == b""
         assert set(below) == {"tokenize", "queue", "decode"}
         expected = f"00-{top.trace_id.hex()}-{below['decode'].span_id.hex()}-03"
@@ -182,7 +134,7 @@ def test_a_caller_that_speaks_b3_keeps_its_trace(tmp_path: Path, collector: Coll
 
     async def scenario(rig: Rig) -> None:
         assert await ask(rig, headers={"X-B3-TraceId": TRACE, "X-B3-SpanId": SPAN, "X-B3-Sampled": "1"}) == 200
-        top, below = await asyncio.to_thread(collector.tree, 7)
+        top, below = await asyncio.to_thread(tree, collector, 7)
         assert (top.trace_id.hex(), top.parent_span_id.hex()) == (TRACE, SPAN)
         told = rig.prefillers[0].seen[0].headers
         assert told["traceparent"] == f"00-{TRACE}-{below['prefill'].span_id.hex()}-01"
@@ -198,7 +150,7 @@ def test_a_fallback_shows_what_failed_and_what_served(tmp_path: Path, collector:
     async def scenario(rig: Rig) -> None:
         rig.prefillers[0].faults.prefill = "failed"
         assert await ask(rig) == 200
-        top, below = await asyncio.to_thread(collector.tree, 7)
+        top, below = await asyncio.to_thread(tree, collector, 7)
         assert (top.status.code, attributes(top)["prfaas.fallback_reason"]) == (0, "prefill_failed")
         assert below["transfer"].status.code == Status.STATUS_CODE_ERROR
         assert below["transfer"].status.message == "out of blocks"
@@ -247,7 +199,7 @@ def test_who_is_not_sampled_is_passed_on_and_not_sent(tmp_path: Path, collector:
         assert await ask(rig, "short") == 200
         assert [seen.headers["traceparent"][-2:] for seen in rig.decoders[0].seen] == ["00", "02"]
         assert await ask(rig, "short", headers=W3C) == 200
-        top, _ = await asyncio.to_thread(collector.tree, 4)
+        top, _ = await asyncio.to_thread(tree, collector, 4)
         assert top.trace_id.hex() == TRACE
 
     drive(tmp_path, collector.url, scenario, sample_ratio=0.0)

@@ -84,6 +84,7 @@ class Site:
         eager: bool = True,
         max_num_seqs: int = 8,
         transfer: dict[str, Any] | None = None,
+        gateway: dict[str, Any] | None = None,
         max_model_tokens: int = 2048,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="prfaas-"))
@@ -100,7 +101,7 @@ class Site:
             "links": [{"from": "west", "to": "east"}],
             "policy": {"kind": "fixed", "routing_threshold_tokens": threshold_tokens},
             "transfer": {"arena": "64MiB", "deadline": "20s", "lease": "20s", **(transfer or {})},
-            "gateway": {"port": ports[6]},
+            "gateway": {"port": ports[6], **(gateway or {})},
         }
         self.file.write_text(yaml.safe_dump(self.document), encoding="utf-8")
         self.gateway = f"http://127.0.0.1:{ports[6]}"
