@@ -20,6 +20,7 @@ import pytest
 from prfaas.core.control.events import NodeSeen
 from prfaas.core.control.fallback import FallbackReason
 from prfaas.core.model.layout import KVGroupKind
+from prfaas.core.wire.node_api import VERSION
 from prfaas.engines.dialect import EngineLoad
 from prfaas.testing.fake_engine import EngineFaults
 from prfaas.testing.gateway_rig import MODEL, Rig, gateway_rig, until, write_tiny_model
@@ -727,6 +728,26 @@ def test_a_restart_that_a_probe_sees_before_the_reservation_is_no_secret(model_d
         assert (story["skip_tokens"], story["fallback_reason"]) == (16, "landing_lost")
 
     drive(model_dir, scenario)
+
+
+def test_a_node_of_another_version_is_not_used(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests run locally, the log says once which two versions met, and the node is used when it is upgraded."""
+
+    async def scenario(rig: Rig) -> None:
+        (decoder,) = rig.service.fleet.decoders
+        rig.decode_nodes[0].faults.version = VERSION + 1
+        await until(lambda: not decoder.node_ready)
+        reply, _ = await rig.complete(prompt=LONG)
+        assert (reply.headers["x-prfaas-route"], reply.headers["x-prfaas-reason"]) == ("local", "no_landing_node")
+        rig.decode_nodes[0].faults.version = VERSION
+        await until(lambda: decoder.node_ready)
+        reply, _ = await rig.complete(prompt="?" * 40)
+        assert reply.headers["x-prfaas-route"] == "remote"
+
+    drive(model_dir, scenario)
+    told = [record.getMessage() for record in caplog.records if "is not used" in record.getMessage()]
+    assert len(told) == 1
+    assert f"speaks version {VERSION + 1}, this process version {VERSION}; upgrade the older one" in told[0]
 
 
 def test_surely_short_prompt_is_counted_after_its_answer(model_dir: Path) -> None:

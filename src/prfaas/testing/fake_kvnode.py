@@ -27,7 +27,16 @@ from prfaas.core.link.snapshot import LinkSnapshot
 from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
 from prfaas.core.transfer.landings import ClaimKey, Landing
 from prfaas.core.transfer.outbound import OutboundTransfer
-from prfaas.core.wire.node_api import FINAL_STATES, LinkReport, LinkReports, Reservation, Reserved, Verdict
+from prfaas.core.wire.node_api import (
+    FINAL_STATES,
+    VERSION,
+    VERSION_HEADER,
+    LinkReport,
+    LinkReports,
+    Reservation,
+    Reserved,
+    Verdict,
+)
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
@@ -68,6 +77,7 @@ class NodeFaults:
     before_reserving: Callable[[], None] = lambda: None
     forgetful: bool = False
     cut_off_from: set[str] = field(default_factory=set)
+    version: int = VERSION
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     num_verdicts: int = 0
     renewals: Counter[str] = field(default_factory=Counter)
@@ -221,7 +231,12 @@ class FakeKVNode(FakeServer):
     def application(self) -> web.Application:
         """The real node's."""
         assert self._changes is not None
-        return Control(self._living, self._changes, NodeMetrics(self._living)).application()
+        app = Control(self._living, self._changes, NodeMetrics(self._living)).application()
+        app.on_response_prepare.append(self._claim_version)
+        return app
+
+    async def _claim_version(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[VERSION_HEADER] = str(self.faults.version)
 
     async def start(self) -> None:
         """Listen; after a `kill`, on the same port again, as a new process would."""

@@ -149,6 +149,8 @@ async def gateway_rig(
         app = await stack.enter_async_context(running(service, probe_interval_s=0.05))
         url = await stack.enter_async_context(_served(app))
         session = await stack.enter_async_context(aiohttp.ClientSession())
+        # The gateway waits a moment only for first answers; on a busy machine a scenario would find it half blind.
+        await until(lambda: all(i.engine_healthy and i.node_ready for i in service.fleet.all), 60.0)
         yield Rig(service, app, decoders, decode_nodes, prefillers, prefill_nodes, url, session)
 
 

@@ -47,6 +47,8 @@ class Prober:
         self._metrics = metrics
         self._interval_s = interval_s
         self._tasks: dict[Instance, asyncio.Task[None]] = {}
+        #: By instance, why its node is refused; logged once.
+        self._refusals: dict[str, str] = {}
 
     async def start(self, members: Sequence[Instance]) -> None:
         """Watch `members`, and wait a moment for first answers."""
@@ -114,9 +116,13 @@ class Prober:
             if not _ours(error):
                 self._feed(e.NodeSilent(member.name))
             return
-        except NodeRefused:
+        except NodeRefused as refused:
             self._feed(e.NodeSilent(member.name))
+            if self._refusals.get(member.name) != str(refused):
+                self._refusals[member.name] = str(refused)
+                logger.warning("instance=%s its node is not used: %s", member.name, refused)
             return
+        self._refusals.pop(member.name, None)
         engine = health.engines[-1] if health.engines else None
         if engine is None:
             self._feed(e.NodeSeen(member.name, has_engine=False))
@@ -138,6 +144,7 @@ class Prober:
         return now
 
     def _forget(self, name: str) -> None:
+        self._refusals.pop(name, None)
         logger.info("instance=%s is no longer watched", name)
         for metric in ("prfaas_engine_up", "prfaas_node_ready"):
             self._metrics.gauge(metric, instance=name).set(0)
