@@ -17,6 +17,7 @@ from rich.console import Console
 from prfaas.core.errors import PrfaasError
 from prfaas.demo.requests import Client, DemoFailed, prove, requests_table, send_all
 from prfaas.deployment.load import load_deployment, resolve_model_dir
+from prfaas.deployment.topology import topology_of
 from prfaas.launch.addresses import make_socket_directory
 from prfaas.launch.certificates import make_throwaway
 from prfaas.launch.own_files import make_own_folder, open_own_file
@@ -94,7 +95,7 @@ def _demo(directory: Path, console: Console) -> None:
             make_throwaway(deployment, throwaway_directory(sockets))
             start_all(supervisor, specs, console)
             try:
-                _show(deployment.gateway.port, deployment.clusters["pd-east"].endpoints[0].engine, console)
+                _show(deployment.gateway.port, topology_of(deployment).decoders[0].engine_url, console)
             except DemoFailed as error:
                 # A process that died explains more than the request that noticed.
                 causes = [describe_end(running) for running in supervisor.newly_ended()]

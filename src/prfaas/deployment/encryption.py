@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from prfaas.deployment.model import Deployment, Transfer
+from prfaas.deployment.topology import topology_of
 
 
 def is_throwaway(transfer: Transfer) -> bool:
@@ -29,7 +30,7 @@ def encryption_notes(deployment: Deployment) -> list[str]:
 
 
 def _lanes(deployment: Deployment) -> list[str]:
-    return [endpoint.lanes for cluster in deployment.clusters.values() for endpoint in cluster.endpoints]
+    return [instance.lanes for instance in topology_of(deployment).instances]
 
 
 def _is_loopback(address: str) -> bool:

@@ -1,4 +1,5 @@
-"""The topology that a deployment file describes. Nobody else walks its clusters, endpoints and links."""
+"""The topology that a deployment file describes. Only what tells lines of the file walks its clusters, endpoints
+and links otherwise: `contradictions`, and the scenario of a plan."""
 
 from __future__ import annotations
 

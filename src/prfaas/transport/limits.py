@@ -17,17 +17,17 @@ class LaneLimits:
     max_lanes: int = MAX_LANES
     #: Lanes that send at the same time on a link so short that processors are its limit; half of the cores by default.
     short_link_senders: int = field(default_factory=lambda: senders_at_once(os.cpu_count() or 1))
-    #: The most; how large they are follows from what the link carries (`core.control.lane_plan`).
+    #: The most; how large they are follows from what the link carries (`core.link.lane_plan`).
     chunk_bytes: int = MAX_CHUNK_BYTES
     #: Unacknowledged bytes per peer. 256 MiB covers 100 Gbit/s at 20 ms; more only hides a stalled receiver.
     credit_bytes: int = 256 << 20
     #: Congestion control of outgoing lanes; empty: BBR and cubic share the lanes until it is clear which moves more
-    #: (`core.control.congestion_trial`), where the kernel has both.
+    #: (`core.link.congestion_trial`), where the kernel has both.
     congestion: str = ""
     #: Bytes that one lane hands to the kernel ahead of sending; 0 leaves it to the kernel. What waits in a socket can
     #: neither be overtaken by a shorter transfer nor move to a lane that is free.
     unsent_bytes: int = 512 << 10
-    #: Hold all lanes of a link together to the rate that it carries (`core.control.pacing`).
+    #: Hold all lanes of a link together to the rate that it carries (`core.link.pacing`).
     pacing: bool = True
     #: A ping leaves a lane that has been silent this long.
     heartbeat_s: float = 1.0
