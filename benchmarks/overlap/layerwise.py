@@ -96,7 +96,7 @@ def measure(models: Path, rounds: int, prompt_tokens: int = PROMPT_TOKENS) -> tu
     with Site(
         "qwen3-next",
         models=models,
-        prefill_args=("--max-num-batched-tokens", str(CHUNK_TOKENS)),
+        chunk_tokens=CHUNK_TOKENS,
         max_model_tokens=16_384,
         transfer={"deadline": "300s", "lease": "60s"},
     ) as site:

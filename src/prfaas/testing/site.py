@@ -31,6 +31,8 @@ from prfaas.testing.node_pair import wait_until
 MODEL_NAME = "tiny"
 ENGINE_ARGS = ("--dtype", "bfloat16", "--kv-cache-memory-bytes", str(64 << 20))
 START_TIMEOUT_S = 600.0
+#: Short, so that most prompts of the tests are prefilled and shipped in several chunks.
+CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,11 @@ def _decode(raw: bytes) -> Any:
 
 
 class Site:
-    """One PrfaaS cluster and one PD cluster, one engine each, joined through a `LaneProxy`."""
+    """One PrfaaS cluster and one PD cluster, one engine each, joined through a `LaneProxy`.
+
+    Both engines prefill in chunks of `chunk_tokens`, because chunks of another size give other bits.
+    `decode_chunk_tokens` gives the decode engine another size, for tests of just that.
+    """
 
     def __init__(
         self,
@@ -79,6 +85,8 @@ class Site:
         *,
         models: Path,
         threshold_tokens: int = 0,
+        chunk_tokens: int = CHUNK_TOKENS,
+        decode_chunk_tokens: int | None = None,
         prefill_args: tuple[str, ...] = (),
         decode_args: tuple[str, ...] = (),
         eager: bool = True,
@@ -95,8 +103,10 @@ class Site:
         self.document = {
             "model": {"name": MODEL_NAME, "path": str(make_model(model, models)), "max_model_tokens": max_model_tokens},
             "clusters": {
-                "west": _cluster("prfaas", ports[0:3], [*common, *prefill_args], "0"),
-                "east": _cluster("pd", ports[3:6], [*common, *decode_args], "1"),
+                "west": _cluster("prfaas", ports[0:3], [*common, *_chunks(chunk_tokens), *prefill_args], "0"),
+                "east": _cluster(
+                    "pd", ports[3:6], [*common, *_chunks(decode_chunk_tokens or chunk_tokens), *decode_args], "1"
+                ),
             },
             "links": [{"from": "west", "to": "east"}],
             "policy": {"kind": "fixed", "routing_threshold_tokens": threshold_tokens},
@@ -232,6 +242,10 @@ def _free_ports(count: int) -> list[int]:
     for holder in holders:
         holder.close()
     return ports
+
+
+def _chunks(chunk_tokens: int) -> list[str]:
+    return ["--max-num-batched-tokens", str(chunk_tokens)]
 
 
 def _cluster(role: str, ports: list[int], args: list[str], core: str) -> dict[str, Any]:

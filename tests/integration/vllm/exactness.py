@@ -1,8 +1,10 @@
 """The exact equality test: an offloaded answer is the local answer, to the last bit of its log-probabilities.
 
-A plain local run computes the last prompt token in the kernels of its prefill, an offloaded one in those of decode;
-near ties may tip. So the local run gets the prompt less its last token, and that token is the local run's own first
-one: both then run the same kernels on the same numbers.
+It holds between runs that use the same kernels on the same numbers:
+- Both engines prefill in chunks of one size.
+- A plain local run computes the last prompt token in the kernels of its prefill, an offloaded one in those of decode. So
+  the local run gets the prompt less its last token, and that token is the local run's own first one.
+- Nothing else is in the batch.
 """
 
 from __future__ import annotations
@@ -34,6 +36,16 @@ def make_case(site: Site, length: int, rng: random.Random) -> Case:
 def offload(site: Site, case: Case, **extra: Any) -> Answer:
     """The same prompt through the gateway."""
     return site.ask(case.prompt, NUM_TOKENS - 1, **extra)
+
+
+def plain_local(site: Site, case: Case) -> Answer:
+    """The decode engine's own answer to the whole prompt: what a fallback must equal."""
+    return site.ask(case.prompt, NUM_TOKENS - 1, url=site.decode)
+
+
+def same_bits(one: Answer, other: Answer) -> bool:
+    """Tokens and log-probabilities are equal; only the request's id may differ."""
+    return (one.tokens, one.logprobs) == (other.tokens, other.logprobs)
 
 
 def distance(case: Case, answer: Answer) -> float:
