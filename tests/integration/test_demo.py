@@ -72,12 +72,13 @@ def demo(folder: Path) -> Iterator[Demo]:
 
 
 def test_it_shows_and_proves_what_it_claims(demo: Demo) -> None:
-    """Status 0, a row for every request, four proofs, and no process left."""
+    """Status 0, a row for every request, four proofs, what they do not prove, and no process left."""
     assert demo.popen.wait(300) == 0, demo.text()
     text = demo.text()
     assert text.count("│ remote │") == 7
     assert text.count("│ local  │") == 4
     assert text.count("max |Δlogprob| = 0\n") == 4
+    assert text.count("as clients send prompts, their last token is rounded by other kernels") == 1
     assert "done in" in text
     assert demo.processes() == []
 

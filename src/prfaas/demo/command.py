@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prfaas.core.errors import PrfaasError
-from prfaas.demo.requests import Client, DemoFailed, prove, requests_table, send_all
+from prfaas.demo.requests import Client, DemoFailed, as_clients_send_them, prove, requests_table, send_all
 from prfaas.deployment.load import load_deployment, resolve_model_dir
 from prfaas.deployment.topology import topology_of
 from prfaas.launch.addresses import make_socket_directory
@@ -119,11 +119,14 @@ def _show(port: int, decode_url: str, console: Console) -> None:
         problem = item.problem(THRESHOLD_TOKENS)
         if problem is not None:
             raise DemoFailed(f"request {item.title!r} {problem}")
-    console.print("[bold]4/4[/] the same prompts, prefilled here and prefilled there: tokens and log-probabilities")
+    console.print(
+        "[bold]4/4[/] the same prompts prefilled here and there, in the same chunks: tokens and log-probabilities"
+    )
     for line, good in prove(gateway, local, PROOF_LENGTHS):
         console.print(f"  {line}", highlight=False)
         if not good:
             raise DemoFailed(f"an offloaded answer differs from the local one: {line}")
+    console.print(f"  {as_clients_send_them(gateway, local, PROOF_LENGTHS)}", highlight=False, soft_wrap=True)
 
 
 def _make_model(directory: Path) -> None:

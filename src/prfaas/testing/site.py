@@ -13,14 +13,14 @@ import socket
 import tempfile
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
 
-from prfaas.demo.tiny_models import make_model
+from prfaas.demo.tiny_models import VOCAB_TOKENS, make_model
 from prfaas.deployment.load import load_deployment
 from prfaas.launch.certificates import make_throwaway
 from prfaas.launch.plan import ProcessSpec, plan_processes, throwaway_directory
@@ -29,7 +29,9 @@ from prfaas.testing.lane_proxy import LaneProxy
 from prfaas.testing.node_pair import wait_until
 
 MODEL_NAME = "tiny"
-ENGINE_ARGS = ("--dtype", "bfloat16", "--kv-cache-memory-bytes", str(64 << 20))
+ENGINE_ARGS = (
+    "--dtype", "bfloat16", "--kv-cache-memory-bytes", str(64 << 20), "--max-logprobs", str(VOCAB_TOKENS),
+)  # fmt: skip
 START_TIMEOUT_S = 600.0
 #: Short, so that most prompts of the tests are prefilled and shipped in several chunks.
 CHUNK_TOKENS = 512
@@ -37,11 +39,21 @@ CHUNK_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Greedy tokens, their log-probabilities, the request's id at the gateway, and how the stream ended."""
+    """Greedy tokens, their log-probabilities, and the request's id at the gateway.
+
+    `candidates` has, for every token of the answer, log-probabilities of the likeliest by token id: as many as the
+    request's `logprobs`, and the chosen one.
+    """
 
     tokens: list[int]
     logprobs: list[float]
     request_id: str | None
+    candidates: list[dict[int, float]] = field(default_factory=list)
+
+    def after(self, num_tokens: int) -> Answer:
+        """The answer without its first `num_tokens` tokens."""
+        rest = slice(num_tokens, None)
+        return Answer(self.tokens[rest], self.logprobs[rest], self.request_id, self.candidates[rest])
 
 
 class HttpError(Exception):
@@ -75,7 +87,7 @@ def _decode(raw: bytes) -> Any:
 class Site:
     """One PrfaaS cluster and one PD cluster, one engine each, joined through a `LaneProxy`.
 
-    Both engines prefill in chunks of `chunk_tokens`, because chunks of another size give other bits.
+    Both engines prefill in chunks of `chunk_tokens`, because chunks of another size give other bits (docs/equality.md).
     `decode_chunk_tokens` gives the decode engine another size, for tests of just that.
     """
 
@@ -181,14 +193,20 @@ class Site:
         """Greedy completion of token ids, at the gateway unless `url` is an engine's. Raises HttpError."""
         body = {
             "model": MODEL_NAME, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "logprobs": 1,
-            "ignore_eos": True, "return_token_ids": True, "cache_salt": secrets.token_hex(8), **extra,
+            "ignore_eos": True, "return_token_ids": True, "return_tokens_as_token_ids": True,
+            "cache_salt": secrets.token_hex(8), **extra,
         }  # fmt: skip
         if body["cache_salt"] is None:
             del body["cache_salt"]
         reply, headers = http(f"{url or self.gateway}/v1/completions", body)
         choice = reply["choices"][0]
         names = {name.lower(): value for name, value in headers.items()}
-        return Answer(choice["token_ids"], choice["logprobs"]["token_logprobs"], names.get("x-request-id"))
+        logprobs = choice["logprobs"]
+        candidates = [
+            {int(name.removeprefix("token_id:")): value for name, value in step.items()}
+            for step in logprobs["top_logprobs"]
+        ]
+        return Answer(choice["token_ids"], logprobs["token_logprobs"], names.get("x-request-id"), candidates)
 
     def story(self, answer: Answer) -> dict[str, Any]:
         """The gateway's finished story of an answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 
 from prfaas.core.cache.hashing import pack_tokens, token_digest
 from prfaas.testing.site import MODEL_NAME, Answer, Site, http
@@ -32,11 +33,18 @@ def ship_by_hand(site: Site, prompt: list[int], lease_s: float = 30.0) -> str:
     return transfer_id
 
 
-def decode_by_hand(site: Site, prompt: list[int], transfer_id: str, **other: object) -> Answer:
+def landing_bytes(site: Site) -> Path:
+    """The file that begins with the only landing, for tests that damage it: space is given out first fit."""
+    pid = site.supervisor.processes["kvnode-east-0"].pid
+    [arena] = Path("/dev/shm").glob(f"prfaas-east-0-{pid}-*.arena")
+    return arena
+
+
+def decode_by_hand(site: Site, prompt: list[int], transfer_id: str, num_candidates: int = 1, **other: object) -> Answer:
     """Send the prompt to decode with its landing. `other` replaces fields of our `kv_transfer_params`."""
     ours = {
         "version": 2, "transfer_id": transfer_id, "num_prompt_tokens": len(prompt), "skip_tokens": 0,
         "token_digest": token_digest(pack_tokens(prompt)), "claim_secret": CLAIM_SECRET, **other,
     }  # fmt: skip
     params = {"do_remote_decode": False, "do_remote_prefill": True, "prfaas": ours}
-    return site.ask(prompt, 8, url=site.decode, kv_transfer_params=params)
+    return site.ask(prompt, 8, url=site.decode, kv_transfer_params=params, logprobs=num_candidates)

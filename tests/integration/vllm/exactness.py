@@ -1,6 +1,6 @@
 """The exact equality test: an offloaded answer is the local answer, to the last bit of its log-probabilities.
 
-It holds between runs that use the same kernels on the same numbers:
+It holds between runs that use the same kernels on the same numbers (docs/equality.md):
 - Both engines prefill in chunks of one size.
 - A plain local run computes the last prompt token in the kernels of its prefill, an offloaded one in those of decode. So
   the local run gets the prompt less its last token, and that token is the local run's own first one.
@@ -16,6 +16,9 @@ from typing import Any
 from prfaas.testing.site import Answer, Site
 
 NUM_TOKENS = 9
+#: One layer's linear state in the tiny Qwen3-Next: three columns of a convolution in bf16, then four heads in float32.
+CONVOLUTION_BYTES = 3 * 512 * 2
+STATE_BYTES = CONVOLUTION_BYTES + 4 * 64 * 64 * 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,11 @@ class Case:
     expected: Answer
 
 
-def make_case(site: Site, length: int, rng: random.Random) -> Case:
-    """A random prompt of `length` tokens and its local answer from the decode engine."""
+def make_case(site: Site, length: int, rng: random.Random, url: str | None = None, **extra: Any) -> Case:
+    """A random prompt of `length` tokens and its local answer, from the decode engine unless `url` is another's."""
     prompt = [rng.randrange(256) for _ in range(length - 1)]
-    local = site.ask(prompt, NUM_TOKENS, url=site.decode)
-    return Case([*prompt, local.tokens[0]], Answer(local.tokens[1:], local.logprobs[1:], None))
+    local = site.ask(prompt, NUM_TOKENS, url=url or site.decode, **extra)
+    return Case([*prompt, local.tokens[0]], local.after(1))
 
 
 def offload(site: Site, case: Case, **extra: Any) -> Answer:

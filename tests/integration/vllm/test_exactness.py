@@ -16,8 +16,8 @@ import pytest
 
 from prfaas.testing.node_pair import wait_until
 from prfaas.testing.site import MODEL_NAME, Site, http
-from tests.integration.vllm.by_hand import decode_by_hand, ship_by_hand
-from tests.integration.vllm.exactness import Case, distance, make_case, offload
+from tests.integration.vllm.by_hand import decode_by_hand, landing_bytes, ship_by_hand
+from tests.integration.vllm.exactness import STATE_BYTES, Case, distance, make_case, offload
 
 pytestmark = pytest.mark.vllm
 
@@ -64,8 +64,7 @@ def predicted_bytes(kind: str, length: int) -> int:
     page_bytes = page_of * 2 * 2 * 64 * 2
     full_pages = -(-tokens // page_of)
     if kind == "qwen3-next":
-        state_bytes = 3 * 512 * 2 + 4 * 64 * 64 * 4
-        return 6 * state_bytes + 2 * full_pages * page_bytes
+        return 6 * STATE_BYTES + 2 * full_pages * page_bytes
     first_page = max(0, length - 128) // page_of
     return 5 * (full_pages - first_page) * page_bytes + full_pages * page_bytes
 
@@ -195,10 +194,7 @@ def test_corrupted_landing_breaks_equality(site: Site) -> None:
     for corrupt, expect_equal in ((False, True), (True, False)):
         transfer_id = ship_by_hand(site, case.prompt)
         if corrupt:
-            # First fit: the only landing begins the arena. Its first layers are linear state, or sliding windows.
-            pid = site.supervisor.processes["kvnode-east-0"].pid
-            [arena] = Path("/dev/shm").glob(f"prfaas-east-0-{pid}-*.arena")
-            with arena.open("r+b") as stream:
-                stream.write(bytes(3 * (3 * 512 * 2 + 4 * 64 * 64 * 4)))
+            with landing_bytes(site).open("r+b") as stream:  # its first layers: linear state, or sliding windows
+                stream.write(bytes(3 * STATE_BYTES))
         answer = decode_by_hand(site, case.prompt, transfer_id)
         assert (distance(case, answer) == 0.0) is expect_equal
