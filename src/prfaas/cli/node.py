@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from prfaas.cli.arguments import BadArgument, host_port, identities, node_name, peers, size, socket_path, tls_files
+from prfaas.deployment.watch import file_stamp
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.configure import NodeFlags, config_by_hand, read_config
 from prfaas.kvnode.server import ConfigFile
@@ -42,11 +43,12 @@ def node_settings(options: NodeOptions) -> tuple[KVNodeConfig, ConfigFile | None
     if options.file is None:
         return config_by_hand(name, socket, flags), None
     read = partial(read_config, name=name, socket_path=socket, flags=flags)
+    stamp = file_stamp(options.file)
     config = read(options.file)
     if config is None:
         text = f"--name: {options.file} has no instance {name}; see clusters.*.endpoints, and name there"
         raise BadArgument(text)
-    return config, ConfigFile(options.file, read)
+    return config, ConfigFile(options.file, stamp, read)
 
 
 def _flags(options: NodeOptions) -> NodeFlags:

@@ -24,12 +24,13 @@ T = TypeVar("T")
 #: One stat a second costs nothing, and nobody who edits a file waits for longer.
 POLL_S: Final = 1.0
 
-_Stamp = tuple[int, int, int]
+#: Of a file's content; None if there is no file.
+Stamp = tuple[int, int, int] | None
 
 
 class FileWatch(Generic[T]):
-    """Calls `on_change(read(path))` after every change of the file since this object was made. `read` raises
-    PrfaasError or OSError if the file cannot be used."""
+    """Calls `on_change(read(path))` after every change of the file since `stamp`: its `file_stamp` before
+    what is in force was read. `read` raises PrfaasError or OSError if the file cannot be used."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class FileWatch(Generic[T]):
         on_change: Callable[[T], None],
         logger: logging.Logger,
         *,
+        stamp: Stamp,
         poll_s: float = POLL_S,
     ) -> None:
         self._path = path
@@ -47,7 +49,7 @@ class FileWatch(Generic[T]):
         self._poll_s = poll_s
         self._poked = asyncio.Event()
         #: Of what is in use, and of the last look.
-        self._taken = self._seen = _stamp(path)
+        self._taken = self._seen = stamp
 
     def poke(self) -> None:
         """Read the file now, changed or not. Call it in the event loop."""
@@ -63,7 +65,7 @@ class FileWatch(Generic[T]):
 
     async def look(self) -> None:
         """One look at the file, and what follows from it."""
-        stamp, before = _stamp(self._path), self._seen
+        stamp, before = file_stamp(self._path), self._seen
         self._seen = stamp
         if self._poked.is_set():
             self._poked.clear()
@@ -75,7 +77,7 @@ class FileWatch(Generic[T]):
         except (PrfaasError, OSError) as error:
             self._logger.error("the deployment file is refused, what was read before stays in force:\n%s", error)
             return
-        if _stamp(self._path) != stamp:
+        if file_stamp(self._path) != stamp:
             self._taken = None  # it was written to while we read: the next look decides
             return
         try:
@@ -99,8 +101,8 @@ def _on_hangup(call: Callable[[], None]) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
 
 
-def _stamp(path: Path) -> _Stamp | None:
-    """Changes with the content; None if there is no file."""
+def file_stamp(path: Path) -> Stamp:
+    """Another one whenever the file was written or replaced."""
     try:
         found = path.stat()
     except OSError:

@@ -17,7 +17,7 @@ import uvloop
 
 from prfaas.deployment.model import Deployment
 from prfaas.gateway.app import GatewayApp
-from prfaas.gateway.discovery.file import FileDiscovery, Served
+from prfaas.gateway.discovery.file import FileDiscovery, Served, read_served
 from prfaas.gateway.driver import Driver
 from prfaas.gateway.membership import Membership
 from prfaas.gateway.service import Service, build_service
@@ -25,7 +25,7 @@ from prfaas.gateway.upstream.clients import Engines, open_session
 from prfaas.gateway.upstream.link_feed import LinkFeed
 from prfaas.gateway.upstream.nodes import Nodes
 from prfaas.gateway.upstream.probes import PROBE_INTERVAL_S, Prober
-from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
+from prfaas.scenario.served_policy import ServedPolicy
 from prfaas.transport.listening import ListenAddress
 
 if TYPE_CHECKING:
@@ -84,12 +84,12 @@ async def serve(
     port: int | None = None,
     sockets: list[socket.socket] | None = None,
     policy: ServedPolicy | None = None,
-    follow: Path | None = None,
+    follow: tuple[Path, Served] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. `sockets` are listening ones to use instead of host and port. The kind `prfaas`
-    needs `policy`, see `build_service`. With `follow`, the file of the deployment, instances, links and policy change
-    with it. Raises OSError if the address is taken, OSError or ValueError if the tokenizer of the model directory is
-    broken, PrfaasError if OpenTelemetry is missing and asked for."""
+    needs `policy`, see `build_service`. With `follow`, the deployment's file and what was read of it, instances, links
+    and policy change with the file. Raises OSError if the address is taken, OSError or ValueError if the tokenizer of
+    the model directory is broken, PrfaasError if OpenTelemetry is missing and asked for."""
     settings = deployment.gateway
     asked = (host or settings.host, settings.port if port is None else port)
     # Before anything is read or started: a process that cannot have its address must say only that.
@@ -99,8 +99,7 @@ async def serve(
             stack.callback(address.close)
         app = await stack.enter_async_context(running(build_service(deployment, model_dir, policy)))
         if follow is not None:
-            assert policy is not None, "a file that is followed has a policy"
-            discovery = FileDiscovery(follow, Served(deployment, policy), app.membership.change)
+            discovery = FileDiscovery(*follow, app.membership.change)
             stack.callback(asyncio.create_task(discovery.run()).cancel)
         config = uvicorn.Config(
             app,
@@ -128,13 +127,13 @@ def run(deployment_path: Path, *, host: str | None = None, port: int | None = No
     """`prfaas gateway FILE`: load the deployment and serve it. Raises DeploymentError
     for a file or model directory that cannot be used, and what `serve` raises."""
     # Here, so that whoever embeds `serve` with a deployment of its own needs no YAML.
-    from prfaas.deployment.load import load_deployment, resolve_model_dir
+    from prfaas.deployment.load import resolve_model_dir
 
-    deployment = load_deployment(deployment_path)
+    served = read_served(deployment_path)
+    deployment, policy, follow = served.deployment, served.policy, (deployment_path, served)
     model_dir = resolve_model_dir(deployment, deployment_path)
-    policy = routing_threshold(deployment, deployment_path)
     # What was loaded so far lives as long as the process; each collection would look through it for nothing.
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(deployment, model_dir, host=host, port=port, policy=policy, follow=deployment_path))
+        runner.run(serve(deployment, model_dir, host=host, port=port, policy=policy, follow=follow))

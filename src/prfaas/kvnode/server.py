@@ -19,7 +19,7 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from prfaas.deployment.watch import FileWatch
+from prfaas.deployment.watch import FileWatch, Stamp
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
@@ -36,9 +36,11 @@ logger = logging.getLogger("prfaas.kvnode")
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A file that a node's settings came from, and how to read them again: None if the node is not in it any more."""
+    """A file that a node's settings came from, its stamp before, and how to read them again: None if the node is not in
+    it any more."""
 
     path: Path
+    stamp: Stamp
     read: Callable[[Path], KVNodeConfig | None]
 
 
@@ -104,7 +106,7 @@ async def _following(node: KVNode, file: ConfigFile | None) -> AsyncIterator[Non
     if file is None:
         yield
         return
-    watch = FileWatch(file.path, file.read, partial(take_over, node), logger)
+    watch = FileWatch(file.path, file.read, partial(take_over, node), logger, stamp=file.stamp)
     task = asyncio.create_task(watch.run())
     try:
         yield

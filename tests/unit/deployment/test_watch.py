@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deployment.watch import FileWatch
+from prfaas.deployment.watch import FileWatch, file_stamp
 from prfaas.testing.gateway_rig import until as rig_until
 
 logger = logging.getLogger("prfaas.test")
@@ -45,7 +45,7 @@ async def watched(
     path: Path, poll_s: float, reader: Callable[[Path], str] = read
 ) -> AsyncIterator[tuple[FileWatch[str], list[str]]]:
     found: list[str] = []
-    watch = FileWatch(path, reader, found.append, logger, poll_s=poll_s)
+    watch = FileWatch(path, reader, found.append, logger, stamp=file_stamp(path), poll_s=poll_s)
     task = asyncio.create_task(watch.run())
     try:
         yield watch, found
@@ -92,7 +92,7 @@ def test_a_bad_file_is_told_once_and_changes_nothing(tmp_path: Path, caplog: pyt
 async def _half_written(path: Path) -> None:
     write(path, "one")
     found: list[str] = []
-    watch = FileWatch(path, read, found.append, logger)
+    watch = FileWatch(path, read, found.append, logger, stamp=file_stamp(path))
     for text in ("h", "ha", "hal"):
         write(path, text)
         await watch.look()
@@ -157,7 +157,7 @@ async def _failing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
         found.append(text)
         raise RuntimeError("taken badly")
 
-    task = asyncio.create_task(FileWatch(path, read, take, logger, poll_s=0.02).run())
+    task = asyncio.create_task(FileWatch(path, read, take, logger, stamp=file_stamp(path), poll_s=0.02).run())
     write(path, "two")
     await until(lambda: found == ["two"])
     write(path, "three")
@@ -169,3 +169,19 @@ async def _failing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_a_listener_that_fails_does_not_end_the_watch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The next change is told too."""
     asyncio.run(_failing(tmp_path / "d.yaml", caplog))
+
+
+async def _changed_before(path: Path) -> None:
+    write(path, "one")
+    stamp = file_stamp(path)
+    write(path, "two")
+    found: list[str] = []
+    watch = FileWatch(path, read, found.append, logger, stamp=stamp)
+    await watch.look()
+    await watch.look()
+    assert found == ["two"]
+
+
+def test_a_change_between_the_first_reading_and_the_watch_is_not_missed(tmp_path: Path) -> None:
+    """A gateway may need seconds to start."""
+    asyncio.run(_changed_before(tmp_path / "d.yaml"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from prfaas.core.topology import Topology, topology_change
 from prfaas.deployment.model import Deployment
 from prfaas.deployment.reload import Setting, keep_settings
 from prfaas.deployment.topology import topology_of
-from prfaas.deployment.watch import POLL_S, FileWatch
+from prfaas.deployment.watch import POLL_S, FileWatch, Stamp, file_stamp
 from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
 
 logger = logging.getLogger("prfaas.gateway")
@@ -37,10 +37,11 @@ OnChange = Callable[[Topology, ServedPolicy, Deployment], None]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A deployment that can be served, and what its policy comes to."""
+    """A deployment that can be served, and what its policy comes to. `stamp` is its file's."""
 
     deployment: Deployment
     policy: ServedPolicy
+    stamp: Stamp = field(default=None, compare=False)
 
 
 def read_served(path: Path) -> Served:
@@ -48,8 +49,9 @@ def read_served(path: Path) -> Served:
     # Here, so that whoever embeds a gateway with a deployment of its own needs no YAML.
     from prfaas.deployment.load import load_deployment
 
+    stamp = file_stamp(path)
     deployment = load_deployment(path)
-    return Served(deployment, routing_threshold(deployment, path))
+    return Served(deployment, routing_threshold(deployment, path), stamp)
 
 
 class FileDiscovery:
@@ -59,7 +61,7 @@ class FileDiscovery:
     def __init__(self, path: Path, serving: Served, on_change: OnChange, *, poll_s: float = POLL_S) -> None:
         self._serving = serving
         self._on_change = on_change
-        self._watch = FileWatch(path, read_served, self._take, logger, poll_s=poll_s)
+        self._watch = FileWatch(path, read_served, self._take, logger, stamp=serving.stamp, poll_s=poll_s)
 
     def poke(self) -> None:
         """Read the file now, as SIGHUP does."""
