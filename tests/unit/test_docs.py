@@ -82,3 +82,12 @@ def test_shell_scripts_parse() -> None:
     for script in [ROOT / ".ci" / "run", *(ROOT / "tools").glob("*.sh")]:
         subprocess.run(["bash", "-n", str(script)], check=True, timeout=20)
     assert sys.version_info >= (3, 11)
+
+
+def test_the_walk_through_one_request_names_files_that_are_there() -> None:
+    """And the drawing of the rooms names folders that are there."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", page))
+    assert len(named) > 15
+    missing = [name for name in sorted(named) if not (ROOT / "src" / "prfaas" / name).is_file()]
+    assert missing == []

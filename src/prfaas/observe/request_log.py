@@ -21,6 +21,10 @@ _LOGGED: Final = (
 )  # fmt: skip
 
 
+#: Actions that a line is written for.
+_TOLD: Final = frozenset({a.Reserve, a.Decode, a.Refuse, a.Close})
+
+
 def log_line(story: Story) -> str:
     """`key=value` for everything that is known of a request."""
     pairs = ((name, getattr(story, name)) for name in _LOGGED)
@@ -47,7 +51,8 @@ class RequestLog:
                 event.request_id, record.state, record.reason,
             )  # fmt: skip
         for action in actions:
-            self._tell(action)
+            if type(action) in _TOLD:
+                self._tell(action)
 
     def _tell(self, action: a.Action) -> None:
         match action:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
@@ -12,6 +13,8 @@ from prfaas.observe.journal import Noted, RequestTurnedAway
 from prfaas.observe.metrics import Metrics
 from prfaas.observe.story import Stories, Story
 
+_DECISIONS: Final = frozenset({a.Decode, a.Refuse})
+
 
 class RequestMetrics:
     """Counts each fact when it is noted, and once."""
@@ -19,29 +22,33 @@ class RequestMetrics:
     def __init__(self, metrics: Metrics, stories: Stories) -> None:
         self._metrics = metrics
         self._stories = stories
+        self._takes: dict[type, Callable[[Any, float], None]] = {
+            RequestTurnedAway: self._turned_away,
+            e.PromptCounted: self._counted,
+            e.LandingEnded: self._landed,
+            e.AnswerBegan: self._began,
+            e.AnswerEnded: self._ended,
+            e.RequestAbandoned: self._ended,
+            e.LandingSettled: self._settled,
+        }
 
     def note(self, now_s: float, event: Noted, actions: Sequence[a.Action]) -> None:
         """See `Fold`."""
-        match event:
-            case RequestTurnedAway():
-                self._count("prfaas_requests_total", route="none", outcome=event.outcome)
-            case e.PromptCounted():
-                self._counted(event.request_id)
-            case e.LandingEnded():
-                self._landed(event)
-            case e.AnswerBegan():
-                self._began(event)
-            case e.AnswerEnded() | e.RequestAbandoned():
-                self._ended(event, now_s)
-            case e.LandingSettled():
-                self._settled(event)
-            case _:
-                pass
+        take = self._takes.get(type(event))
+        if take is not None:
+            take(event, now_s)
         for action in actions:
-            if isinstance(action, a.Decode | a.Refuse) and action.fallback is not None:
-                self._fell_back(action.fallback.reason)
-            if isinstance(action, a.Decode) and action.is_retry:
-                self._count("prfaas_decode_retries_total")
+            if type(action) in _DECISIONS:
+                self._decided(action)
+
+    def _decided(self, action: Any) -> None:
+        if action.fallback is not None:
+            self._fell_back(action.fallback.reason)
+        if isinstance(action, a.Decode) and action.is_retry:
+            self._count("prfaas_decode_retries_total")
+
+    def _turned_away(self, event: RequestTurnedAway, now_s: float) -> None:
+        self._count("prfaas_requests_total", route="none", outcome=event.outcome)
 
     def _count(self, name: str, by: float = 1, **labels: str) -> None:
         self._metrics.counter(name, **labels).inc(by)
@@ -51,9 +58,9 @@ class RequestMetrics:
         if reason in (FallbackReason.ZERO_BYTES, FallbackReason.NOT_LOADED):
             self._count("prfaas_zero_byte_offloads_total")
 
-    def _counted(self, request_id: str) -> None:
+    def _counted(self, event: e.PromptCounted, now_s: float) -> None:
         """A prompt that is counted after its answer is added here; one counted before is added at its end."""
-        story = self._stories.get(request_id)
+        story = self._stories.get(event.request_id)
         if story is not None and story.outcome is not None:
             self._tokens(story)
 
@@ -64,14 +71,14 @@ class RequestMetrics:
         if story.uncached_tokens is not None:
             self._count("prfaas_uncached_tokens_total", story.uncached_tokens, route=route)
 
-    def _landed(self, event: e.LandingEnded) -> None:
+    def _landed(self, event: e.LandingEnded, now_s: float) -> None:
         story = self._stories.get(event.request_id)
         if story is not None and event.failure is None and story.phases_s.keys() >= {"landed", "routed"}:
             self._count("prfaas_kv_bytes_moved_total", event.num_bytes)
             took_s = story.phases_s["landed"] - story.phases_s["routed"]
             self._metrics.histogram("prfaas_kv_landed_seconds").observe(took_s)
 
-    def _began(self, event: e.AnswerBegan) -> None:
+    def _began(self, event: e.AnswerBegan, now_s: float) -> None:
         story = self._stories.get(event.request_id)
         if story is not None and story.stream and story.ttft_s is not None:
             route = story.route or "none"
@@ -86,7 +93,7 @@ class RequestMetrics:
         self._metrics.histogram("prfaas_request_duration_seconds", route=route).observe(story.total_s)
         self._tokens(story)
 
-    def _settled(self, event: e.LandingSettled) -> None:
+    def _settled(self, event: e.LandingSettled, now_s: float) -> None:
         story = self._stories.get(event.request_id)
         if event.record is None:
             self._count("prfaas_unproven_offloads_total")

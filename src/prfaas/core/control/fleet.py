@@ -109,6 +109,8 @@ class Fleet:
         self.instances: dict[str, Instance] = {}
         self.decoders: tuple[Instance, ...] = ()
         self.prefillers: tuple[Instance, ...] = ()
+        #: Some instance has left and is kept until it is idle.
+        self.is_draining = False
         self.apply(topology)
 
     @property
@@ -164,5 +166,6 @@ class Fleet:
             self._sort()
 
     def _sort(self) -> None:
+        self.is_draining = any(i.is_draining for i in self.instances.values())
         self.decoders = tuple(i for i in self.instances.values() if i.duty.decodes)
         self.prefillers = tuple(i for i in self.instances.values() if not i.duty.decodes)

@@ -9,7 +9,7 @@ Laws of this file:
 from __future__ import annotations
 
 from collections import Counter
-from typing import get_args
+from typing import cast, get_args
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
@@ -19,7 +19,7 @@ from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, Requ
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.topology import Topology
 
-_REQUEST = get_args(e.RequestEvent)
+_OF_REQUEST = frozenset(get_args(e.RequestEvent))
 
 
 class Scheduler:
@@ -47,11 +47,12 @@ class Scheduler:
             self._tick(now_s)
         elif isinstance(event, e.RequestArrived):
             self._arrived(event, now_s)
-        elif isinstance(event, _REQUEST):
-            self._step(event, now_s)
+        elif type(event) in _OF_REQUEST:
+            self._step(cast(e.RequestEvent, event), now_s)
         else:
             self._world(event)
-        self.fleet.forget_drained()
+        if self.fleet.is_draining:
+            self.fleet.forget_drained()
         return self._life.out
 
     def _arrived(self, event: e.RequestArrived, now_s: float) -> None:
