@@ -129,7 +129,7 @@ class Lifecycle:
         request.matched_boot_id = decode.cache.boot_id
         request.state = S.RESERVING
         request.move_landing(P.ASKED)
-        request.landing_at = route.decode
+        request.landing_at, request.landing_beside = route.decode, decode
         decode.num_landings += 1
         self._busy_decode(request, route.decode)
         due_s = now_s + self.terms.deadline_s
@@ -140,7 +140,8 @@ class Lifecycle:
         )  # fmt: skip
 
     def _reserved(self, request: Request, event: e.LandingReserved, now_s: float) -> None:
-        decode = self.fleet.instances[request.landing_at]
+        decode = request.landing_beside
+        assert decode is not None, "a landing was asked for beside an instance"
         restarted = decode.engine_registered(event.block_tokens, event.engine_boot_id, event.kv_group_kinds)
         # A probe may have seen the new life first, after the match and before this answer.
         restarted = restarted or decode.cache.boot_id != request.matched_boot_id
@@ -151,6 +152,8 @@ class Lifecycle:
         if restarted and request.skip_tokens:
             # What was to be skipped went with the engine's former life: an image without it would be useless.
             self._fall_back(request, Failure(FallbackReason.LANDING_LOST, "the decode engine restarted"))
+        elif self._has_moved(request):
+            self._fall_back(request, Failure(FallbackReason.LANDING_LOST, "the decode instance has moved"))
         elif event.num_bytes == 0:
             self._fall_back(request, Failure(FallbackReason.ZERO_BYTES, "the landing has no bytes"))
         else:
@@ -161,8 +164,9 @@ class Lifecycle:
         assert request.deadline_s is not None, "a transfer has a deadline"
         route = request.route
         prefill = self.fleet.instances.get(route.prefill)
-        if prefill is None:
-            self._fall_back(request, Failure(FallbackReason.PREFILL_UNREACHABLE, f"{route.prefill} has left"))
+        if prefill is None or prefill.is_draining or prefill.duty.decodes:
+            detail = f"{route.prefill} prefills for others no more"
+            self._fall_back(request, Failure(FallbackReason.PREFILL_UNREACHABLE, detail))
             return
         request.state = S.PREFILLING
         request.prefill = route.prefill
@@ -201,6 +205,9 @@ class Lifecycle:
         failure = event.failure
         if failure is None and event.num_bytes == 0:
             failure = Failure(FallbackReason.ZERO_BYTES, "landed without a byte")
+        if failure is None and self._has_moved(request):
+            # Its name leads to another engine now, beside another node.
+            failure = Failure(FallbackReason.LANDING_LOST, "the decode instance has moved")
         if failure is not None:
             self._fall_back(request, failure)
             return
@@ -338,7 +345,7 @@ class Lifecycle:
             return
         instance = self.fleet.instances[request.landing_at]
         chain = request.chains.get(instance.block_tokens or 0)
-        if chain is not None:
+        if chain is not None and not self._has_moved(request):
             if was_loaded(record):
                 instance.cache.landed(chain)
             else:
@@ -346,6 +353,9 @@ class Lifecycle:
                 instance.cache.forget(chain)
                 instance.cache.ran_locally(chain)
         self._landing_gone(request)
+
+    def _has_moved(self, request: Request) -> bool:
+        return self.fleet.instances[request.landing_at] is not request.landing_beside
 
     def _landing_gone(self, request: Request) -> None:
         request.move_landing(P.GONE)

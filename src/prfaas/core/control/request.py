@@ -17,6 +17,7 @@ from typing import Final
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control import events as e
+from prfaas.core.control.fleet import Instance
 from prfaas.core.control.router import Route
 
 
@@ -61,7 +62,8 @@ _GONE: Final[dict[type, frozenset[RequestState]]] = {e.RequestAbandoned: frozens
 #: state -> event -> states afterwards. docs/protocols.md shows it; `make docs` renews that.
 TRANSITIONS: Final[dict[RequestState, dict[type, frozenset[RequestState]]]] = {
     S.COUNTING: {
-        **dict.fromkeys((e.PromptCounted, e.PromptUncountable), frozenset({S.RESERVING, *_LOCALLY})),
+        e.PromptCounted: frozenset({S.RESERVING, *_LOCALLY}),
+        e.PromptUncountable: _LOCALLY,
         # A prompt that does not fit is refused by whoever counts it.
         e.AnswerEnded: frozenset({S.ENDED}),
         **_GONE,
@@ -121,7 +123,8 @@ LANDING_TRANSITIONS: Final[dict[LandingPhase, frozenset[LandingPhase]]] = {
 class Request:
     """What the scheduler knows of one request. Names of instances are empty for none: on `decode` and `prefill` it
     counts as in flight now, beside `landing_at` is its landing, `answered_by` began its answer. The prefix that
-    `skip_tokens` leaves out was held by the life `matched_boot_id` of the decode engine."""
+    `skip_tokens` leaves out was held by the life `matched_boot_id` of the decode engine. `landing_beside` is the
+    instance of that name as it was when the landing was asked for."""
 
     arrived: e.RequestArrived
     arrived_s: float
@@ -137,6 +140,7 @@ class Request:
     answered_by: str = ""
     landing: LandingPhase = P.NONE
     landing_at: str = ""
+    landing_beside: Instance | None = field(default=None, repr=False)
     skip_tokens: int = 0
     matched_boot_id: str | None = None
     num_landed_bytes: int = 0
