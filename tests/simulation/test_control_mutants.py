@@ -1,0 +1,256 @@
+"""Broken control cores. Every mutant breaks one rule of the lifecycle, and the world must catch it within its seeds.
+
+A law that catches nothing proves nothing: each law of the world has a mutant here that it, and no earlier one, catches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prfaas.core.control import actions as a
+from prfaas.core.control import events as e
+from prfaas.core.control.lifecycle import Lifecycle, TransferTerms
+from prfaas.core.control.request import LandingPhase, Request, RequestState
+from prfaas.core.control.router import RoutePolicy
+from prfaas.core.control.scheduler import Scheduler
+from prfaas.core.control.timers import TimerKind
+from prfaas.core.topology import Duty, Topology
+from prfaas.testing.control_world.storybook import WorldFailed
+from prfaas.testing.control_world.world import MakeScheduler, Setting, World
+from tests.simulation.test_control import SEEDS, SETTING
+
+
+class KeepsItsLanding(Lifecycle):
+    """Falls back and forgets the landing."""
+
+    def _drop(self, request: Request) -> None:
+        if request.landing is not LandingPhase.HELD:
+            super()._drop(request)
+
+
+class DropsInSilence(Lifecycle):
+    """Counts a landing as dropped and tells no node."""
+
+    def _drop(self, request: Request) -> None:
+        request.move_landing(LandingPhase.DROPPING)
+        self._landing_gone(request)
+
+
+class DropsTooEarly(Lifecycle):
+    """Drops a landing before its node has answered: the drop may overtake the reservation."""
+
+    def _give_up_transfer(self, request: Request) -> None:
+        if request.landing is LandingPhase.ASKED:
+            self._drop(request)
+        super()._give_up_transfer(request)
+
+
+class SettlesTwice(Lifecycle):
+    """Asks for the final record again when the answer ends."""
+
+    def _answer_ended(self, request: Request, event: e.AnswerEnded, now_s: float) -> None:
+        if request.landing in (LandingPhase.SETTLING, LandingPhase.GONE):
+            self.out.append(a.SettleLanding(request.request_id, request.landing_at))
+        super()._answer_ended(request, event, now_s)
+
+
+class DecodesBeforeLanded(Lifecycle):
+    """Takes staged for landed."""
+
+    def _prefill_ended(self, request: Request, event: e.PrefillEnded, now_s: float) -> None:
+        super()._prefill_ended(request, event, now_s)
+        if request.state is RequestState.PREFILLING:
+            request.deadline_s = None
+            self._decode(request, request.landing_at, is_landed=True)
+
+
+class TakesFailedForLanded(Lifecycle):
+    """Decodes with whatever has become of the landing."""
+
+    def _landing_ended(self, request: Request, event: e.LandingEnded, now_s: float) -> None:
+        super()._landing_ended(request, replace(event, failure=None, num_bytes=max(1, event.num_bytes)), now_s)
+
+
+class FollowsTheName(Lifecycle):
+    """Decodes where the name leads, although the landing is where it led before."""
+
+    def _has_moved(self, request: Request) -> bool:
+        return False
+
+
+class AnswersTwice(Lifecycle):
+    """Tries again after the client has seen the first byte."""
+
+    def _answer_ended(self, request: Request, event: e.AnswerEnded, now_s: float) -> None:
+        if event.outcome == "error" and request.answered_by in self.fleet.instances:
+            self._decode(request, request.answered_by)
+            request.state = RequestState.ANSWERING
+        else:
+            super()._answer_ended(request, event, now_s)
+
+
+class TriesForEver(Lifecycle):
+    """Gives every failed leg another chance."""
+
+    def _decode_failed(self, request: Request, event: e.DecodeFailed, now_s: float) -> None:
+        request.may_retry = True
+        super()._decode_failed(request, event, now_s)
+
+
+class NeverTriesAgain(Lifecycle):
+    """Refuses when the first leg fails."""
+
+    def _decode_failed(self, request: Request, event: e.DecodeFailed, now_s: float) -> None:
+        request.may_retry = False
+        super()._decode_failed(request, event, now_s)
+
+
+class InsistsOnOneEngine(Lifecycle):
+    """Sends the second leg to the engine that has just failed."""
+
+    def _again(self, request: Request, avoid: str, failure: Any, *, is_retry: bool) -> None:
+        super()._again(request, "", failure, is_retry=is_retry)
+
+
+class NeverRenews(Lifecycle):
+    """Lets leases run out under transfers that are well."""
+
+    def _renew_later(self, request: Request, now_s: float) -> None:
+        pass
+
+
+class RenewsForEver(Lifecycle):
+    """Renews the lease of a landing that it has dropped."""
+
+    def _give_up_transfer(self, request: Request) -> None:
+        renew_s = request.renew_s
+        super()._give_up_transfer(request)
+        request.renew_s = renew_s
+
+
+class NeverStops(Lifecycle):
+    """Lets the prefill of a given-up transfer go on."""
+
+    def _give_up_transfer(self, request: Request) -> None:
+        super()._give_up_transfer(request)
+        self.out = [action for action in self.out if not isinstance(action, a.StopPrefill)]
+
+
+class WaitsForEver(Lifecycle):
+    """Has no deadline."""
+
+    def due(self, request: Request, kind: TimerKind, due_s: float, now_s: float) -> e.DeadlinePassed | None:
+        return super().due(request, kind, due_s, now_s) if kind is TimerKind.RENEW else None
+
+
+class PrefillsAnywhere(Lifecycle):
+    """Sends prompts to instances that have left or changed their duty meanwhile."""
+
+    def _prefill(self, request: Request, num_bytes: int, now_s: float) -> None:
+        assert request.route is not None
+        prefill = self.fleet.instances.get(request.route.prefill)
+        if prefill is None:
+            super()._prefill(request, num_bytes, now_s)
+            return
+        member, was_draining = prefill.member, prefill.is_draining
+        prefill.member, prefill.is_draining = replace(member, duty=Duty.PREFILL), False
+        super()._prefill(request, num_bytes, now_s)
+        prefill.member, prefill.is_draining = member, was_draining
+
+
+class MiscountsPrefills(Lifecycle):
+    """Leaves a prefill that failed in the load of its instance."""
+
+    def _prefill_over(self, request: Request, failure: Any) -> None:
+        if failure is None:
+            super()._prefill_over(request, failure)
+        request.prefill = ""
+
+
+class ClosesWhileCounting(Lifecycle):
+    """Forgets a request whose late count is still under way."""
+
+    def _end(self, request: Request) -> None:
+        super()._end(request)
+        request.is_counting = False
+
+
+class LosesTheUncountable(Lifecycle):
+    """Waits for a count that will not come."""
+
+    def _uncountable(self, request: Request, event: e.PromptUncountable, now_s: float) -> None:
+        if request.state is not RequestState.COUNTING:
+            super()._uncountable(request, event, now_s)
+
+
+#: The law that catches each. `DropsInSilence` breaks two at once; which is looked at first depends on what it drops.
+MUTANTS = {
+    KeepsItsLanding: "scheduler",
+    DropsInSilence: "counts freed_once",
+    DropsTooEarly: "freed_once",
+    SettlesTwice: "freed_once",
+    DecodesBeforeLanded: "scheduler",
+    TakesFailedForLanded: "landed_first",
+    FollowsTheName: "landed_first",
+    AnswersTwice: "one_answer",
+    TriesForEver: "one_answer",
+    NeverTriesAgain: "owed",
+    InsistsOnOneEngine: "another_engine",
+    NeverRenews: "lease",
+    RenewsForEver: "freed_once",
+    NeverStops: "prefill_stopped",
+    WaitsForEver: "in_time",
+    PrefillsAnywhere: "members_only",
+    MiscountsPrefills: "counts",
+    ClosesWhileCounting: "one_end",
+    LosesTheUncountable: "in_time",
+}
+
+
+def scheduler_with(lifecycle: type[Lifecycle]) -> MakeScheduler:
+    """Makes schedulers that are as shipped but for their lifecycle."""
+
+    class Mutated(Scheduler):
+        def __init__(self, topology: Topology, policy: RoutePolicy, terms: TransferTerms) -> None:
+            super().__init__(topology, policy, terms)
+            self._life = lifecycle(self.fleet, policy, terms)
+
+    return Mutated
+
+
+def failure_of(lifecycle: type[Lifecycle], seed: int, setting: Setting) -> WorldFailed | None:
+    try:
+        World(seed, setting, scheduler_with(lifecycle)).run()
+    except WorldFailed as failure:
+        return failure
+    return None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_mutant_is_caught(mutant: type[Lifecycle]) -> None:
+    """By the law that it breaks, within the seeds that every test run has."""
+    for seed in SEEDS:
+        failure = failure_of(mutant, seed, SETTING)
+        if failure is not None:
+            print(f"{mutant.__name__} is caught by the law {failure.law!r} with seed {seed}")
+            assert failure.law in MUTANTS[mutant].split(), str(failure)
+            return
+    pytest.fail(f"{mutant.__name__} lives through all seeds")
+
+
+def test_the_unchanged_lifecycle_is_no_mutant() -> None:
+    """What catches the others is their change, not the way in which they are put in."""
+    assert failure_of(Lifecycle, 0, Setting(num_lives=300)) is None
+
+
+def test_a_failure_tells_its_seed_and_its_story() -> None:
+    """And tells the same again when that seed is run again."""
+    first, again = (failure_of(SettlesTwice, 3, SETTING) for _ in range(2))
+    assert first is not None
+    assert str(first) == str(again)
+    assert str(first).startswith("seed 3: freed_once of g")
+    for word in ("RequestArrived(", "Reserve(", "Decode(", "AnswerBegan(", "SettleLanding(", "newest events"):
+        assert word in str(first)
