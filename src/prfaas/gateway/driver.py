@@ -2,7 +2,8 @@
 
 Laws of this file:
 - It decides nothing. Whatever depends on more than one event is the scheduler's.
-- An action's work ends in exactly the events that `core.control.actions` lists for it.
+- An action's work ends in exactly the events that `core.control.actions` lists for it, also when it is stopped before
+  it has begun, and when it fails by a defect of ours: else a request would stay for ever.
 - What a client waits for runs in the client's own task and ends with it; what must outlive the client runs in the
   background.
 - Between an event and the end of its actions' start nothing is awaited.
@@ -14,7 +15,7 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from prfaas.core.control import actions as a
@@ -45,6 +46,9 @@ MAX_PROOF_WAIT_S: Final = 2.0
 PREFILL_LINGER_S: Final = 10.0
 
 
+Leg = Coroutine[Any, Any, e.RequestEvent]
+
+
 class Driver:
     """One gateway's. Everything runs in one event loop."""
 
@@ -52,7 +56,7 @@ class Driver:
         self.scheduler: Scheduler = service.scheduler
         self._service = service
         self._engines = engines
-        self._transfers = Transfers(engines, nodes, self.feed)
+        self._transfers = Transfers(engines, nodes)
         self._live: dict[str, LiveRequest] = {}
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -273,20 +277,25 @@ class Driver:
             lease_s=action.lease_s,
         )
         self._service.stories.hide(live.request_id, live.spec.claim_secret)
-        self._service.background.spawn(self._transfers.reserve(live))
+        failure = Failure(FallbackReason.RESERVE_ERROR, "the reservation was stopped")
+        self._leg(self._transfers.reserve(live), e.ReserveFailed(live.request_id, failure))
 
     def _prefill(self, live: LiveRequest, action: a.Prefill) -> None:
         member = self._member(action.instance)
-        live.prefilling = self._service.background.spawn(self._transfers.prefill(live, member))
+        work = self._transfers.prefill(live, member)
+        # Its failure counts only while it is waited for, and then it was not stopped.
+        failure = Failure(FallbackReason.PREFILL_FAILED, "the prefill was stopped")
+        live.prefilling = self._leg(work, e.PrefillEnded(live.request_id, failure))
 
     def _await_landing(self, live: LiveRequest, action: a.AwaitLanding) -> None:
         lease_s = self._service.deployment.transfer.lease
-        live.watching = self._service.background.spawn(self._transfers.watch(live, lease_s))
+        failure = Failure(FallbackReason.LANDING_LOST, "the landing was no longer watched")
+        work = self._transfers.watch(live, lease_s)
+        live.watching = self._leg(work, e.LandingEnded(live.request_id, failure=failure))
 
     def _stop_prefill(self, live: LiveRequest, action: a.StopPrefill) -> None:
         for task in (live.prefilling, live.watching):
-            # The task that has just reported is at its end by itself.
-            if task is not None and task is not asyncio.current_task():
+            if task is not None:
                 task.cancel()
 
     def _let_linger(self, live: LiveRequest) -> None:
@@ -294,13 +303,25 @@ class Driver:
             self._loop.call_later(PREFILL_LINGER_S, live.prefilling.cancel)
 
     def _renew_lease(self, live: LiveRequest, action: a.RenewLease) -> None:
-        self._service.background.spawn(self._transfers.renew(live, action.lease_s))
+        work = self._transfers.renew(live, action.lease_s)
+        self._leg(work, e.LeaseRenewed(live.request_id, is_held=True))
 
     def _settle_landing(self, live: LiveRequest, action: a.SettleLanding) -> None:
-        self._service.background.spawn(self._transfers.settle(live))
+        self._leg(self._transfers.settle(live), e.LandingSettled(live.request_id, None))
 
     def _drop_landing(self, live: LiveRequest, action: a.DropLanding) -> None:
-        self._service.background.spawn(self._transfers.drop(live))
+        self._leg(self._transfers.drop(live), e.LandingDropped(live.request_id))
+
+    def _leg(self, work: Leg, otherwise: e.RequestEvent) -> asyncio.Task[Any]:
+        """Run it in the background and feed the event that it returns; `otherwise`, if it returns none."""
+        task = self._service.background.spawn(work)
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            returned = not task.cancelled() and task.exception() is None
+            self.feed(task.result() if returned else otherwise)
+
+        task.add_done_callback(ended)
+        return task
 
     def _close(self, live: LiveRequest, action: a.Close) -> None:
         del self._live[live.request_id]

@@ -38,8 +38,8 @@ class LiveRequest:
     spec: OffloadSpec | None = None
     node_url: str = ""
     landing: Reserved | None = None
-    prefilling: asyncio.Task[None] | None = None
-    watching: asyncio.Task[None] | None = None
+    prefilling: asyncio.Task[Any] | None = None
+    watching: asyncio.Task[Any] | None = None
     proven: asyncio.Event = field(default_factory=asyncio.Event)
 
     def do(self, work: Work) -> None:

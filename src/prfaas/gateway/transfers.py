@@ -1,8 +1,7 @@
-"""The remote legs of a request, as tasks whose result is one event each: reserve, prefill, watch, renew, settle, drop.
+"""The remote legs of a request: reserve, prefill, watch, renew, settle, drop. Each returns the event that it ends in.
 
 Laws of this file:
-- A reservation is never stopped half way: nobody would know whether there is a landing to drop.
-- A prefill tells its end also when it is stopped.
+- What a node or an engine answers, or that it does not, is an event. Only a defect of ours is raised.
 - One lost poll may be an idle connection that the node has just closed; two in a row are a dead node.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Final
 
 from prfaas.core.control import events as e
@@ -36,51 +34,40 @@ CLAIM_GRACE_S: Final = 0.25
 DROP_ATTEMPTS: Final = 3
 WAITING_STATES: Final = OPEN_STATES | {LandingState.LANDED}
 
-Feed = Callable[[e.RequestEvent], None]
-
 
 class Transfers:
-    """Runs legs; `feed` takes their events."""
+    """Of all requests of one gateway."""
 
-    def __init__(self, engines: Engines, nodes: Nodes, feed: Feed) -> None:
+    def __init__(self, engines: Engines, nodes: Nodes) -> None:
         self._engines = engines
         self._nodes = nodes
-        self._feed = feed
 
-    async def reserve(self, live: LiveRequest) -> None:
+    async def reserve(self, live: LiveRequest) -> e.LandingReserved | e.ReserveFailed:
         assert live.spec is not None, "a transfer is specified before its landing is reserved"
-        request_id = live.request_id
         try:
-            live.landing = await self._nodes.reserve(live.node_url, live.spec.reservation())
+            landing = live.landing = await self._nodes.reserve(live.node_url, live.spec.reservation())
         except UpstreamDown as error:
             failure = Failure(FallbackReason.NODE_UNREACHABLE, str(error), error.refused)
-            self._feed(e.ReserveFailed(request_id, failure))
+            return e.ReserveFailed(live.request_id, failure)
         except NodeRefused as error:
-            self._feed(e.ReserveFailed(request_id, Failure(_reserve_reason(error.code), str(error))))
-        else:
-            landing = live.landing
-            self._feed(
-                e.LandingReserved(
-                    request_id, landing.num_bytes, landing.block_tokens, landing.engine_boot_id, landing.kv_group_kinds
-                )
-            )
+            return e.ReserveFailed(live.request_id, Failure(_reserve_reason(error.code), str(error)))
+        kinds, boot_id = landing.kv_group_kinds, landing.engine_boot_id
+        return e.LandingReserved(live.request_id, landing.num_bytes, landing.block_tokens, boot_id, kinds)
 
-    async def prefill(self, live: LiveRequest, member: Instance) -> None:
+    async def prefill(self, live: LiveRequest, member: Instance) -> e.PrefillEnded:
         assert live.spec is not None, "a transfer is specified before its prompt is prefilled"
         assert live.landing is not None, "a prompt is prefilled into a landing"
         spec, dialect = live.spec, dialect_of(member.kind)
         prompt = PrefillPrompt(spec.model, spec.token_ids, spec.cache_salt)
         sent = dialect.prefill_body(prompt, prefill_params(spec, live.landing))
-        failure: Failure | None = None
         try:
             status, body = await self._engines.post(member.engine_url + dialect.prefill_path, sent, spec.headers)
-            failure = failure_of(dialect.read_prefill(status, body))
         except UpstreamDown as error:
             failure = Failure(FallbackReason.PREFILL_UNREACHABLE, str(error), error.refused)
-        finally:
-            self._feed(e.PrefillEnded(live.request_id, failure))
+            return e.PrefillEnded(live.request_id, failure)
+        return e.PrefillEnded(live.request_id, failure_of(dialect.read_prefill(status, body)))
 
-    async def watch(self, live: LiveRequest, lease_s: float) -> None:
+    async def watch(self, live: LiveRequest, lease_s: float) -> e.LandingEnded:
         """Poll until the landing is past receiving."""
         num_lost = 0
         while True:
@@ -90,27 +77,23 @@ class Transfers:
             except UpstreamDown as error:
                 num_lost += 1
                 if error.refused or num_lost >= MAX_LOST_POLLS:
-                    self._landing_failed(live, FallbackReason.NODE_UNREACHABLE, str(error))
-                    return
+                    return _landing_failed(live, FallbackReason.NODE_UNREACHABLE, str(error))
                 continue
             except NodeRefused as error:
-                self._landing_failed(live, FallbackReason.LANDING_LOST, str(error))
-                return
+                return _landing_failed(live, FallbackReason.LANDING_LOST, str(error))
             if record.state not in OPEN_STATES:
-                self._landing_over(live, record)
-                return
+                return _landing_over(live, record)
 
-    async def renew(self, live: LiveRequest, lease_s: float) -> None:
-        is_held = True
+    async def renew(self, live: LiveRequest, lease_s: float) -> e.LeaseRenewed:
         try:
             record = await self._nodes.renew(live.node_url, self._transfer_id(live), lease_s)
-            is_held = record.state in WAITING_STATES
         except (UpstreamDown, NodeRefused) as error:
             # The poll meets the same node and decides.
             logger.info("lease not renewed request_id=%s error=%s", live.request_id, error)
-        self._feed(e.LeaseRenewed(live.request_id, is_held))
+            return e.LeaseRenewed(live.request_id, is_held=True)
+        return e.LeaseRenewed(live.request_id, record.state in WAITING_STATES)
 
-    async def settle(self, live: LiveRequest) -> None:
+    async def settle(self, live: LiveRequest) -> e.LandingSettled:
         """The final record, with the landing freed."""
         try:
             record = await self._record(live, Until.FINAL, CLAIM_GRACE_S)
@@ -120,14 +103,13 @@ class Transfers:
                 record = await self._nodes.drop(live.node_url, self._transfer_id(live))
         except (UpstreamDown, NodeRefused) as error:
             logger.warning("no final record request_id=%s node=%s error=%s", live.request_id, live.node_url, error)
-            self._feed(e.LandingSettled(live.request_id, None))
-            return
+            return e.LandingSettled(live.request_id, None)
         final = e.FinalRecord(
             record.state, record.reason, record.tokens_loaded, record.tokens_recomputed, record.bytes_resent
         )
-        self._feed(e.LandingSettled(live.request_id, final))
+        return e.LandingSettled(live.request_id, final)
 
-    async def drop(self, live: LiveRequest) -> None:
+    async def drop(self, live: LiveRequest) -> e.LandingDropped:
         for attempt in range(DROP_ATTEMPTS):
             try:
                 await self._nodes.drop(live.node_url, self._transfer_id(live))
@@ -138,7 +120,7 @@ class Transfers:
                 # If the node stays away its lease frees the space.
                 logger.info("landing not dropped request_id=%s attempt=%d error=%s", live.request_id, attempt, error)
                 await asyncio.sleep(0.2 * (attempt + 1))
-        self._feed(e.LandingDropped(live.request_id))
+        return e.LandingDropped(live.request_id)
 
     async def _record(self, live: LiveRequest, until: Until, wait_s: float) -> LandingRecord:
         return await self._nodes.record(live.node_url, self._transfer_id(live), until=until, wait_s=wait_s)
@@ -147,16 +129,17 @@ class Transfers:
         assert live.spec is not None, "only a transfer has a landing"
         return live.spec.transfer_id
 
-    def _landing_over(self, live: LiveRequest, record: LandingRecord) -> None:
-        if record.state is LandingState.LANDED:
-            self._feed(e.LandingEnded(live.request_id, record.bytes_landed))
-            return
-        expired = record.state is LandingState.EXPIRED
-        reason = FallbackReason.LANDING_EXPIRED if expired else FallbackReason.LANDING_ABORTED
-        self._landing_failed(live, reason, str(record.reason))
 
-    def _landing_failed(self, live: LiveRequest, reason: FallbackReason, detail: str) -> None:
-        self._feed(e.LandingEnded(live.request_id, failure=Failure(reason, detail)))
+def _landing_over(live: LiveRequest, record: LandingRecord) -> e.LandingEnded:
+    if record.state is LandingState.LANDED:
+        return e.LandingEnded(live.request_id, record.bytes_landed)
+    expired = record.state is LandingState.EXPIRED
+    reason = FallbackReason.LANDING_EXPIRED if expired else FallbackReason.LANDING_ABORTED
+    return _landing_failed(live, reason, str(record.reason))
+
+
+def _landing_failed(live: LiveRequest, reason: FallbackReason, detail: str) -> e.LandingEnded:
+    return e.LandingEnded(live.request_id, failure=Failure(reason, detail))
 
 
 _OF_PREFILL: Final = {
