@@ -161,6 +161,19 @@ class PrefillsAnywhere(Lifecycle):
         prefill.member, prefill.is_draining = member, was_draining
 
 
+class IgnoresLanes(Lifecycle):
+    """Routes as if every node had lanes to every other."""
+
+    def _route(self, request: Request, num_tokens: int | None, now_s: float) -> None:
+        instances = list(self.fleet.instances.values())
+        told = [instance.cut_off_from for instance in instances]
+        for instance in instances:
+            instance.cut_off_from = frozenset()
+        super()._route(request, num_tokens, now_s)
+        for instance, cut_off_from in zip(instances, told, strict=True):
+            instance.cut_off_from = cut_off_from
+
+
 class MiscountsPrefills(Lifecycle):
     """Leaves a prefill that failed in the load of its instance."""
 
@@ -204,6 +217,7 @@ MUTANTS = {
     NeverStops: "prefill_stopped",
     WaitsForEver: "in_time",
     PrefillsAnywhere: "members_only",
+    IgnoresLanes: "members_only",
     MiscountsPrefills: "counts",
     ClosesWhileCounting: "one_end",
     LosesTheUncountable: "in_time",

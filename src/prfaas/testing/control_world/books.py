@@ -9,7 +9,8 @@ Laws that are checked here, by the names under which a broken one is told:
 - `freed_once`: a landing is settled or dropped once, after the answer to its reservation; dropped after it was settled
   only if nobody knows how that went; not while an engine may be loading it. Its lease is renewed only before that.
 - `prefill_stopped`: who gives up a transfer stops its prefill.
-- `members_only`: new work goes to members of the topology that have the duty, and work works.
+- `members_only`: new work goes to members of the topology that have the duty, and to no prefill instance that has said
+  that no lane is up to where the landing would be.
 - `lease`: a landing expires only if its gateway died or could not reach the node; else it is renewed, or freed.
 - `in_time`: a transfer that has not landed by its deadline is given up; every request ends.
 - `one_end`: a request ends once, and is closed when nothing of it goes on.
@@ -90,6 +91,7 @@ class Books:
     num_closed: int = 0
     _now_s: float = 0.0
     _silent: Counter[str] = field(default_factory=Counter)
+    _cut_off: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._of_event: dict[type, Callable[[Account, Any], None]] = {
@@ -138,6 +140,11 @@ class Books:
             self._silent[event.instance] += 1
             if event.refused or self._silent[event.instance] >= MAX_SILENT_PROBES:
                 self.unsteady(event.instance)
+        elif isinstance(event, e.NodeSeen):
+            self._cut_off[event.instance] = event.cut_off_from
+        elif isinstance(event, e.TopologyChanged):
+            # Who has moved has said nothing yet.
+            self._cut_off.clear()
         elif isinstance(event, e.EngineSeen):
             self._silent[event.instance] = 0
             if not event.healthy:
@@ -273,6 +280,8 @@ class Books:
         decode = action.route.decode
         self._new_work(account, decode, decodes=True)
         self._new_work(account, action.route.prefill, decodes=False)
+        has_lane = decode not in self._cut_off.get(action.route.prefill, ())
+        self.need("members_only", account, has_lane, f"{action.route.prefill} has no lane to {decode}")
         account.landing_at, account.landing_url = decode, self.url_of(decode)
         account.is_reserving, account.asked_s = True, self._now_s
         account.decode_at = decode

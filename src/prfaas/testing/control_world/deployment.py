@@ -47,8 +47,8 @@ class Deployment:
         """Also of a member that has left, until another of that name comes."""
         return self._by_name[name]
 
-    def stall_left_s(self, source: Site, target: Site) -> float:
-        """How much longer nothing comes over the link between them."""
+    def stall_left_s(self, source: Site) -> float:
+        """How much longer nothing comes over the links from there."""
         return self._stalled_until_s.get(source.cluster, 0.0) - self._kernel.now_s
 
     def upset(self) -> None:

@@ -40,7 +40,7 @@ class Places(Protocol):
 
     def site(self, name: str) -> Site: ...
 
-    def stall_left_s(self, source: Site, target: Site) -> float: ...
+    def stall_left_s(self, source: Site) -> float: ...
 
     def node_dies(self, site: Site) -> None: ...
 
@@ -182,9 +182,9 @@ class Gateway:
 
     # Inside
 
-    def _power_may_fail(self, within_s: float) -> None:
+    def _power_may_fail(self, within_s: float, weight: float) -> None:
         """Just before the gateway would fall back: then there is nobody to fall back to."""
-        if self.dice.strikes(0.7):
+        if self.dice.strikes(weight):
             self.kernel.after(within_s * self.dice.random.random(), self.places.power_cut)
 
     def _works(self, name: str) -> bool:
@@ -223,21 +223,24 @@ class Gateway:
             performer(self, job, action)
 
     def _tell(self, work: Work, delay_s: float, event: e.RequestEvent) -> None:
-        if self.dice.strikes(0.5 if work.name in IN_CLIENT else 1.0):
+        if self.dice.strikes(1.0 if work.name == "decode" or work.name not in IN_CLIENT else 0.3):
             self.kernel.after(
                 delay_s * self.dice.random.random(),
                 lambda: self.abandon(work.request_id, "cancelled", Fault.CLIENT_LEAVES),
             )
 
         if getattr(event, "failure", None) is not None or getattr(event, "num_bytes", 1) == 0:
-            self._power_may_fail(delay_s)
+            self._power_may_fail(delay_s, 5.0 if isinstance(event, e.LandingReserved) else 0.6)
+
+        def echoes() -> None:
+            self.met(Fault.LATE_ECHO, work.request_id)
+            self.feed(event)
 
         def arrives() -> None:
-            if work.is_stopped and work.name in _MAY_ECHO:
-                if not self.dice.chance(ECHO_CHANCE):
-                    return
-                self.met(Fault.LATE_ECHO, work.request_id)
-            self.feed(event)
+            if not work.is_stopped or work.name not in _MAY_ECHO:
+                self.feed(event)
+            elif self.dice.chance(ECHO_CHANCE):
+                self.kernel.after(self.dice.span_s(0.0, 4.0) if work.name == "watch" else 0.0, echoes)
 
         self.kernel.after(delay_s, arrives)
 
@@ -254,7 +257,7 @@ class Gateway:
                 account.num_renewals_lost += 1
 
         if any(request.deadline_s == due_s for request in self.scheduler.requests.values()):
-            self._power_may_fail(due_s - self.kernel.now_s)
+            self._power_may_fail(due_s - self.kernel.now_s, 2.0)
 
         def ticks() -> None:
             if self._armed_s == due_s:

@@ -80,7 +80,7 @@ def _reserved(gateway: Gateway, job: Job, work: Work, site: Site, landing: Landi
     if gateway.strikes(Fault.RESERVE_HANGS, job.request_id, 2.0):
         delay_s = _long_s(gateway)
         account.is_late_to_renew = True
-    elif gateway.strikes(Fault.LANDING_HAS_NO_BYTES, job.request_id, 0.5):
+    elif gateway.strikes(Fault.LANDING_HAS_NO_BYTES, job.request_id):
         num_bytes = 0
     work.ends(e.LandingReserved(job.request_id, num_bytes, site.block_tokens, site.boot_id, site.kinds), delay_s)
 
@@ -301,7 +301,7 @@ class Prefilling:
         """The last byte comes in, unless the link stands still."""
         if not self.is_sending or not self.is_there:
             return
-        stall_s = self.gateway.places.stall_left_s(self.source, self.target)
+        stall_s = self.gateway.places.stall_left_s(self.source)
         landing = self.target.ledger.find(self.job.transfer_id)
         if stall_s > 0.0:
             self.gateway.met(Fault.LINK_STALLS, self.job.request_id)

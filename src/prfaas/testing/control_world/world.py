@@ -225,7 +225,10 @@ class World:
             return e.NodeSilent(name)
         if not site.has_engine:
             return e.NodeSeen(name, has_engine=False)
-        return e.NodeSeen(name, True, site.block_tokens, site.boot_id, site.kinds)
+        cut_off: frozenset[str] = frozenset()
+        if self.deployment.stall_left_s(site) > 0.0 and self.dice.chance(0.5):
+            cut_off = frozenset(instance.name for instance in self.deployment.topology.decoders)
+        return e.NodeSeen(name, True, site.block_tokens, site.boot_id, site.kinds, cut_off)
 
     def _link_seen(self, name: str) -> e.Event:
         if self.dice.strikes():
