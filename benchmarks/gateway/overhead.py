@@ -3,6 +3,7 @@
 `python -m benchmarks.gateway.overhead [--json] [--rounds N] [--seconds S] [--before CHECKOUT]`. Engine, gateway and
 client are separate processes. Rounds alternate between direct and through the gateway, so that a machine's other load
 hits both alike; medians over rounds are reported. With `--before`, the gateway of another checkout takes its turns too.
+CPU is what the process in question (engine or gateway) used for a request: other work on the machine hardly changes it.
 """
 
 from __future__ import annotations
@@ -51,12 +52,14 @@ class Round:
     num_requests: int = 0
     elapsed_s: float = 0.0
     ttfts_s: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
 
     def figures(self) -> dict[str, float]:
         """Percentiles and rate."""
         ordered = sorted(self.ttfts_s)
         return {
             "requests_per_s": self.num_requests / self.elapsed_s,
+            "cpu_ms": 1e3 * self.cpu_s / self.num_requests,
             "ttft_ms_p50": 1e3 * ordered[len(ordered) // 2],
             "ttft_ms_p99": 1e3 * ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
         }
@@ -97,16 +100,22 @@ async def _one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, resul
 
 
 @contextmanager
-def process(module: str, *arguments: str, checkout: Path | None = None) -> Iterator[None]:
-    """A Python process that is gone afterwards; of another `checkout`, if one is named."""
+def process(module: str, *arguments: str, checkout: Path | None = None) -> Iterator[int]:
+    """A Python process that is gone afterwards, by its id; of another `checkout`, if one is named."""
     source = {} if checkout is None else {"PYTHONPATH": str(checkout / "src")}
     argv = [sys.executable, "-m", module, *arguments]
     running = subprocess.Popen(argv, cwd=checkout, env={**os.environ, **source})
     try:
-        yield
+        yield running.pid
     finally:
         running.terminate()
         running.wait(10)
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _up(session: aiohttp.ClientSession, url: str) -> None:
@@ -128,7 +137,7 @@ def _free_port() -> int:
         return port
 
 
-async def _rounds(paths: dict[str, int], rounds: int, seconds: float) -> dict[str, Any]:
+async def _rounds(paths: dict[str, int], pids: dict[str, int], rounds: int, seconds: float) -> dict[str, Any]:
     results: dict[str, list[dict[str, float]]] = {f"{name}_{n}": [] for n in CONNECTIONS for name in paths}
     async with aiohttp.ClientSession() as session:
         for port in paths.values():
@@ -138,7 +147,9 @@ async def _rounds(paths: dict[str, int], rounds: int, seconds: float) -> dict[st
     for _ in range(rounds):
         for connections in CONNECTIONS:
             for name, port in paths.items():
+                before_s = _cpu_s(pids[name])
                 measured = await measure(port, seconds, connections)
+                measured.cpu_s = _cpu_s(pids[name]) - before_s
                 results[f"{name}_{connections}"].append(measured.figures())
     return {name: _medians(of) for name, of in results.items()}
 
@@ -157,18 +168,18 @@ def run(rounds: int, seconds: float, before: Path | None = None) -> dict[str, An
             paths = {"direct": _free_port(), "gateway": _free_port()}
             with ExitStack() as stack:
                 start = partial(_start, stack, model_dir, paths["direct"])
-                stack.enter_context(process("benchmarks.gateway.upstream", str(paths["direct"]), str(gap_s)))
-                start(paths["gateway"], None)
+                engine = process("benchmarks.gateway.upstream", str(paths["direct"]), str(gap_s))
+                pids = {"direct": stack.enter_context(engine), "gateway": start(paths["gateway"], None)}
                 if before is not None:
                     paths["before"] = _free_port()
-                    start(paths["before"], before)
-                figures[name] = _compared(uvloop.run(_rounds(paths, rounds, seconds)))
+                    pids["before"] = start(paths["before"], before)
+                figures[name] = _compared(uvloop.run(_rounds(paths, pids, rounds, seconds)))
     return figures
 
 
-def _start(stack: ExitStack, model_dir: str, upstream: int, port: int, checkout: Path | None) -> None:
+def _start(stack: ExitStack, model_dir: str, upstream: int, port: int, checkout: Path | None) -> int:
     front = process("benchmarks.gateway.front", str(port), str(upstream), model_dir, checkout=checkout)
-    stack.enter_context(front)
+    return stack.enter_context(front)
 
 
 def _compared(medians: dict[str, Any]) -> dict[str, Any]:
@@ -183,8 +194,8 @@ def _compared(medians: dict[str, Any]) -> dict[str, Any]:
 
 def _table(figures: dict[str, Any]) -> str:
     lines = [
-        "| events | connections | path | requests/s | TTFT p50 ms | TTFT p99 ms | added p50 ms | added p99 ms |",
-        "|---|---|---|---|---|---|---|---|",
+        "| events | connections | path | requests/s | CPU ms | TTFT p50 ms | p99 ms | added p50 ms | added p99 ms |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for pace in ("saturated", "paced"):
         of = figures[pace]
@@ -193,7 +204,12 @@ def _table(figures: dict[str, Any]) -> str:
                 row, added = of.get(f"{name}_{n}"), of.get(f"added_{name}_{n}")
                 if row is None:
                     continue
-                cells = [f"{row['requests_per_s']:.0f}", f"{row['ttft_ms_p50']:.2f}", f"{row['ttft_ms_p99']:.2f}"]
+                cells = [
+                    f"{row['requests_per_s']:.0f}",
+                    f"{row['cpu_ms']:.2f}",
+                    f"{row['ttft_ms_p50']:.2f}",
+                    f"{row['ttft_ms_p99']:.2f}",
+                ]
                 cells += [f"{added[k]:.2f}" if added else "" for k in ("ttft_ms_p50", "ttft_ms_p99")]
                 lines.append(f"| {pace} | {n} | {name} | " + " | ".join(cells) + " |")
     of = figures["saturated"]
