@@ -3,6 +3,7 @@
 Laws of this file:
 - Bytes are posted as staged only after they are in the arena, and never twice.
 - After losing the node, nothing is written into stagings any more: the node has given their place away.
+- What is shipped when, and what is loaded from where, is `core.transfer.shipping`'s; here it is copied.
 - A load counts only if the node confirms afterwards that the claim still held.
 """
 
@@ -13,12 +14,13 @@ import mmap
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from prfaas.core.errors import PrfaasError
-from prfaas.core.model.layout import Image, KVGroupKind, KVLayout, Region
+from prfaas.core.model.layout import KVLayout
+from prfaas.core.transfer.shipping import Piece, Shipping, StatePiece, loads
 from prfaas.core.wire.engine import Consumed, StageClose, Staged
 from prfaas.engines.node_client import NodeClient, NodeUnavailable
 from prfaas.engines.vllm.metadata import LoadOrder, ShipStep, StepMetadata
@@ -65,11 +67,9 @@ class Shipment:
     """One request's image on its way into the arena."""
 
     transfer_id: str
-    image: Image
+    shipping: Shipping
     failed: bool = False
     connection: int | None = None
-    shipped_pages: dict[int, int] = field(default_factory=dict)
-    states_shipped: set[int] = field(default_factory=set)
 
 
 class WorkerSide:
@@ -143,7 +143,7 @@ class WorkerSide:
         shipment = self._shipments.get(step.request_id)
         if shipment is None:
             image = self._layout.image(step.num_prompt_tokens, step.skip_tokens)
-            shipment = self._shipments[step.request_id] = Shipment(step.transfer_id, image)
+            shipment = self._shipments[step.request_id] = Shipment(step.transfer_id, Shipping(self._layout, image))
         return shipment
 
     def _ship(self, step: ShipStep, shipment: Shipment, layers: list[int]) -> None:
@@ -152,46 +152,33 @@ class WorkerSide:
 
     def _ship_pinned(self, step: ShipStep, shipment: Shipment, layers: list[int]) -> None:
         ranges: list[tuple[int, int]] = []
-        arena = self._arena.bytes_at(step.node_boot_id, step.arena_offset, shipment.image.num_bytes)
+        image = shipment.shipping.image
+        arena = self._arena.bytes_at(step.node_boot_id, step.arena_offset, image.num_bytes)
         for layer in layers:
-            region = shipment.image.by_layer[layer]
-            if self._layout.groups[region.group].kind is KVGroupKind.LINEAR_STATE:
-                staged = self._copy_state(step, shipment, region, arena)
-            else:
-                staged = self._copy_pages(step, shipment, region, arena)
-            if staged is not None:
-                ranges.append(staged)
+            piece = shipment.shipping.advance(layer, step.end_token)
+            if piece is not None:
+                self._read(piece, step.block_ids[piece.group], arena)
+                ranges.append((piece.start, piece.end))
         if ranges:
             self._client.staged(Staged(transfer_id=shipment.transfer_id, ranges=tuple(ranges)))
 
-    def _copy_state(
-        self, step: ShipStep, shipment: Shipment, region: Region, arena: torch.Tensor
-    ) -> tuple[int, int] | None:
-        if step.end_token != region.end_token or region.layer in shipment.states_shipped:
-            return None
-        table = step.block_ids[region.group]
-        block_tokens = self._layout.block_tokens
-        self._pages[region.layer].read_state(
-            table[(step.end_token - 1) // block_tokens], arena[region.start : region.end]
-        )
-        shipment.states_shipped.add(region.layer)
-        return region.start, region.end
+    def _read(self, piece: Piece, table: list[int], arena: torch.Tensor) -> None:
+        pages, target = self._pages[piece.layer], arena[piece.start : piece.end]
+        if isinstance(piece, StatePiece):
+            pages.read_state(self._state_block(piece, table), target)
+        else:
+            pages.read_pages(table, piece.first_page, piece.end_page, target)
 
-    def _copy_pages(
-        self, step: ShipStep, shipment: Shipment, region: Region, arena: torch.Tensor
-    ) -> tuple[int, int] | None:
-        group = self._layout.groups[region.group]
-        region_first, region_end = group.pages(region.first_token, region.end_token)
-        first = shipment.shipped_pages.get(region.layer, region_first)
-        # The last page may be partly filled, but only the prompt's last: others are still being written.
-        end = region_end if step.end_token >= region.end_token else step.end_token // group.page_tokens
-        if first >= end:
-            return None
-        start_byte = region.start + (first - region_first) * group.page_bytes
-        end_byte = region.start + (end - region_first) * group.page_bytes
-        self._pages[region.layer].read_pages(step.block_ids[region.group], first, end, arena[start_byte:end_byte])
-        shipment.shipped_pages[region.layer] = end
-        return start_byte, end_byte
+    def _write(self, piece: Piece, table: list[int], arena: torch.Tensor) -> None:
+        pages, source = self._pages[piece.layer], arena[piece.start : piece.end]
+        if isinstance(piece, StatePiece):
+            pages.write_state(self._state_block(piece, table), source)
+        else:
+            pages.write_pages(table, piece.first_page, piece.end_page, source)
+
+    def _state_block(self, piece: StatePiece, table: list[int]) -> int:
+        """vLLM keeps the state in the block of the last token that went into it."""
+        return table[(piece.end_token - 1) // self._layout.block_tokens]
 
     def _fail(self, shipment: Shipment, reason: str) -> None:
         shipment.failed = True
@@ -232,19 +219,8 @@ class WorkerSide:
     def _copy_landing(self, order: LoadOrder) -> bool:
         image = self._layout.image(order.num_prompt_tokens, order.skip_tokens)
         arena = self._arena.bytes_at(order.node_boot_id, order.arena_offset, image.num_bytes)
-        for region in image.regions:
-            group = self._layout.groups[region.group]
-            table, pages = order.block_ids[region.group], self._pages[region.layer]
-            if group.kind is KVGroupKind.LINEAR_STATE:
-                block = (region.end_token - 1) // self._layout.block_tokens
-                pages.write_state(table[block], arena[region.start : region.end])
-                continue
-            first_token = max(region.first_token, order.from_token)
-            if first_token < region.end_token:
-                region_first, _ = group.pages(region.first_token, region.end_token)
-                first, end = group.pages(first_token, region.end_token)
-                source = arena[region.start + (first - region_first) * group.page_bytes : region.end]
-                pages.write_pages(table, first, end, source)
+        for piece in loads(self._layout, image, order.from_token):
+            self._write(piece, order.block_ids[piece.group], arena)
         loaded = order.num_prompt_tokens - 1 - order.from_token
         confirmed = self._client.consumed(Consumed(transfer_id=order.transfer_id, loaded=loaded, recomputed=1))
         return confirmed.valid
