@@ -109,7 +109,7 @@ class Site:
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="prfaas-"))
         self.proxy: LaneProxy
-        ports = _free_ports(7)
+        ports = free_ports(7)
         common = [*ENGINE_ARGS, "--max-num-seqs", str(max_num_seqs), *(["--enforce-eager"] if eager else [])]
         self.file = self.directory / "deployment.yaml"
         self.document = {
@@ -254,7 +254,7 @@ class Site:
             raise AssertionError(f"still held: { ({k: v for k, v in self.holdings().items() if v}) }") from None
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(holder.getsockname()[1]) for holder in holders]
     for holder in holders:

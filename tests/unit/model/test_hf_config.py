@@ -231,6 +231,31 @@ def test_each_kind_by_hand(name: str) -> None:
     assert all(group.detail for group in groups)
 
 
+#: Which layers are whose, by hand: of each group in the order of CASES, first and last layer.
+LAYERS = {
+    "SWA by period and defaults": [(5, 29), (0, 33)],
+    "SWA by list": [(1, 35), (0, 34)],
+    "KDA": [(3, 3), (0, 2)],
+    "Gated DeltaNet": [(3, 47), (0, 46)],
+    "Lightning": [(7, 15), (0, 14)],
+    "Lightning with GQA": [(7, 79), (0, 78)],
+    "Mamba2": [(9, 27), (0, 31)],
+    "Mamba2 by list": [(9, 39), (0, 38)],
+    "Mamba2 beside attention": [(0, 35), (0, 35)],
+    "Mamba2 by pattern": [(3, 3), (0, 6)],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_group_names_its_layers(name: str) -> None:
+    """In order, each once, and no layer twice unless it keeps two caches."""
+    groups = cache_size_of(CASES[name][0]).groups
+    assert [(group.layers[0], group.layers[-1]) for group in groups] == LAYERS[name]
+    assert all(list(group.layers) == sorted(set(group.layers)) for group in groups)
+    layers = [layer for group in groups for layer in group.layers]
+    assert len(set(layers)) == len(layers) or name == "Mamba2 beside attention"
+
+
 def test_bytes_at_a_length() -> None:
     """Full attention grows for ever, a window up to its width, state not at all."""
     gpt_oss = cache_size_of(GPT_OSS)
@@ -346,16 +371,16 @@ def test_mimo_windows_must_agree() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        (FULL, "x", 0, 1, 0, 0),
-        (FULL, "x", 1, 0, 0, 0),
-        (FULL, "x", 1, -1, 0, 0),
-        (FULL, "x", 1, 1, 5, 0),
-        (SLIDING, "x", 1, 1, 0, 0),
-        (STATE, "x", 1, 1, 0, 1),
-        (STATE, "x", 1, 0, 0, 0),
+        (FULL, "x", (), 1, 0, 0),
+        (FULL, "x", (7,), 0, 0, 0),
+        (FULL, "x", (7,), -1, 0, 0),
+        (FULL, "x", (7,), 1, 5, 0),
+        (SLIDING, "x", (7,), 1, 0, 0),
+        (STATE, "x", (7,), 1, 0, 1),
+        (STATE, "x", (7,), 0, 0, 0),
     ],
 )
-def test_a_group_checks_itself(fields: tuple[KVGroupKind, str, int, int, int, int]) -> None:
+def test_a_group_checks_itself(fields: tuple[KVGroupKind, str, tuple[int, ...], int, int, int]) -> None:
     """A group holds what its kind needs and nothing else."""
     with pytest.raises(ValueError):
         CacheGroup(*fields, detail="")

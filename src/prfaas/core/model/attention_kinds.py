@@ -20,9 +20,12 @@ from prfaas.core.model.cache_size import CacheGroup
 from prfaas.core.model.config_fields import Dtype
 from prfaas.core.model.layout import KVGroupKind
 
+#: Indices of layers, from 0.
+Layers = tuple[int, ...]
+
 
 def softmax(
-    name: str, num_layers: int, kv_heads: int, key_dim: int, value_dim: int, dtype: Dtype, window_tokens: int = 0
+    name: str, layers: Layers, kv_heads: int, key_dim: int, value_dim: int, dtype: Dtype, window_tokens: int = 0
 ) -> CacheGroup:
     """Keys and values of every token, or of the last `window_tokens` if that is not 0."""
     kind = KVGroupKind.SLIDING_WINDOW if window_tokens else KVGroupKind.FULL_ATTENTION
@@ -32,23 +35,23 @@ def softmax(
     if window_tokens:
         detail += f", window {window_tokens} tokens"
     per_token = kv_heads * (key_dim + value_dim) * dtype.num_bytes
-    return CacheGroup(kind, name, num_layers, per_token, window_tokens, 0, detail)
+    return CacheGroup(kind, name, layers, per_token, window_tokens, 0, detail)
 
 
-def latent(num_layers: int, rank: int, rotary_dim: int, dtype: Dtype) -> CacheGroup:
+def latent(layers: Layers, rank: int, rotary_dim: int, dtype: Dtype) -> CacheGroup:
     """MLA: one compressed vector and one rotary key per token, shared by all heads."""
     detail = f"({rank} + {rotary_dim}) × {dtype}, one copy for all heads"
     per_token = (rank + rotary_dim) * dtype.num_bytes
-    return CacheGroup(KVGroupKind.FULL_ATTENTION, "MLA", num_layers, per_token, 0, 0, detail)
+    return CacheGroup(KVGroupKind.FULL_ATTENTION, "MLA", layers, per_token, 0, 0, detail)
 
 
-def kda(num_layers: int, heads: int, head_dim: int, conv_kernel: int, state: Dtype, conv: Dtype) -> CacheGroup:
+def kda(layers: Layers, heads: int, head_dim: int, conv_kernel: int, state: Dtype, conv: Dtype) -> CacheGroup:
     """Kimi Delta Attention: a square state per head; queries, keys and values are convolved."""
-    return _recurrent("KDA", num_layers, (heads, head_dim, head_dim), state, conv_kernel, 3 * heads * head_dim, conv)
+    return _recurrent("KDA", layers, (heads, head_dim, head_dim), state, conv_kernel, 3 * heads * head_dim, conv)
 
 
 def gated_delta_net(
-    num_layers: int,
+    layers: Layers,
     key_heads: int,
     value_heads: int,
     key_dim: int,
@@ -60,11 +63,11 @@ def gated_delta_net(
     """Gated DeltaNet: a state per value head; queries, keys and values are convolved."""
     channels = 2 * key_heads * key_dim + value_heads * value_dim
     shape = (value_heads, value_dim, key_dim)
-    return _recurrent("GatedDeltaNet", num_layers, shape, state, conv_kernel, channels, conv)
+    return _recurrent("GatedDeltaNet", layers, shape, state, conv_kernel, channels, conv)
 
 
 def mamba2(
-    num_layers: int,
+    layers: Layers,
     heads: int,
     head_dim: int,
     state_size: int,
@@ -75,17 +78,17 @@ def mamba2(
 ) -> CacheGroup:
     """Mamba2: a state per head; the inputs and both projections B and C of each group are convolved."""
     channels = heads * head_dim + 2 * num_groups * state_size
-    return _recurrent("Mamba2", num_layers, (heads, head_dim, state_size), state, conv_kernel, channels, conv)
+    return _recurrent("Mamba2", layers, (heads, head_dim, state_size), state, conv_kernel, channels, conv)
 
 
-def lightning(num_layers: int, heads: int, head_dim: int, state: Dtype) -> CacheGroup:
+def lightning(layers: Layers, heads: int, head_dim: int, state: Dtype) -> CacheGroup:
     """Lightning attention: a square state per query head, without convolution."""
-    return _recurrent("Lightning", num_layers, (heads, head_dim, head_dim), state)
+    return _recurrent("Lightning", layers, (heads, head_dim, head_dim), state)
 
 
 def _recurrent(
     name: str,
-    num_layers: int,
+    layers: Layers,
     shape: tuple[int, int, int],
     state: Dtype,
     conv_kernel: int = 1,
@@ -98,4 +101,4 @@ def _recurrent(
     if conv is not None and conv_kernel > 1:
         detail += f" + convolution {conv_kernel - 1} × {conv_channels} × {conv}"
         num_bytes += (conv_kernel - 1) * conv_channels * conv.num_bytes
-    return CacheGroup(KVGroupKind.LINEAR_STATE, name, num_layers, 0, 0, num_bytes, detail)
+    return CacheGroup(KVGroupKind.LINEAR_STATE, name, layers, 0, 0, num_bytes, detail)

@@ -21,21 +21,21 @@ from prfaas.core.model.layout import KVGroupKind
 class CacheGroup:
     """Layers whose caches have one size.
 
-    `bytes_per_token` (0 for state) and `state_bytes` (0 for attention; recurrent and convolution state together) are
-    per layer. `window_tokens` is 0 unless the group slides. `name` is what the layers are called ("GQA", "KDA"),
-    `detail` the product behind the number, for people to check.
+    `layers` are the model's layers by index, from 0. `bytes_per_token` (0 for state) and `state_bytes` (0 for
+    attention; recurrent and convolution state together) are per layer. `window_tokens` is 0 unless the group slides.
+    `name` is what the layers are called ("GQA", "KDA"), `detail` the product behind the number, for people to check.
     """
 
     kind: KVGroupKind
     name: str
-    num_layers: int
+    layers: tuple[int, ...]
     bytes_per_token: int
     window_tokens: int
     state_bytes: int
     detail: str
 
     def __post_init__(self) -> None:
-        if self.num_layers < 1:
+        if not self.layers:
             raise ValueError(f"a cache group needs layers, got {self}")
         if min(self.bytes_per_token, self.window_tokens, self.state_bytes) < 0:
             raise ValueError(f"sizes cannot be negative, got {self}")
@@ -44,6 +44,10 @@ class CacheGroup:
             raise ValueError(f"{self.kind} group needs either state_bytes or bytes_per_token, got {self}")
         if (self.kind is KVGroupKind.SLIDING_WINDOW) != (self.window_tokens > 0):
             raise ValueError(f"window_tokens belongs to sliding-window groups only, got {self}")
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     def bytes_at(self, num_tokens: float) -> float:
         """Bytes of all layers of the group after `num_tokens` tokens. State is constant: it exists from the start."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from prfaas.core.model.attention_kinds import gated_delta_net, kda, lightning, mamba2
+from prfaas.core.model.attention_kinds import Layers, gated_delta_net, kda, lightning, mamba2
 from prfaas.core.model.cache_size import CacheGroup
 from prfaas.core.model.config_fields import MAX_LAYERS, Dtypes, Fields
-from prfaas.core.model.softmax_models import GROUPED, Reader, Rules, full_attention, mla, softmax_reader
+from prfaas.core.model.softmax_models import (
+    GROUPED,
+    Reader,
+    Rules,
+    full_attention,
+    layers_where,
+    mla,
+    softmax_reader,
+)
 
 
 def read_kimi_linear(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
@@ -16,11 +24,11 @@ def read_kimi_linear(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     full_layers = linear.layer_numbers("full_attn_layers", num_layers)
     if sorted(kda_layers + full_layers) != list(range(1, num_layers + 1)):
         raise linear.wrong("kda_layers", f"and full_attn_layers must name each layer from 1 to {num_layers} once")
-    groups = mla(fields, dtypes, len(full_layers))
+    groups = mla(fields, dtypes, _from_zero(full_layers))
     if kda_layers:
         heads, head_dim = linear.positive("num_heads"), linear.positive("head_dim")
         kernel = linear.positive("short_conv_kernel_size")
-        groups.append(kda(len(kda_layers), heads, head_dim, kernel, dtypes.state(), dtypes.model()))
+        groups.append(kda(_from_zero(kda_layers), heads, head_dim, kernel, dtypes.state(), dtypes.model()))
     return groups
 
 
@@ -29,14 +37,14 @@ def read_qwen_next(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     num_layers = fields.num_layers()
     if fields.has("layer_types"):
         types = fields.per_layer("layer_types", ("linear_attention", "full_attention"), num_layers)
-        num_full = types.count("full_attention")
+        full = layers_where(types, ("full_attention",))
     else:
-        num_full = num_layers // fields.positive("full_attention_interval")
-    groups = full_attention(fields, dtypes, GROUPED, num_full)
-    if num_full < num_layers:
+        full = _each(fields.positive("full_attention_interval"), num_layers)
+    groups = full_attention(fields, dtypes, GROUPED, full)
+    if len(full) < num_layers:
         groups.append(
             gated_delta_net(
-                num_layers - num_full,
+                _others(full, num_layers),
                 fields.positive("linear_num_key_heads"),
                 fields.positive("linear_num_value_heads"),
                 fields.positive("linear_key_head_dim"),
@@ -55,27 +63,27 @@ def read_bailing_hybrid(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     if num_layers % period:
         # The last, incomplete group is full attention in vLLM's Ling-3, linear in its Ling-2.5 and in SGLang.
         raise fields.wrong("layer_group_size", f"is {period}, of which {num_layers} layers are no multiple")
-    num_full = num_layers // period
-    groups = mla(fields, dtypes, num_full)
-    if num_full < num_layers:
-        num_linear = num_layers - num_full
+    full = _each(period, num_layers)
+    groups = mla(fields, dtypes, full)
+    if len(full) < num_layers:
+        linear = _others(full, num_layers)
         heads, head_dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
         # Both generations say model_type bailing_hybrid; only Ling-3 has a convolution.
         if fields.has("short_conv_kernel_size"):
             kernel = fields.positive("short_conv_kernel_size")
-            groups.append(kda(num_linear, heads, head_dim, kernel, dtypes.state(), dtypes.model()))
+            groups.append(kda(linear, heads, head_dim, kernel, dtypes.state(), dtypes.model()))
         else:
-            groups.append(lightning(num_linear, heads, head_dim, dtypes.state()))
+            groups.append(lightning(linear, heads, head_dim, dtypes.state()))
     return groups
 
 
 def read_minimax(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     """MiniMax-Text-01 and -M1: `attn_type_list` with 0 for Lightning and 1 for full attention."""
     types = fields.per_layer("attn_type_list", (0, 1), fields.num_layers())
-    groups = full_attention(fields, dtypes, GROUPED, types.count(1))
-    if num_linear := types.count(0):
+    groups = full_attention(fields, dtypes, GROUPED, layers_where(types, (1,)))
+    if linear := layers_where(types, (0,)):
         heads, head_dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
-        groups.append(lightning(num_linear, heads, head_dim, dtypes.state()))
+        groups.append(lightning(linear, heads, head_dim, dtypes.state()))
     return groups
 
 
@@ -92,22 +100,23 @@ def read_bamba(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     indices = fields.layer_numbers("attn_layer_indices", num_layers, first=0)
     if len(set(indices)) != len(indices):
         raise fields.wrong("attn_layer_indices", "names a layer twice")
-    groups = full_attention(fields, dtypes, Rules(grouped=True), len(indices))
-    return groups + _mamba(fields, dtypes, num_layers - len(indices))
+    full = tuple(sorted(indices))
+    groups = full_attention(fields, dtypes, Rules(grouped=True), full)
+    return groups + _mamba(fields, dtypes, _others(full, num_layers))
 
 
 def read_granite_hybrid(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     """Granite 4.0 hybrid: `layer_types` of "mamba" and "attention", or transformers 5's names for them."""
     attention = ("attention", "full_attention")
     types = fields.per_layer("layer_types", ("mamba", "linear_attention", *attention), fields.num_layers())
-    num_full = sum(kind in attention for kind in types)
-    return full_attention(fields, dtypes, Rules(), num_full) + _mamba(fields, dtypes, len(types) - num_full)
+    full = layers_where(types, attention)
+    return full_attention(fields, dtypes, Rules(), full) + _mamba(fields, dtypes, _others(full, len(types)))
 
 
 def read_falcon_h1(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     """Falcon-H1: attention heads and Mamba2 heads side by side in every layer."""
-    num_layers = fields.num_layers()
-    return full_attention(fields, dtypes, Rules(grouped=True), num_layers) + _mamba(fields, dtypes, num_layers)
+    layers = tuple(range(fields.num_layers()))
+    return full_attention(fields, dtypes, Rules(grouped=True), layers) + _mamba(fields, dtypes, layers)
 
 
 def read_nemotron_h(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
@@ -117,11 +126,11 @@ def read_nemotron_h(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
         raise fields.wrong("hybrid_override_pattern", f"must be a string of M, *, - and E, got {pattern!r:.80}")
     if fields.positive("num_hidden_layers", len(pattern)) != len(pattern):
         raise fields.wrong("hybrid_override_pattern", f"has {len(pattern)} characters, not num_hidden_layers")
-    groups = full_attention(fields, dtypes, GROUPED, pattern.count("*"))
-    if num_linear := pattern.count("M"):
+    groups = full_attention(fields, dtypes, GROUPED, layers_where(pattern, ("*",)))
+    if linear := layers_where(pattern, ("M",)):
         groups.append(
             mamba2(
-                num_linear,
+                linear,
                 fields.positive("mamba_num_heads"),
                 fields.positive("mamba_head_dim"),
                 fields.positive("ssm_state_size"),
@@ -134,8 +143,23 @@ def read_nemotron_h(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     return groups
 
 
-def _mamba(fields: Fields, dtypes: Dtypes, num_layers: int) -> list[CacheGroup]:
-    if not num_layers:
+def _each(period: int, num_layers: int) -> Layers:
+    """Each `period`-th layer, counted from 1."""
+    return tuple(range(period - 1, num_layers, period))
+
+
+def _others(layers: Layers, num_layers: int) -> Layers:
+    """All layers but these."""
+    return layers_where(range(num_layers), frozenset(range(num_layers)).difference(layers))
+
+
+def _from_zero(numbers: list[int]) -> Layers:
+    """Indices of layers whose numbers start at 1."""
+    return tuple(sorted(number - 1 for number in numbers))
+
+
+def _mamba(fields: Fields, dtypes: Dtypes, layers: Layers) -> list[CacheGroup]:
+    if not layers:
         return []
     heads = fields.positive("mamba_n_heads")
     if fields.has("mamba_d_ssm"):
@@ -148,7 +172,7 @@ def _mamba(fields: Fields, dtypes: Dtypes, num_layers: int) -> list[CacheGroup]:
         raise fields.wrong("mamba_d_head", f"times mamba_n_heads {heads} must be the mixer's width, {width}")
     state_size, groups = fields.positive("mamba_d_state"), fields.positive("mamba_n_groups")
     kernel = fields.positive("mamba_d_conv")
-    return [mamba2(num_layers, heads, head_dim, state_size, groups, kernel, dtypes.state(), dtypes.model())]
+    return [mamba2(layers, heads, head_dim, state_size, groups, kernel, dtypes.state(), dtypes.model())]
 
 
 HYBRID_READERS: dict[str, Reader] = {

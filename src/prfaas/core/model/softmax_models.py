@@ -6,12 +6,12 @@ configs rely on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from prfaas.core.model.attention_kinds import latent, softmax
+from prfaas.core.model.attention_kinds import Layers, latent, softmax
 from prfaas.core.model.cache_size import CacheGroup
 from prfaas.core.model.config_fields import Dtypes, Fields
 
@@ -78,20 +78,25 @@ def read_heads(fields: Fields, rules: Rules, prefix: str = "") -> Heads:
     return Heads(num_heads, kv_heads, key_dim, fields.positive(f"{prefix}v_head_dim", key_dim))
 
 
-def full_attention(fields: Fields, dtypes: Dtypes, rules: Rules, num_layers: int) -> list[CacheGroup]:
-    """One group of `num_layers` full-attention layers; none if that is 0."""
-    if not num_layers:
+def layers_where(kinds: Iterable[object], wanted: Container[object]) -> Layers:
+    """Indices of the layers whose kind is one of `wanted`."""
+    return tuple(layer for layer, kind in enumerate(kinds) if kind in wanted)
+
+
+def full_attention(fields: Fields, dtypes: Dtypes, rules: Rules, layers: Layers) -> list[CacheGroup]:
+    """One group of full-attention layers; none if there are none."""
+    if not layers:
         return []
     heads = read_heads(fields, rules)
-    return [softmax(heads.name, num_layers, *heads[1:], dtypes.attention())]
+    return [softmax(heads.name, layers, *heads[1:], dtypes.attention())]
 
 
-def mla(fields: Fields, dtypes: Dtypes, num_layers: int) -> list[CacheGroup]:
-    """One group of `num_layers` MLA layers; none if that is 0."""
-    if not num_layers:
+def mla(fields: Fields, dtypes: Dtypes, layers: Layers) -> list[CacheGroup]:
+    """One group of MLA layers; none if there are none."""
+    if not layers:
         return []
     rank, rotary = fields.positive("kv_lora_rank"), fields.positive("qk_rope_head_dim")
-    return [latent(num_layers, rank, rotary, dtypes.attention())]
+    return [latent(layers, rank, rotary, dtypes.attention())]
 
 
 def sliding_layers(fields: Fields, rules: Rules) -> list[bool]:
@@ -123,10 +128,10 @@ def softmax_reader(rules: Rules) -> Reader:
     def read(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
         fields = fields.with_defaults(rules.defaults)
         sliding = sliding_layers(fields, rules)
-        groups = full_attention(fields, dtypes, rules, len(sliding) - sum(sliding))
+        groups = full_attention(fields, dtypes, rules, layers_where(sliding, (False,)))
         if any(sliding):
             heads, window = read_heads(fields, rules), fields.positive("sliding_window")
-            groups.append(softmax("SWA", sum(sliding), *heads[1:], dtypes.attention(), window))
+            groups.append(softmax("SWA", layers_where(sliding, (True,)), *heads[1:], dtypes.attention(), window))
         return groups
 
     return read
@@ -134,21 +139,21 @@ def softmax_reader(rules: Rules) -> Reader:
 
 def read_mla(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     """DeepSeek-V2, -V3 and Kimi-K2: every layer is MLA."""
-    return mla(fields, dtypes, fields.num_layers())
+    return mla(fields, dtypes, tuple(range(fields.num_layers())))
 
 
 def read_mimo(fields: Fields, dtypes: Dtypes) -> list[CacheGroup]:
     """MiMo-V2: sliding layers (1 in `hybrid_layer_pattern`) have head counts and dimensions of their own."""
     pattern = fields.per_layer("hybrid_layer_pattern", (0, 1), fields.num_layers())
-    num_sliding = pattern.count(1)
-    groups = full_attention(fields, dtypes, GROUPED, len(pattern) - num_sliding)
-    if num_sliding:
+    sliding = layers_where(pattern, (1,))
+    groups = full_attention(fields, dtypes, GROUPED, layers_where(pattern, (0,)))
+    if sliding:
         heads = read_heads(fields, GROUPED, "swa_")
         # Published in two spellings, of which vLLM reads this one.
         window = fields.positive("sliding_window_size")
         if fields.positive("sliding_window", window) != window:
             raise fields.wrong("sliding_window", f"differs from sliding_window_size, {window}")
-        groups.append(softmax("SWA", num_sliding, *heads[1:], dtypes.attention(), window))
+        groups.append(softmax("SWA", sliding, *heads[1:], dtypes.attention(), window))
     return groups
 
 
