@@ -83,8 +83,6 @@ class EngineCache:
 
     def match(self, chain: TokenChain) -> PrefixMatch:
         """Known prefix of a prompt. Changes nothing; a use is reported by `ran_locally` or `landed`."""
-        if not self._kinds:
-            return NO_MATCH
         held, reusable = 0, 0
         for index, name in enumerate(chain.hashes[: _usable_blocks(chain)]):
             has_state = self._blocks.get(name)
