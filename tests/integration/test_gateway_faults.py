@@ -832,6 +832,7 @@ def test_the_gateway_hears_how_busy_each_engine_is(model_dir: Path) -> None:
         assert await rig.metric(row % "running") == 0
         await engine.kill()
         await until(lambda: instance.num_requests is None)
+        assert math.isnan(await rig.metric(row % "running"))
 
     drive(model_dir, scenario)
 

@@ -93,14 +93,18 @@ class Prober:
         except UpstreamDown as error:
             if not _ours(error):
                 self._feed(e.EngineSilent(member.name, error.refused))
+                self._show_load(member.name, None)
             return
         load = await self._load(member)
         num_requests = None if load is None else load.running + load.waiting
         self._feed(e.EngineSeen(member.name, status == 200, num_requests))
+        self._show_load(member.name, load)
+
+    def _show_load(self, name: str, load: EngineLoad | None) -> None:
         # Not known is not 0: an engine that does not say how busy it is must not look idle.
         running, waiting = (NAN, NAN) if load is None else (load.running, load.waiting)
         for state, number in (("running", running), ("waiting", waiting)):
-            self._metrics.gauge("prfaas_engine_requests", instance=member.name, state=state).set(number)
+            self._metrics.gauge("prfaas_engine_requests", instance=name, state=state).set(number)
 
     async def _load(self, member: Instance) -> EngineLoad | None:
         dialect = dialect_of(member.kind)
