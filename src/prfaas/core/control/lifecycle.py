@@ -283,6 +283,8 @@ class Lifecycle:
         if failure is not None:
             request.route = Route(RouteKind.LOCAL, f"fallback:{failure.reason}", considered=request.route.considered,
                                   num_uncached_tokens=request.route.num_uncached_tokens)  # fmt: skip
+        # Its own load must not drive it away from the engine that knows its prefix.
+        self._busy_decode(request, "")
         candidates = [i.candidate(request.chains) for i in self.fleet.decoders]
         healthy = [c for c in candidates if c.engine_healthy]
         chosen = least_busy([c for c in healthy if c.name != avoid] or healthy)
