@@ -40,6 +40,7 @@ docs: setup
 	@$(BIN)/python -m prfaas.observe.metrics > docs/metrics.md
 	@$(BIN)/python tools/wire_doc.py
 	@$(BIN)/python tools/contract_doc.py
+	@$(BIN)/python tools/control_doc.py
 
 bench: setup
 	@$(BIN)/python -m benchmarks.gateway.overhead

@@ -23,6 +23,7 @@ check types "$bin/mypy" --no-error-summary
 check imports "$bin/lint-imports" --no-cache
 check schema current docs/deployment.schema.json prfaas.deployment.schema
 check wire "$bin/python" tools/wire_doc.py --check
+check control "$bin/python" tools/control_doc.py --check
 check contracts "$bin/python" tools/contract_doc.py --check
 check metrics current docs/metrics.md prfaas.observe.metrics
 exit "$failed"

@@ -2,7 +2,7 @@
 
 | action | its result |
 |---|---|
-| `CountPrompt` | `PromptCounted` or `PromptUncountable` |
+| `CountPrompt` | `PromptCounted` or `PromptUncountable`; or `AnswerEnded`, if the prompt does not fit |
 | `Reserve` | `LandingReserved` or `ReserveFailed`, also after the client has left |
 | `Prefill` | `PrefillEnded`, also when it was stopped |
 | `AwaitLanding` | `LandingEnded`, unless it was stopped |
@@ -82,8 +82,8 @@ class RenewLease:
 @dataclass(frozen=True, slots=True)
 class Decode:
     """Send the client's request to `instance`, which loads the landing if `is_landed` and computes the prompt
-    otherwise. `fallback` and `is_retry` say why this is not the first plan. With `shows_server_errors` a 5xx is the
-    client's answer; without, it is `DecodeFailed`."""
+    otherwise. `fallback` and `is_retry` say why this is not the first plan. A 5xx is `DecodeFailed` if
+    `is_landed`, and the client's answer otherwise."""
 
     request_id: str
     attempt: int

@@ -59,7 +59,7 @@ _AFTERWARDS: Final = (e.PrefillEnded, e.LandingEnded, e.LeaseRenewed, e.LandingD
 _ABANDONED: Final = (e.LandingReserved, e.ReserveFailed)
 _GONE: Final[dict[type, frozenset[RequestState]]] = {e.RequestAbandoned: frozenset({S.ENDED})}
 
-#: state -> event -> states afterwards. docs/protocols.md shows it; `make docs` renews that.
+#: state -> event -> states afterwards. docs/control.md shows it; `make docs` renews that.
 TRANSITIONS: Final[dict[RequestState, dict[type, frozenset[RequestState]]]] = {
     S.COUNTING: {
         e.PromptCounted: frozenset({S.RESERVING, *_LOCALLY}),
