@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from prfaas.cli.arguments import BadArgument, host_port, identities, node_name, peers, size, socket_path, tls_files
+from prfaas.deployment.load import read_deployment
+from prfaas.deployment.topology import topology_of
 from prfaas.deployment.watch import file_stamp
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.configure import NodeFlags, config_by_hand, read_config
@@ -46,9 +48,15 @@ def node_settings(options: NodeOptions) -> tuple[KVNodeConfig, ConfigFile | None
     stamp = file_stamp(options.file)
     config = read(options.file)
     if config is None:
-        text = f"--name: {options.file} has no instance {name}; see clusters.*.endpoints, and name there"
-        raise BadArgument(text)
+        raise BadArgument(_unknown_name(options.file, name))
     return config, ConfigFile(options.file, stamp, read)
+
+
+def _unknown_name(path: Path, name: str) -> str:
+    names = ", ".join(instance.name for instance in topology_of(read_deployment(path)[0]).instances)
+    if not names:
+        return f"--name: {path} has no instance {name}, and no other; add clusters.*.endpoints"
+    return f"--name: {path} has no instance {name}; it has {names}"
 
 
 def _flags(options: NodeOptions) -> NodeFlags:

@@ -102,6 +102,9 @@ async def _serve(node: KVNode, reader: asyncio.StreamReader, writer: asyncio.Str
                 await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
+    except asyncio.CancelledError:
+        # The node ends. Nobody waits for this task, and Python 3.11 logs a cancelled one with a traceback.
+        pass
     except ValueError as error:
         logger.warning("engine connection closed: %s", error)
     finally:

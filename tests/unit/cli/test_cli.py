@@ -21,7 +21,8 @@ from prfaas.kvnode.config import KVNodeConfig
 from prfaas.testing.gateway_rig import write_tiny_model
 from prfaas.transport.credentials import CredentialFiles
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
+EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLE = EXAMPLES / "two-datacenters" / "deployment.yaml"
 #: The promise is 150 ms; a busy test machine gets room.
 MAX_HELP_S = 1.0
 TLS = {"--tls-ca": "ca.pem", "--tls-cert": "x.pem", "--tls-key": "x.key"}
@@ -124,6 +125,15 @@ def test_kvnode_refuses_bad_options(change: dict[str, str], expected: str) -> No
     assert expected in refused("kvnode", *plain, *(part for pair in options.items() for part in pair))
 
 
+def test_kvnode_tells_which_names_the_file_has() -> None:
+    """A name that is not in it is most often a wrong guess at one that is."""
+    served = EXAMPLES / "pd-cluster" / "deployment.yaml"
+    planned = EXAMPLES / "case-study" / "prfaas.yaml"
+    has = refused("kvnode", str(served), "--name", "pd-east-0", "--socket", "/nowhere/s")
+    assert "has no instance pd-east-0; it has west-a, east-p, east-d1, east-d2" in has
+    assert "add clusters.*.endpoints" in refused("kvnode", str(planned), "--name", "a", "--socket", "/nowhere/s")
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -189,8 +199,13 @@ def test_a_node_starts_answers_and_ends_on_ctrl_c(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline
                 assert process.poll() is None
                 time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        with socket.socket(socket.AF_UNIX) as engine:
+            engine.connect(str(tmp_path / "s"))
+            engine.sendall(b"\0")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read(), "an engine that is still connected is no error"
 
 
 def node_options(folder: Path) -> dict[str, str]:
