@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ async def served_by(rig: Rig) -> str:
     return str((await rig.story(reply))["decode_instance"])
 
 
+async def health_of(rig: Rig) -> dict[str, dict[str, bool]]:
+    async with rig.session.get(f"{rig.url}/health") as reply:
+        return dict((await reply.json())["instances"])
+
+
+async def instances_in_metrics(rig: Rig) -> set[str]:
+    """Of which instances a probe's figures are shown."""
+    async with rig.session.get(f"{rig.url}/metrics") as reply:
+        probed = re.findall(r'^prfaas_(?:engine|node|prefix)_\w+{instance="([^"]+)"', await reply.text(), re.MULTILINE)
+    return set(probed)
+
+
 async def _leaves(folder: Path) -> None:
     async with followed(folder) as file:
         rig = file.rig
@@ -80,6 +93,9 @@ async def _leaves(folder: Path) -> None:
         left, stays = f"pd-{busy}", f"pd-{1 - busy}"
         await file.have(stays)
         assert rig.service.fleet.instances[left].num_inflight == 1
+        leaving = {name: seen["leaving"] for name, seen in (await health_of(rig)).items() if name in (left, stays)}
+        assert leaving == {left: True, stays: False}
+        assert {left, stays} & await instances_in_metrics(rig) == {stays}
         rig.decoders[1 - busy].faults.decode = "none"
         assert {await served_by(rig) for _ in range(4)} == {stays}
         rig.decoders[busy].release.set()
@@ -88,6 +104,7 @@ async def _leaves(folder: Path) -> None:
         assert body["choices"][0]["text"]
         assert (await rig.story(reply))["decode_instance"] == left
         await until(lambda: left not in rig.service.fleet.instances, HANG_S)
+        assert left not in await health_of(rig)
 
 
 def test_an_instance_that_leaves_answers_what_it_has(tmp_path: Path) -> None:

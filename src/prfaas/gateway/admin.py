@@ -75,7 +75,9 @@ class Admin:
 
     async def _health(self, response: Response) -> None:
         fleet = self._service.fleet
-        instances = {i.name: {"engine": i.engine_healthy, "node": i.node_ready} for i in fleet.all}
+        instances = {
+            i.name: {"engine": i.engine_healthy, "node": i.node_ready, "leaving": i.is_draining} for i in fleet.all
+        }
         status = "ok" if fleet.healthy else "no_healthy_engine"
         await _json(response, {"status": status, "instances": instances}, 200 if fleet.healthy else 503)
 

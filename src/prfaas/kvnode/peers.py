@@ -60,7 +60,7 @@ class Peers:
             for link in new.values() if self._started else ():
                 link.start()
         for link in gone:
-            logger.info("node %s is no peer any more; %d transfers to it go on", link.peer, link.ledger.num_live)
+            logger.info("node %s is no peer any more; transfers to it that go on: %d", link.peer, link.ledger.num_live)
         for name in new:
             logger.info("node %s is a peer now, at %s:%d", name, *addresses[name])
 

@@ -134,7 +134,11 @@ def take_over(node: KVNode, read: KVNodeConfig | None) -> None:
     """Let a running node follow its file: peers and their identities. What else has changed needs a restart; that is
     told."""
     if read is None:
-        logger.warning("node %s is not in the deployment file any more: it sends to nobody; stop it", node.config.name)
+        logger.warning(
+            "node %s is not in the deployment file any more: it sends to nobody and lets nobody in; stop it"
+            " when the gateway's /health no longer lists it",
+            node.config.name,
+        )
         node.follow({}, {})
         return
     kept = dict.fromkeys(text for name, text in _FIXED.items() if getattr(read, name) != getattr(node.config, name))

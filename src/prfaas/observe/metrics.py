@@ -211,6 +211,12 @@ class Metrics:
     def histogram(self, name: str, **labels: str) -> Histogram:
         return self._child(self._histograms[name], labels)
 
+    def forget_gauge(self, name: str, **labels: str) -> None:
+        """Show this child no more: what it was about is gone, and a last value would look like a present one."""
+        metric = self._gauges[name]
+        if self._children.pop((metric, *labels.items()), None) is not None:
+            metric.remove(*(labels[label] for label in spec(name).labels))
+
     def _child(self, metric: M, labels: dict[str, str]) -> M:
         if not labels:
             return metric

@@ -150,8 +150,11 @@ class Prober:
     def _forget(self, name: str) -> None:
         self._refusals.pop(name, None)
         logger.info("instance=%s is no longer watched", name)
-        for metric in ("prfaas_engine_up", "prfaas_node_ready"):
-            self._metrics.gauge(metric, instance=name).set(0)
+        # An instance that was taken out on purpose is not one that is down: 0 would ring for it for ever.
+        for metric in ("prfaas_engine_up", "prfaas_node_ready", "prfaas_prefix_record_blocks"):
+            self._metrics.forget_gauge(metric, instance=name)
+        for state in ("running", "waiting"):
+            self._metrics.forget_gauge("prfaas_engine_requests", instance=name, state=state)
 
 
 def _ours(error: UpstreamDown) -> bool:
