@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -533,6 +533,41 @@ def test_fields_and_headers_that_steer_transfers_are_stripped(model_dir: Path) -
             assert seen.headers["authorization"] == "Bearer k"
             steering = ("x-data-parallel", "x-prefiller", "x-gateway")
             assert not [name for name in seen.headers if name.startswith(steering)]
+
+    drive(model_dir, scenario)
+
+
+def test_two_requests_of_one_id_are_both_answered_also_while_their_bodies_are_on_their_way(model_dir: Path) -> None:
+    """The second gets an id of its own: its story is not the first one's, and neither waits for ever."""
+
+    async def scenario(rig: Rig) -> None:
+        may_end = asyncio.Event()
+        num_begun = 0
+
+        async def slow_body() -> AsyncIterator[bytes]:
+            nonlocal num_begun
+            num_begun += 1
+            yield b'{"model": "tiny", "prompt": "short",'
+            await may_end.wait()
+            yield b' "max_tokens": 2}'
+
+        async def ask() -> tuple[int, str]:
+            url, headers = f"{rig.url}/v1/completions", {"x-request-id": "twin"}
+            async with rig.session.post(url, data=slow_body(), headers=headers) as reply:
+                await reply.read()
+                return reply.status, reply.headers["x-request-id"]
+
+        asking = [asyncio.create_task(ask()) for _ in range(2)]
+        await until(lambda: num_begun == 2 and rig.service.num_inflight == 2)
+        may_end.set()
+        answers = await asyncio.gather(*asking)
+        assert [status for status, _ in answers] == [200, 200]
+        ids = {request_id for _, request_id in answers}
+        assert len(ids) == 2
+        assert "twin" in ids
+        for request_id in ids:
+            async with rig.session.get(f"{rig.url}/prfaas/requests/{request_id}") as reply:
+                assert (await reply.json())["outcome"] == "ok"
 
     drive(model_dir, scenario)
 

@@ -42,6 +42,8 @@ class GatewayApp:
         self.membership = membership
         self._service = service
         self._admin = Admin(service, link_feed)
+        #: Of admitted requests: the driver knows them only when their bodies have come.
+        self._admitted_ids: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,7 +65,7 @@ class GatewayApp:
 
     def _free_id(self, asked: str) -> str:
         """`asked`, unless a request of that id is still going on: then it with something random behind it."""
-        if not self.driver.is_live(asked):
+        if asked not in self._admitted_ids and not self.driver.is_live(asked):
             return asked
         return f"{asked[: MAX_REQUEST_ID_CHARS - 9]}-{uuid.uuid4().hex[:8]}"
 
@@ -85,12 +87,15 @@ class GatewayApp:
             self._turn_away(RequestTurnedAway(request_id, endpoint, "overloaded", 429, "too many requests in flight"))
             raise ApiError(429, "too many requests in flight", code="overloaded", retry_after_s=1)
         service.num_inflight += 1
+        # Nothing was awaited since the id was found free.
+        self._admitted_ids.add(request_id)
         gauge = service.metrics.gauge("prfaas_inflight_requests")
         gauge.inc()
         try:
             await self._served(endpoint, scope, receive, response, request_id)
         finally:
             service.num_inflight -= 1
+            self._admitted_ids.discard(request_id)
             gauge.dec()
 
     async def _served(
