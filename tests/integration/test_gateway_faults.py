@@ -22,6 +22,8 @@ from prfaas.core.control.fallback import FallbackReason
 from prfaas.core.model.layout import KVGroupKind
 from prfaas.core.wire.node_api import VERSION
 from prfaas.engines.dialect import EngineLoad
+from prfaas.gateway.api.openai import ApiRequest
+from prfaas.gateway.prompt.tokenize import PromptTokenizer
 from prfaas.testing.fake_engine import EngineFaults
 from prfaas.testing.gateway_rig import MODEL, Rig, gateway_rig, until, write_tiny_model
 
@@ -535,6 +537,27 @@ def test_fields_and_headers_that_steer_transfers_are_stripped(model_dir: Path) -
             assert not [name for name in seen.headers if name.startswith(steering)]
 
     drive(model_dir, scenario)
+
+
+class BrokenTokenizer(PromptTokenizer):
+    """Has a defect."""
+
+    async def token_ids(self, request: ApiRequest, max_model_tokens: int) -> list[int]:
+        raise RuntimeError("a defect")
+
+
+def test_a_request_that_cannot_be_counted_after_its_answer_is_closed_all_the_same(model_dir: Path) -> None:
+    """Nothing of it stays in the gateway."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.service.tokenizer = BrokenTokenizer(None, {}, None)
+        reply, _ = await rig.complete(prompt=[1, 2, 3])
+        assert reply.status == 200
+        await until(lambda: not rig.service.scheduler.requests)
+        assert not rig.app.driver.is_live(reply.headers["x-request-id"])
+        assert (await rig.story(reply))["closed"]
+
+    drive(model_dir, scenario, threshold_tokens=1000)
 
 
 def test_two_requests_of_one_id_are_both_answered_also_while_their_bodies_are_on_their_way(model_dir: Path) -> None:

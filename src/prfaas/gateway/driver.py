@@ -182,28 +182,31 @@ class Driver:
 
     def _count_prompt(self, live: LiveRequest, action: a.CountPrompt) -> None:
         if action.is_late:
-            self._service.background.spawn(self._count_late(live, action))
+            # What is not counted by a defect of ours is not counted.
+            self._leg(self._counted_late(live, action), e.PromptUncountable(live.request_id, None))
         else:
             live.do(self._count(live, action))
 
     async def _count(self, live: LiveRequest, action: a.CountPrompt) -> None:
+        self.feed(await self._counted(live, action))
+
+    async def _counted(self, live: LiveRequest, action: a.CountPrompt) -> e.PromptCounted | e.PromptUncountable:
         service = self._service
         limit = service.deployment.served_model.max_model_tokens
         try:
             live.prompt.take(await service.tokenizer.token_ids(live.request, limit))
         except NotCountable as unknown:
-            self.feed(e.PromptUncountable(live.request_id, unknown.reason))
-            return
+            return e.PromptUncountable(live.request_id, unknown.reason)
         seed, salt = service.deployment.transfer.hash.seed, live.request.cache_salt
         chains = live.prompt.chains(action.block_sizes, seed, salt)
-        self.feed(e.PromptCounted(live.request_id, len(live.prompt.token_ids), chains))
+        return e.PromptCounted(live.request_id, len(live.prompt.token_ids), chains)
 
-    async def _count_late(self, live: LiveRequest, action: a.CountPrompt) -> None:
+    async def _counted_late(self, live: LiveRequest, action: a.CountPrompt) -> e.PromptCounted | e.PromptUncountable:
         try:
-            await self._count(live, action)
+            return await self._counted(live, action)
         except ApiError:
             # A normalizer that expands may refute the bound: then the engine has had its say already.
-            self.feed(e.PromptUncountable(live.request_id, None))
+            return e.PromptUncountable(live.request_id, None)
 
     def _decode(self, live: LiveRequest, action: a.Decode) -> None:
         self._tell_route(live, action.route.kind, action.route.reason)
