@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import Any
@@ -24,9 +25,11 @@ class Background:
         return task
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait for what runs, then cancel the rest."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+        """Wait for what runs and for what it starts in its turn, then cancel the rest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
         for task in set(self._tasks):
             task.cancel()
 
