@@ -71,50 +71,55 @@ class Story:
 
 
 class Stories:
-    """The last `max_stories` stories. A client's repeated id shows its latest request. `on_close` is called when
-    nothing more will be learned of a request."""
+    """Those of all requests that go on, which admission bounds, and the last `max_stories` that are closed. A client's
+    repeated id shows its latest request. `on_close` is called when nothing more will be learned of a request."""
 
     def __init__(self, max_stories: int = MAX_STORIES, on_close: Callable[[Story], None] = lambda story: None) -> None:
         self.on_close = on_close
         self._max_stories = max_stories
-        self._stories: OrderedDict[str, Story] = OrderedDict()
+        self._open: dict[str, Story] = {}
+        self._closed: OrderedDict[str, Story] = OrderedDict()
 
     def get(self, request_id: str) -> Story | None:
-        return self._stories.get(request_id)
+        return self._open.get(request_id) or self._closed.get(request_id)
 
     def hide(self, request_id: str, *words: str) -> None:
         """No text of this story may show `words`."""
-        story = self._stories.get(request_id)
+        story = self._open.get(request_id)
         if story is not None:
             story.hidden += words
 
     def note(self, now_s: float, event: Noted, actions: Sequence[a.Action]) -> None:
         """See `Fold`."""
         if isinstance(event, e.RequestArrived):
-            self._open(now_s, event)
+            self._begin(now_s, event)
         elif isinstance(event, RequestTurnedAway):
             return
         else:
             take = _EVENTS.get(type(event))
-            story = self._stories.get(getattr(event, "request_id", ""))
+            story = self._open.get(getattr(event, "request_id", ""))
             if take is not None and story is not None:
                 take(story, event, now_s - story.began_s)
         for action in actions:
             told = _ACTIONS.get(type(action))
-            story = self._stories.get(action.request_id)
+            story = self._open.get(action.request_id)
             if story is not None and told is not None:
                 told(story, action, now_s - story.began_s)
             if story is not None and isinstance(action, a.Close):
-                story.is_closed = True
-                self.on_close(story)
+                self._close(story)
 
-    def _open(self, now_s: float, event: e.RequestArrived) -> None:
+    def _begin(self, now_s: float, event: e.RequestArrived) -> None:
         story = Story(event.request_id, event.endpoint, event.is_stream, stripped_fields=event.stripped_fields)
         story.began_s, story.hidden = now_s, (event.transfer_id,)
-        self._stories[event.request_id] = story
-        self._stories.move_to_end(event.request_id)
-        while len(self._stories) > self._max_stories:
-            self._stories.popitem(last=False)
+        self._closed.pop(event.request_id, None)
+        self._open[event.request_id] = story
+
+    def _close(self, story: Story) -> None:
+        story.is_closed = True
+        self._closed[story.request_id] = self._open.pop(story.request_id)
+        while len(self._closed) > self._max_stories:
+            self._closed.popitem(last=False)
+        self.on_close(story)
 
 
 def story_of(event: RequestTurnedAway) -> Story:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from prfaas.core.control.actions import Close
-from prfaas.core.control.events import RequestArrived, Tick
+from prfaas.core.control.events import AnswerEnded, RequestArrived, Tick
 from prfaas.core.control.fallback import FallbackReason
 from prfaas.core.control.fleet import MAX_SILENT_PROBES, Instance
 from prfaas.core.control.router import RouteReason
@@ -25,11 +26,15 @@ from prfaas.engines.kinds import STEERING_FIELDS
 from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import ClientGone, Response, read_body
 from prfaas.gateway.app import request_id_of
+from prfaas.gateway.background import Background
 from prfaas.gateway.prompt.offload_eligibility import OBSTACLES
 from prfaas.gateway.story_book import StoryBook
 from prfaas.gateway.transfers import failure_of
 from prfaas.gateway.upstream.nodes import NodeRefused, read_answer
+from prfaas.observe.journal import Journal
+from prfaas.observe.metrics import build
 from prfaas.observe.request_log import log_line
+from prfaas.observe.request_metrics import RequestMetrics
 from prfaas.observe.story import Stories, Story
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -51,16 +56,16 @@ def test_a_good_request_id_is_kept() -> None:
 
 
 def test_the_book_is_bounded_and_newest_wins() -> None:
-    """The oldest goes; a repeated id shows the latest request."""
+    """The oldest that is closed goes; a repeated id shows the latest request."""
 
     async def main() -> None:
         stories = Stories(2)
         book = StoryBook(stories)
         for name in ("a", "b", "a", "c"):
             stories.note(0.0, RequestArrived(name, "0f", 1, endpoint="chat"), [])
+            stories.note(0.0, Tick(), [Close(name)])
         assert await book.read("b") is None
         assert await book.read("a") is not None
-        stories.note(0.0, Tick(), [Close("a")])
         stories.note(1.0, RequestArrived("a", "0f", 1, endpoint="completions"), [])
         story = await book.read("a", 0.0)
         assert story is not None
@@ -71,6 +76,42 @@ def test_the_book_is_bounded_and_newest_wins() -> None:
         story = await reading
         assert story is not None
         assert story["closed"]
+
+    asyncio.run(main())
+
+
+def test_a_request_that_goes_on_is_told_to_its_end_however_many_come_meanwhile() -> None:
+    """A long answer is not missing in story, metrics and log because short ones overtook it."""
+    metrics, stories = build(CollectorRegistry(), "gateway"), Stories(2)
+    journal = Journal([stories, RequestMetrics(metrics, stories)])
+    journal.note(0.0, RequestArrived("long", "0f", 1, endpoint="chat"))
+    for number in range(3):
+        journal.note(1.0, RequestArrived(f"short-{number}", "0f", 1, endpoint="chat"))
+        journal.note(2.0, AnswerEnded(f"short-{number}", "ok", 200), [Close(f"short-{number}")])
+    journal.note(3.0, AnswerEnded("long", "ok", 200), [Close("long")])
+    story = stories.get("long")
+    assert story is not None
+    assert (story.outcome, story.total_s) == ("ok", 3.0)
+    assert metrics.registry.get_sample_value("prfaas_requests_total", {"route": "none", "outcome": "ok"}) == 4
+
+
+def test_work_that_follows_from_other_work_is_done_before_the_gateway_ends() -> None:
+    """A landing that was asked for at the very end is dropped when the node has answered."""
+
+    async def main() -> None:
+        background, done = Background(), asyncio.Event()
+
+        async def drop() -> None:
+            await asyncio.sleep(0)
+            done.set()
+
+        async def reserve() -> None:
+            await asyncio.sleep(0)
+
+        task = background.spawn(reserve())
+        task.add_done_callback(lambda _: background.spawn(drop()))
+        await background.drain(60.0)
+        assert done.is_set()
 
     asyncio.run(main())
 
