@@ -5,7 +5,7 @@
 | `CountPrompt` | `PromptCounted` or `PromptUncountable`; or `AnswerEnded`, if the prompt does not fit |
 | `Reserve` | `LandingReserved` or `ReserveFailed`, also after the client has left |
 | `Prefill` | `PrefillEnded`, also when it was stopped |
-| `AwaitLanding` | `LandingEnded`, unless it was stopped |
+| `AwaitLanding` | `LandingEnded`, also when it was stopped |
 | `RenewLease` | `LeaseRenewed` |
 | `Decode` | `DecodeFailed`; or `AnswerBegan`, then `AnswerEnded`; or `AnswerEnded` alone for the engine's own refusal |
 | `Refuse` | `AnswerEnded` |

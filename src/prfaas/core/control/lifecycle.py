@@ -363,7 +363,7 @@ class Lifecycle:
         request.move_landing(P.GONE)
         self.fleet.instances[request.landing_at].num_landings -= 1
 
-    # Small change
+    # What the fleet is told
 
     def _ran_locally(self, request: Request, name: str) -> None:
         instance = self.fleet.instances.get(name)

@@ -71,5 +71,6 @@ class LinkFeed:
                 logger.info("link from=%s to=%s verdict=%s", source, target, report.verdict)
             gauge = self._metrics.gauge("prfaas_gateway_link_verdict", source=source, target=target)
             gauge.set(report.verdict.level)
-            self._feed(e.LinkSeen(source, target, report.verdict, report.capacity_bytes_per_s))
+            capacity, queued = report.capacity_bytes_per_s, report.queued_bytes
+            self._feed(e.LinkSeen(source, target, report.verdict, capacity, queued))
         self.links[source] = dict(links)
