@@ -77,6 +77,10 @@ class FileWatch(Generic[T]):
         except (PrfaasError, OSError) as error:
             self._logger.error("the deployment file is refused, what was read before stays in force:\n%s", error)
             return
+        except Exception:
+            # A defect of ours; the next change of the file must be seen all the same.
+            self._logger.exception("reading the deployment file failed, what was read before stays in force")
+            return
         if file_stamp(self._path) != stamp:
             self._taken = None  # it was written to while we read: the next look decides
             return

@@ -82,11 +82,13 @@ class Driver:
         actions = self.scheduler.handle(event, now_s)
         self._see(event)
         self._service.journal.note(now_s, event, actions)
-        for action in actions:
-            live = self._live.get(action.request_id)
-            if live is not None:
-                self._do[type(action)](live, action)
-        self._arm(now_s)
+        try:
+            for action in actions:
+                live = self._live.get(action.request_id)
+                if live is not None:
+                    self._do[type(action)](live, action)
+        finally:
+            self._arm(now_s)
 
     async def serve(
         self, request: ApiRequest, response: Response, tracing: RequestTracing, request_id: str

@@ -185,3 +185,25 @@ async def _changed_before(path: Path) -> None:
 def test_a_change_between_the_first_reading_and_the_watch_is_not_missed(tmp_path: Path) -> None:
     """A gateway may need seconds to start."""
     asyncio.run(_changed_before(tmp_path / "d.yaml"))
+
+
+async def _defect(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def reader(read_path: Path) -> str:
+        text = read(read_path)
+        if text == "defect":
+            raise ZeroDivisionError
+        return text
+
+    write(path, "one")
+    async with watched(path, 0.02, reader) as (_, found):
+        write(path, "defect")
+        await until(lambda: "reading the deployment file failed" in caplog.text)
+        write(path, "three")
+        await until(lambda: found == ["three"])
+
+
+def test_a_defect_while_the_file_is_read_does_not_end_the_watch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plan is computed on the way: whatever fails there, the next change of the file is seen."""
+    asyncio.run(_defect(tmp_path / "d.yaml", caplog))

@@ -59,6 +59,11 @@ class LinkFeed:
                 self._lose(sender.name)
                 after = None
                 await asyncio.sleep(REFRESH_S)
+            except Exception:
+                # A defect of ours must not leave links with their last figures for ever.
+                logger.exception("taking the links of %s failed", sender.name)
+                after = None
+                await asyncio.sleep(REFRESH_S)
 
     def _lose(self, source: str) -> None:
         if self.links.pop(source, None) is not None:

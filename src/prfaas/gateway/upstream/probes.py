@@ -81,9 +81,13 @@ class Prober:
     async def _run(self, member: Instance, first: asyncio.Event) -> None:
         before = (False, False)
         while True:
-            await asyncio.gather(self._probe_engine(member), self._probe_node(member))
+            try:
+                await asyncio.gather(self._probe_engine(member), self._probe_node(member))
+                before = self._show(member.name, before)
+            except Exception:
+                # A defect of ours must not leave an instance with its last health for ever.
+                logger.exception("probing %s failed", member.name)
             first.set()
-            before = self._show(member.name, before)
             await asyncio.sleep(self._interval_s)
 
     async def _probe_engine(self, member: Instance) -> None:
