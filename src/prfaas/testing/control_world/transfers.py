@@ -87,7 +87,7 @@ def _reserved(gateway: Gateway, job: Job, work: Work, site: Site, landing: Landi
 
 def _long_s(gateway: Gateway) -> float:
     """Within the transfer's deadline, or behind it."""
-    low_s, high_s = gateway.dice.random.choice(((0.5, 6.0), (12.0, 20.0)))
+    low_s, high_s = gateway.dice.random.choice(((0.5, 6.0), (12.0, 15.0)))
     return gateway.dice.random.uniform(low_s, high_s)
 
 
