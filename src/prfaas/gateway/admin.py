@@ -13,6 +13,7 @@ import msgspec
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from prfaas.core.control.fleet import Instance
 from prfaas.gateway.api.errors import ApiError, bad_request
 from prfaas.gateway.api.http import JSON, Response
 from prfaas.gateway.service import Service
@@ -75,9 +76,7 @@ class Admin:
 
     async def _health(self, response: Response) -> None:
         fleet = self._service.fleet
-        instances = {
-            i.name: {"engine": i.engine_healthy, "node": i.node_ready, "leaving": i.is_draining} for i in fleet.all
-        }
+        instances = {instance.name: _shown(instance) for instance in fleet.all}
         status = "ok" if fleet.healthy else "no_healthy_engine"
         await _json(response, {"status": status, "instances": instances}, 200 if fleet.healthy else 503)
 
@@ -99,6 +98,19 @@ class Admin:
         if story is None:
             raise ApiError(404, "no such request, or it is too long ago", code="unknown_request")
         await _json(response, story)
+
+
+def _shown(instance: Instance) -> dict[str, object]:
+    return {
+        "engine": instance.engine_healthy,
+        "node": instance.node_ready,
+        "leaving": instance.is_draining,
+        "cluster": instance.cluster,
+        "duty": instance.duty,
+        "requests": instance.num_requests,
+        "inflight": instance.num_inflight,
+        "landings": instance.num_landings,
+    }
 
 
 @cache

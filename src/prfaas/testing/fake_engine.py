@@ -147,16 +147,18 @@ class FakeEngine(FakeServer):
             await self.release.wait()
         reply: dict[str, Any] = {**_answer(seen.body, 1, "text_completion")}
         if fault != "silent":
-            reply["kv_transfer_params"] = report_leg(self._ship(seen.params, fault))
+            reply["kv_transfer_params"] = report_leg(await self.ship(seen, fault))
         return web.json_response(reply)
 
-    def _ship(self, part: dict[str, Any], fault: str) -> PrefillReport:
+    async def ship(self, seen: Seen, fault: str) -> PrefillReport:
+        """Send the prompt's KVCache, and say how it went."""
+        part = seen.params
         try:
             params = read_leg(part, PrefillParams)
         except BadMessage as bad:
-            return _failed(part, str(bad))
+            return failed_report(part, str(bad))
         if fault == "failed":
-            return _failed(part, f"out of blocks for {_repeated(part)}" if self.faults.echo else "out of blocks")
+            return failed_report(part, f"out of blocks for {_repeated(part)}" if self.faults.echo else "out of blocks")
         said = PrefillReport(
             transfer_id=params.transfer_id, status=PrefillStatus.STAGED, num_bytes=params.num_bytes, error=None
         )
@@ -182,14 +184,16 @@ class FakeEngine(FakeServer):
         if fault == "stall":
             await self.release.wait()
         if seen.leg == "decode" and fault != "decline":
-            self._load(seen.body)
+            await self.take_landing(seen)
         num_tokens = seen.body.get("max_completion_tokens") or seen.body.get("max_tokens") or 16
         kind = "chat.completion" if "chat" in seen.path else "text_completion"
         if not seen.body.get("stream"):
             return web.json_response(_answer(seen.body, num_tokens, kind))
         return await self._stream(request, seen.body, num_tokens, kind, fault)
 
-    def _load(self, body: dict[str, Any]) -> None:
+    async def take_landing(self, seen: Seen) -> None:
+        """Load what has landed for a request, or say why not."""
+        body = seen.body
         part = ours(body.get("kv_transfer_params"), DecodeParams)
         if self.node is None or part is None:
             return
@@ -231,7 +235,8 @@ class FakeEngine(FakeServer):
             yield _event({**_chunk(body, kind, None), "choices": [], "usage": _usage(num_tokens)})
 
 
-def _failed(part: dict[str, Any], error: str) -> PrefillReport:
+def failed_report(part: dict[str, Any], error: str) -> PrefillReport:
+    """Of a transfer that did not come about."""
     transfer_id = text_of(part, "transfer_id")
     return PrefillReport(transfer_id=transfer_id, status=PrefillStatus.FAILED, num_bytes=0, error=error)
 
@@ -245,6 +250,11 @@ def _cut(request: web.Request) -> web.Response:
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
+
+
+def answer_text(prompt: str, num_tokens: int) -> str:
+    """What every engine of this kind answers to a prompt."""
+    return "".join(_pieces({"prompt": prompt}, num_tokens))
 
 
 def _pieces(body: dict[str, Any], num_tokens: int) -> list[str]:

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from prfaas.core.wire.frames import HEADER_BYTES
 from prfaas.testing.node_pair import wait_until
 from prfaas.testing.site import Answer, Site, http
 from tests.integration.vllm.by_hand import decode_by_hand, ship_by_hand
-from tests.integration.vllm.exactness import Case, distance, make_case, offload, plain_local, same_bits
+from tests.integration.vllm.exactness import Case, distance, make_case, offload, plain_local, same_bits, worker_of
 
 pytestmark = pytest.mark.vllm
 
@@ -78,15 +77,6 @@ def expect_fallback(site: Site, case: Case, future: Future[tuple[Answer, float]]
     assert story["route"] == "local"
     assert took_s < DEADLINE_S + 5.0, "hang-guard: the deadline, plus a local run on a busy machine"
     return story
-
-
-def worker_of(site: Site, name: str) -> int:
-    """Pid of the process of an engine that computes."""
-    leader = site.supervisor.processes[name].pid
-    listing = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
-    in_session = [(int(pid), args) for pid, sid, args in rows if int(sid) == leader]
-    return next((pid for pid, args in in_session if "Worker" in args), in_session[-1][0])
 
 
 def kill_group(site: Site, name: str) -> None:

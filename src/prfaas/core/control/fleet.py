@@ -3,6 +3,7 @@
 Laws of this file:
 - An instance is down until it has been seen.
 - One that leaves the topology takes no new work; it is forgotten when nothing of ours is there any more.
+- Two that are to be joined by lanes since the topology changed are cut off until the sending node says otherwise.
 - Only events change it.
 """
 
@@ -106,6 +107,7 @@ class Fleet:
     """All instances by name: those of the topology in file order, then those that have left and are not idle yet."""
 
     def __init__(self, topology: Topology) -> None:
+        self.topology = Topology((), (), ())
         self.instances: dict[str, Instance] = {}
         self.decoders: tuple[Instance, ...] = ()
         self.prefillers: tuple[Instance, ...] = ()
@@ -143,6 +145,7 @@ class Fleet:
     def apply(self, topology: Topology) -> None:
         """Take over another topology. An instance whose engine or node has moved is a new one under the old name: what
         was known of it is forgotten, what is in flight there is not."""
+        joined = _pairs(topology) - _pairs(self.topology)
         self.topology = topology
         left = dict(self.instances)
         self.instances = {}
@@ -153,6 +156,7 @@ class Fleet:
             elif replace(known.member, duty=member.duty) != member:
                 known = Instance(member, num_inflight=known.num_inflight, num_landings=known.num_landings)
             known.member, known.is_draining = member, False
+            known.cut_off_from |= {target for sender, _, target, _ in joined if sender == member.name}
             self.instances[member.name] = known
         for instance in left.values():
             instance.is_draining = True
@@ -169,3 +173,12 @@ class Fleet:
         self.is_draining = any(i.is_draining for i in self.instances.values())
         self.decoders = tuple(i for i in self.instances.values() if i.duty.decodes)
         self.prefillers = tuple(i for i in self.instances.values() if not i.duty.decodes)
+
+
+def _pairs(topology: Topology) -> set[tuple[str, str, str, str]]:
+    """Names and addresses of any two that are joined by lanes."""
+    return {
+        (sender.name, sender.kvnode_url, target.name, target.lanes)
+        for sender in topology.senders
+        for target in topology.sends_to(sender)
+    }

@@ -135,7 +135,10 @@ class Prober:
         if engine is None:
             self._feed(e.NodeSeen(member.name, has_engine=False))
         else:
-            cut_off = frozenset(name for name, peer in health.peers.items() if peer.lanes_up == 0)
+            # A node that has not read the newest file yet does not know some of them.
+            targets = {target.name for target in self._fleet.topology.sends_to(member)} | health.peers.keys()
+            connected = {name for name, peer in health.peers.items() if peer.lanes_up}
+            cut_off = frozenset(targets - connected)
             kinds, boot_id = engine.kv_group_kinds, engine.engine_boot_id
             self._feed(e.NodeSeen(member.name, True, engine.block_tokens, boot_id, kinds, cut_off))
 
