@@ -93,10 +93,6 @@ def _bad_pd_duties(path: FieldPath, where: str, cluster: Cluster, policy: str) -
             "every instance has duty decode, so nothing prefills what is not offloaded; give one duty prefill or both"
         )
         yield (*path, "endpoints"), f"{where}.endpoints: {text}"
-    elif num_prefill and policy == "naive":
-        first = duties.index(Duty.PREFILL)
-        text = "policy naive prefills nothing here; write decode or both"
-        yield (*path, "endpoints", first, "duty"), f"{where}.endpoints.{first}.duty: prefill, but {text}"
     if cluster.prefill_instances not in (None, num_prefill):
         text = f"{cluster.prefill_instances}, but {num_prefill} of the endpoints have duty: prefill"
         text += "; give as many of them that duty, or remove this field"
@@ -116,7 +112,7 @@ def _bad_names(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
 
 def _bad_naive(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
     for name, cluster in deployment.clusters.items() if deployment.policy.kind == "naive" else ():
-        if cluster.prefill_instances:
+        if cluster.prefill_instances and not cluster.endpoints:
             text = f"clusters.{name}.prefill_instances: policy naive prefills nothing here; remove it"
             yield ("clusters", name, "prefill_instances"), text
 

@@ -153,15 +153,24 @@ class _Builder:
         if hardware is None or decode is None:
             return None
         self._check_gpus(name, cluster, hardware)
+        num_idle = self._num_idle(name, cluster)
         return PdCluster(
             name=name,
-            num_instances=cluster.num_instances,
+            num_instances=cluster.num_instances - num_idle,
             gpus_per_instance=cluster.gpus_per_instance or hardware.gpus_per_instance,
             prefill_s=hardware.prefill_s,
             decode_rps=decode.rps(mean_output_tokens),
-            num_prefill=_num_prefill(cluster),
+            num_prefill=None if num_idle else _num_prefill(cluster),
             price_per_gpu_hour=self._gpu_price(cluster, hardware),
         )
+
+    def _num_idle(self, name: str, cluster: Cluster) -> int:
+        """Instances that do nothing while PrfaaS works: the policy naive leaves no prompt to a prefill instance."""
+        num_idle = cluster.duties.count(Duty.PREFILL) if self._deployment.policy.kind == "naive" else 0
+        if num_idle:
+            text = f"{num_idle} with duty prefill idle under policy naive, and neither planned nor priced"
+            self._notes.append(f"{name}: {text}")
+        return num_idle
 
     def _decode(self, name: str, cluster: Cluster, hardware: Hardware) -> DecodePoint | None:
         own = () if cluster.decode is None else (DecodePoint(cluster.decode.max_batch, cluster.decode.step),)

@@ -71,8 +71,6 @@ def test_a_cluster_without_endpoints_has_no_instances(tmp_path: Path) -> None:
         ([endpoint(1)], {"prfaas": ", duty: both"}, "d.yaml:6: clusters.west.endpoints.0.duty: both, but"),
         ([endpoint(1, ", duty: prefill")], {}, "d.yaml:9: clusters.east.endpoints: every instance has duty prefill, so nothing decodes"),
         ([endpoint(1, ", duty: decode")], {}, "d.yaml:9: clusters.east.endpoints: every instance has duty decode, so nothing prefills"),
-        ([endpoint(1), endpoint(2, ", duty: prefill")], {"more": "policy: {kind: naive}\n"},
-         "d.yaml:11: clusters.east.endpoints.1.duty: prefill, but policy naive prefills nothing here"),
         ([endpoint(1), endpoint(2)], {"cluster": "    prefill_instances: 1\n"},
          "d.yaml:9: clusters.east.prefill_instances: 1, but 0 of the endpoints have duty: prefill; give as many"),
         ([endpoint(1, ", duty: serve")], {}, "d.yaml:10: clusters.east.endpoints.0.duty: Input should be 'prefill', 'decode' or 'both'"),
@@ -91,6 +89,13 @@ def test_what_does_not_fit_together_is_refused(
 ) -> None:
     """With line, field and remedy."""
     assert expected in refusal(write(tmp_path, pd, **options))
+
+
+def test_naive_may_have_instances_that_prefill(tmp_path: Path) -> None:
+    """They stand by for the time when no PrfaaS instance works. So one file serves every policy."""
+    pd = [endpoint(1), endpoint(2, ", duty: prefill")]
+    more = "links: [{from: west, to: east}]\npolicy: {kind: naive}\n"
+    assert len(topology_of(load_deployment(write(tmp_path, pd, more=more))).decoders) == 1
 
 
 @pytest.mark.parametrize("kind", ["prefill", "both"])

@@ -139,17 +139,32 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert len(str(error.value).splitlines()) == 3
 
 
+def served(*duties: str) -> str:
+    """The good file with endpoints of these duties in its PD cluster."""
+    endpoints = ", ".join(
+        f"{{engine: 'http://h{n}:1', kvnode: 'http://h{n}:2', lanes: 'h{n}:3', duty: {duty}}}"
+        for n, duty in enumerate(duties)
+    )
+    return GOOD.replace("instances: 8", f"endpoints: [{endpoints}]")
+
+
 def test_the_duties_of_instances_fix_the_split(tmp_path: Path) -> None:
     """A plan for a deployment that runs is one for its duties; with instances of both, the split is searched."""
-    endpoints = [f"{{engine: 'http://h{n}:1', kvnode: 'http://h{n}:2', lanes: 'h{n}:3', duty: DUTY}}" for n in range(3)]
 
     def num_prefill(*duties: str) -> int | None:
-        served = ", ".join(text.replace("DUTY", duty) for text, duty in zip(endpoints, duties, strict=True))
-        return build(tmp_path, GOOD.replace("instances: 8", f"endpoints: [{served}]")).pd[0].num_prefill
+        return build(tmp_path, served(*duties)).pd[0].num_prefill
 
     assert num_prefill("prefill", "decode", "decode") == 1
     assert num_prefill("prefill", "decode", "both") is None
     assert num_prefill("both", "both", "both") is None
+
+
+def test_naive_plans_without_its_prefill_instances(tmp_path: Path) -> None:
+    """They idle as long as PrfaaS works, and a note says so."""
+    scenario = build(tmp_path, served("prefill", "decode", "decode").replace("kind: prfaas", "kind: naive"))
+    (pd,) = scenario.pd
+    assert (pd.num_instances, pd.num_prefill) == (2, None)
+    assert "east: 1 with duty prefill idle under policy naive, and neither planned nor priced" in scenario.notes
 
 
 def test_the_way_back_is_not_planned(tmp_path: Path) -> None:
