@@ -28,7 +28,7 @@ from aiohttp import web
 from prfaas.core.cache.hashing import pack_tokens, token_digest
 from prfaas.core.errors import PrfaasError
 from prfaas.core.wire.contract import BadMessage
-from prfaas.core.wire.engine import VERSION, Attach, Claim, Consumed, StageClose, Staged, StageOpen
+from prfaas.core.wire.engine import VERSION, Attach, Claim, Consumed, Declined, StageClose, Staged, StageOpen
 from prfaas.core.wire.params import DecodeParams, PrefillParams, PrefillReport, PrefillStatus, ours, read_leg
 from prfaas.engines.dialect import EngineLoad
 from prfaas.engines.node_client import NodeClient, NodeUnavailable
@@ -173,7 +173,14 @@ class NodeEngine(FakeEngine):
             claim_secret=params.claim_secret,
         )
         claimed = await asyncio.to_thread(self._client.claim, claim)
-        await self._stop_at("claimed")
+        try:
+            await self._stop_at("claimed")
+        except asyncio.CancelledError:
+            why = "the request ended before it was loaded"
+            self._client.declined(
+                Declined(transfer_id=transfer_id, claim_secret=params.claim_secret, reason=why, recomputed=0)
+            )
+            raise
         with self._arena(claimed.node_boot_id) as arena:
             image = bytes(arena[claimed.arena_offset : claimed.arena_offset + claimed.num_bytes])
         loaded = Consumed(transfer_id=transfer_id, loaded=num_tokens - 1, recomputed=1)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import tempfile
 from pathlib import Path
@@ -134,7 +135,9 @@ class FakePdSite(PdCluster):
         return str(reply["choices"][0]["text"]), names["x-request-id"]
 
     def route(self, num_tokens: int) -> str:
-        return str(self.story_of(self.complete("x" * num_tokens)[1])["route"])
+        # Never the same prompt twice: one that an instance has cached takes another route.
+        prompt = secrets.token_hex(num_tokens // 2)
+        return str(self.story_of(self.complete(prompt)[1])["route"])
 
     def engine_state(self, name: str) -> dict[str, Any]:
         """What a fake says of itself: see `testing.node_engine`."""

@@ -1,0 +1,131 @@
+"""kill -9 of every kind of process at every phase of a request that is prefilled elsewhere: the client gets its answer,
+and nothing stays held. With the only gateway the client loses its answer too, and still nothing stays held. Nodes and
+gateway are real processes; engines are processes without a model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from prfaas.testing.fake_engine import answer_text
+from prfaas.testing.node_pair import wait_until
+from prfaas.testing.pd_site import DECODE, PREFILL, PRFAAS, FakePdSite
+
+pytestmark = pytest.mark.slow
+
+SEED = 20_261_125
+NUM_TOKENS = 6
+HANG_S = 60.0
+#: What a killed gateway held is held so long.
+LEASE_S = 6
+#: Where a request is stopped, see `testing.node_engine`; before: it is sent after the kill.
+PHASES = ("before", "half", "landed", "loaded")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """`kind` is engine or kvnode; `instance` is PRFAAS, PREFILL, or decode: whichever instance decodes."""
+
+    kind: str
+    instance: str
+    phase: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.instance}-{self.phase}"
+
+    @property
+    def route(self) -> str:
+        """Decode is killed on both ways, by turns."""
+        is_local = self.instance == PREFILL or (self.instance == "decode" and self.phase in ("half", "loaded"))
+        return "pd_prefill" if is_local else "remote"
+
+    @property
+    def hurts(self) -> bool:
+        """Whether the victim still has a part in the request: a prefill side has none once the image has landed. The
+        node beside the decode engine has one to the end: with it goes the proof of what was loaded."""
+        return self.instance == "decode" or self.phase in ("before", "half")
+
+
+KILLS = [
+    *(
+        Kill(kind, instance, phase)
+        for instance in (PRFAAS, PREFILL, "decode")
+        for kind in ("engine", "kvnode")
+        for phase in PHASES
+    ),
+    Kill("engine", "decode", "claimed"),
+    Kill("kvnode", "decode", "claimed"),
+]
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[FakePdSite]:
+    with FakePdSite(transfer={"lease": f"{LEASE_S}s"}) as site:
+        yield site
+
+
+def paused_at(site: FakePdSite) -> str | None:
+    """Instance whose engine has stopped a request."""
+    return next((name for name in (PRFAAS, PREFILL, *DECODE) if site.engine_state(name)["paused"]), None)
+
+
+def landing_at(site: FakePdSite) -> str | None:
+    """Decode instance whose node holds a landing."""
+    return next(
+        (name for name in DECODE if site.metric(site.instance(name).kvnode_url, "prfaas_landings")), None
+    )  # fmt: skip
+
+
+def make_prompt(length: int, rng: random.Random) -> str:
+    return "".join(rng.choice("abcdefgh") for _ in range(length))
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=str)
+def test_killed(site: FakePdSite, kill: Kill) -> None:
+    """200 and the right answer; a story that says what happened; nothing held."""
+    rng = random.Random(f"{SEED} {kill}")
+    length = site.long_tokens if kill.route == "remote" else site.short_tokens
+    prompt = make_prompt(length, rng)
+    with ThreadPoolExecutor(1) as pool:
+        if kill.phase == "before":
+            victim = f"{kill.kind}-{DECODE[0] if kill.instance == 'decode' else kill.instance}"
+            site.kill(victim)
+            asked: Future[tuple[str, str]] = pool.submit(site.complete, prompt, NUM_TOKENS)
+        else:
+            site.pause(kill.phase)
+            asked = pool.submit(site.complete, prompt, NUM_TOKENS)
+            stopped = wait_until(lambda: paused_at(site), HANG_S)
+            decode = wait_until(lambda: landing_at(site), HANG_S) if kill.phase == "half" else stopped
+            victim = f"{kill.kind}-{decode if kill.instance == 'decode' else kill.instance}"
+            site.kill(victim)
+            site.pause("")
+        text, request_id = asked.result(HANG_S)
+    story = site.story_of(request_id)
+    print(f"{kill}: {story['route']} {story['reason']} {story['fallback_detail']}")
+    assert text == answer_text(prompt, NUM_TOKENS), story
+    assert story["outcome"] == "ok", story
+    if not kill.hurts:
+        assert (story["route"], story["tokens_loaded"]) == (kill.route, length - 1), story
+    site.wait_nothing_held()
+    site.restart(victim)
+    site.wait_nothing_held()
+
+
+@pytest.mark.parametrize("phase", [phase for phase in (*PHASES, "claimed") if phase != "before"])
+def test_gateway_killed(site: FakePdSite, phase: str) -> None:
+    """Its client gets no answer. What it held beside others is free when its lease is over, and the next one serves."""
+    prompt = make_prompt(site.long_tokens, random.Random(f"{SEED} gateway {phase}"))
+    with ThreadPoolExecutor(1) as pool:
+        site.pause(phase)
+        asked = pool.submit(site.complete, prompt, NUM_TOKENS)
+        wait_until(lambda: paused_at(site), HANG_S)
+        site.kill("gateway")
+        site.pause("")
+        with pytest.raises(OSError):
+            asked.result(HANG_S)
+    site.restart("gateway")
+    site.wait_nothing_held()
