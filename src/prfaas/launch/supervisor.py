@@ -116,7 +116,9 @@ class Supervisor:
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **spec.env},
-                    start_new_session=True,
+                    # Not a session: Linux schedules each session apart (autogroup), and vLLM's processes, which yield
+                    # the core to each other all the time, then keep those of other sessions off it for minutes.
+                    process_group=0,
                     preexec_fn=_die_with_parent,
                 )
             self.processes[spec.name] = Running(spec, popen, log)

@@ -42,6 +42,19 @@ def pd_document(model_dir: Path, *, threshold_tokens: int, transfer: dict[str, A
     }
 
 
+def add_planning(document: dict[str, Any]) -> None:
+    """What the policy `prfaas` needs beside the rest. Sizes and times are of another model than the tiny one: the
+    threshold that is found lies between a long prompt and a short one, and says nothing about this machine."""
+    document["model"]["profile"] = "internal-1t-hybrid"
+    document["clusters"]["west"]["accelerator"] = "h200"
+    document["clusters"]["east"]["accelerator"] = "h20"
+    document["links"][0]["bandwidth"] = "20Gbps"
+    document["workload"] = {
+        "input_tokens": {"lognormal": {"mu": 6.4, "sigma": 0.7, "min": 64, "max": 2048}},
+        "output_tokens": 256,
+    }
+
+
 class PdCluster(Deployed):
     """`long` and `short` are prompts' lengths on the two sides of the threshold."""
 
@@ -78,6 +91,7 @@ class PdSite(PdCluster, VllmDeployed):
 
     def __init__(self, model: str, *, models: Path, transfer: dict[str, Any] | None = None) -> None:
         document = pd_document(make_model(model, models), threshold_tokens=700, transfer=transfer)
+        add_planning(document)
         args = [*ENGINE_ARGS, *chunks(CHUNK_TOKENS), "--max-num-seqs", "1", "--enforce-eager"]
         for core, cluster in enumerate(document["clusters"].values()):
             cluster["engine"] = {"args": args, "env": {"VLLM_CPU_OMP_THREADS_BIND": str(core)}}

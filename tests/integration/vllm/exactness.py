@@ -71,7 +71,7 @@ def distance(case: Case, answer: Answer) -> float:
 def worker_of(site: VllmDeployed, name: str) -> int:
     """Pid of the process of an engine that computes."""
     leader = site.supervisor.processes[name].pid
-    listing = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
-    in_session = [(int(pid), args) for pid, sid, args in rows if int(sid) == leader]
-    return next((pid for pid, args in in_session if "Worker" in args), in_session[-1][0])
+    in_group = [(int(pid), args) for pid, group, args in rows if int(group) == leader]
+    return next((pid for pid, args in in_group if "Worker" in args), in_group[-1][0])

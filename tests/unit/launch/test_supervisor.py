@@ -67,6 +67,14 @@ def grandchild(folder: Path, name: str = "child") -> int:
     return int((folder / f"{name}.pid").read_text())
 
 
+def test_a_process_leads_a_group_in_our_session(tmp_path: Path) -> None:
+    """So that it can be ended with its children, and the kernel still gives all of them the cores in turn."""
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start([child_spec(tmp_path)])
+        pid = supervisor.processes["child"].pid
+        assert (os.getpgid(pid), os.getsid(pid)) == (pid, os.getsid(0))
+
+
 def test_starts_waits_and_stops_whole_groups(tmp_path: Path) -> None:
     """Children and their children end, in order and with their logs kept."""
     with Supervisor(tmp_path / "logs") as supervisor:
