@@ -85,8 +85,8 @@ class AnswersTwice(Lifecycle):
     """Tries again after the client has seen the first byte."""
 
     def _answer_ended(self, request: Request, event: e.AnswerEnded, now_s: float) -> None:
-        if event.outcome == "error" and request.answered_by in self.fleet.instances:
-            self._decode(request, request.answered_by)
+        if event.outcome == "error" and request.answered_by is not None:
+            self._decode(request, request.answered_by.name)
             request.state = RequestState.ANSWERING
         else:
             super()._answer_ended(request, event, now_s)
@@ -149,15 +149,15 @@ class WaitsForEver(Lifecycle):
 class PrefillsAnywhere(Lifecycle):
     """Sends prompts to instances that have left or changed their duty meanwhile."""
 
-    def _prefill(self, request: Request, num_bytes: int, now_s: float) -> None:
+    def _prefill(self, request: Request, now_s: float) -> None:
         assert request.route is not None
         prefill = self.fleet.instances.get(request.route.prefill)
         if prefill is None:
-            super()._prefill(request, num_bytes, now_s)
+            super()._prefill(request, now_s)
             return
         member, was_draining = prefill.member, prefill.is_draining
         prefill.member, prefill.is_draining = replace(member, duty=Duty.PREFILL), False
-        super()._prefill(request, num_bytes, now_s)
+        super()._prefill(request, now_s)
         prefill.member, prefill.is_draining = member, was_draining
 
 
@@ -199,7 +199,7 @@ class LosesTheUncountable(Lifecycle):
             super()._uncountable(request, event, now_s)
 
 
-#: The law that catches each. `DropsInSilence` breaks two at once; which is looked at first depends on what it drops.
+#: The law that catches each; `scheduler` is the transition table, or `check`. `DropsInSilence` breaks two at once; which is looked at first depends on what it drops.
 MUTANTS = {
     KeepsItsLanding: "scheduler",
     DropsInSilence: "counts freed_once",
@@ -208,7 +208,7 @@ MUTANTS = {
     DecodesBeforeLanded: "scheduler",
     TakesFailedForLanded: "landed_first",
     FollowsTheName: "landed_first",
-    AnswersTwice: "one_answer",
+    AnswersTwice: "scheduler",
     TriesForEver: "one_answer",
     NeverTriesAgain: "owed",
     InsistsOnOneEngine: "another_engine",
@@ -220,7 +220,7 @@ MUTANTS = {
     IgnoresLanes: "members_only",
     MiscountsPrefills: "counts",
     ClosesWhileCounting: "one_end",
-    LosesTheUncountable: "in_time",
+    LosesTheUncountable: "scheduler",
 }
 
 

@@ -104,7 +104,7 @@ class Client:
             while True:
                 with urllib.request.urlopen(f"{self.base_url}/health", timeout=5) as response:  # noqa: S310
                     instances = json.loads(response.read())["instances"]
-                if all(all(parts.values()) for parts in instances.values()):
+                if all(member["engine"] and member["node"] for member in instances.values()):
                     return
                 if time.monotonic() > deadline:
                     raise DemoFailed(f"the gateway does not see every instance work: {json.dumps(instances)}")

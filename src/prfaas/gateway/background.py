@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 logger = logging.getLogger("prfaas.gateway")
+
+#: Cancelled work gives back what it holds, which takes no time; a shutdown does not hang on what does not.
+CANCEL_WAIT_S: Final = 2.0
 
 
 class Background:
@@ -30,8 +33,11 @@ class Background:
             async with asyncio.timeout(timeout_s):
                 while self._tasks:
                     await asyncio.wait(set(self._tasks))
-        for task in set(self._tasks):
+        rest = set(self._tasks)
+        for task in rest:
             task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=CANCEL_WAIT_S)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

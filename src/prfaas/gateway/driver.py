@@ -267,7 +267,6 @@ class Driver:
 
     def _reserve(self, live: LiveRequest, action: a.Reserve) -> None:
         self._tell_route(live, action.route.kind, action.route.reason)
-        transfer = self._service.deployment.transfer
         live.node_url = self._member(action.route.decode).kvnode_url
         live.spec = OffloadSpec(
             transfer_id=action.transfer_id,
@@ -278,7 +277,6 @@ class Driver:
             model=self._service.deployment.served_model.name,
             cache_salt=live.request.cache_salt,
             headers=live.tracing.headers(PhaseName.PREFILL),
-            deadline_s=transfer.deadline,
             lease_s=action.lease_s,
         )
         self._service.stories.hide(live.request_id, live.spec.claim_secret)
@@ -287,7 +285,7 @@ class Driver:
 
     def _prefill(self, live: LiveRequest, action: a.Prefill) -> None:
         member = self._member(action.instance)
-        work = self._transfers.prefill(live, member)
+        work = self._transfers.prefill(live, member, action.deadline_s)
         # Its failure counts only while it is waited for, and then it was not stopped.
         failure = Failure(FallbackReason.PREFILL_FAILED, "the prefill was stopped")
         live.prefilling = self._leg(work, e.PrefillEnded(live.request_id, failure))

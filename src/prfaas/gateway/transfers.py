@@ -54,12 +54,12 @@ class Transfers:
         kinds, boot_id = landing.kv_group_kinds, landing.engine_boot_id
         return e.LandingReserved(live.request_id, landing.num_bytes, landing.block_tokens, boot_id, kinds)
 
-    async def prefill(self, live: LiveRequest, member: Instance) -> e.PrefillEnded:
+    async def prefill(self, live: LiveRequest, member: Instance, deadline_s: float) -> e.PrefillEnded:
         assert live.spec is not None, "a transfer is specified before its prompt is prefilled"
         assert live.landing is not None, "a prompt is prefilled into a landing"
         spec, dialect = live.spec, dialect_of(member.kind)
         prompt = PrefillPrompt(spec.model, spec.token_ids, spec.cache_salt)
-        sent = dialect.prefill_body(prompt, prefill_params(spec, live.landing))
+        sent = dialect.prefill_body(prompt, prefill_params(spec, live.landing, deadline_s))
         try:
             status, body = await self._engines.post(member.engine_url + dialect.prefill_path, sent, spec.headers)
         except UpstreamDown as error:

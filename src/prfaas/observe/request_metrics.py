@@ -22,6 +22,8 @@ class RequestMetrics:
     def __init__(self, metrics: Metrics, stories: Stories) -> None:
         self._metrics = metrics
         self._stories = stories
+        #: Requests that have ended and are not closed: a client that leaves may end its request a second time.
+        self._ended_ids: set[str] = set()
         self._takes: dict[type, Callable[[Any, float], None]] = {
             RequestTurnedAway: self._turned_away,
             e.PromptCounted: self._counted,
@@ -40,6 +42,8 @@ class RequestMetrics:
         for action in actions:
             if type(action) in _DECISIONS:
                 self._decided(action)
+            elif isinstance(action, a.Close):
+                self._ended_ids.discard(action.request_id)
 
     def _decided(self, action: Any) -> None:
         if action.fallback is not None:
@@ -86,8 +90,9 @@ class RequestMetrics:
 
     def _ended(self, event: e.AnswerEnded | e.RequestAbandoned, now_s: float) -> None:
         story = self._stories.get(event.request_id)
-        if story is None or story.total_s != now_s - story.began_s:
-            return  # it has ended before
+        if story is None or story.total_s is None or event.request_id in self._ended_ids:
+            return
+        self._ended_ids.add(event.request_id)
         route = story.route or "none"
         self._count("prfaas_requests_total", route=route, outcome=event.outcome)
         self._metrics.histogram("prfaas_request_duration_seconds", route=route).observe(story.total_s)

@@ -55,6 +55,8 @@ def reached_from(prefillers: list[Candidate]) -> Reach:
          ("local", "prfaas_unhealthy", "pd-0", "")),
         (RequestFacts(500, None), POLICY, [PD], [instance("west-0", cut_off_from="pd-0"), instance("west-1", busy=9)],
          ("remote", "above_threshold", "pd-0", "west-1")),
+        (RequestFacts(500, None), POLICY, [PD, instance("pd-1", busy=9)], [instance("west-0", cut_off_from="pd-0")],
+         ("remote", "above_threshold", "pd-1", "west-0")),
         (RequestFacts(500, None), POLICY, [PD], [instance("west-0", cut_off_from="pd-1")],
          ("remote", "above_threshold", "pd-0", "west-0")),
         (RequestFacts(500, None), POLICY, [instance("pd-0", ready=False)], [PRFAAS],
@@ -155,6 +157,13 @@ def test_an_unknown_load_is_not_a_zero_load() -> None:
     alone = least_busy([decoder("silent", busy=3), decoder("other", busy=1)])
     assert alone is not None
     assert alone.name == "other"
+
+
+def test_a_decode_instance_that_nobody_reaches_is_told_so() -> None:
+    """It is the least busy one, and another is taken."""
+    decoders = [decoder("pd-0"), decoder("pd-1", load=4)]
+    route = decide(RequestFacts(500, None), POLICY, decoders, reached_from([instance("west-0", cut_off_from="pd-0")]))
+    assert [(one.instance, one.ruled_out) for one in route.considered[:2]] == [("pd-0", "unreached"), ("pd-1", None)]
 
 
 def test_a_route_carries_what_it_was_decided_between() -> None:

@@ -46,12 +46,11 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Have `instance` prefill the prompt and send its KVCache into the landing beside `decode`."""
+    """Have `instance` prefill the prompt and send its KVCache into the landing beside `decode`, within `deadline_s`."""
 
     request_id: str
     instance: str
     decode: str
-    num_bytes: int
     deadline_s: float
 
 

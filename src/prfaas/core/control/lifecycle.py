@@ -17,7 +17,7 @@ from typing import Any, Final
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.fallback import Failure, FallbackReason
-from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.fleet import Fleet, Instance
 from prfaas.core.control.request import LandingPhase, Request, RequestState
 from prfaas.core.control.router import RequestFacts, Route, RouteKind, RoutePolicy, decide, least_busy
 from prfaas.core.control.timers import TimerKind, Timers
@@ -98,11 +98,11 @@ class Lifecycle:
         request.num_prompt_tokens, request.chains = event.num_tokens, event.chains
         if request.state is S.COUNTING:
             self._route(request, event.num_tokens, now_s)
-        elif request.answered_by in self.fleet.instances:
-            known = self.fleet.instances[request.answered_by].match(request.chains)
+        elif request.answered_by is not None:
+            known = request.answered_by.match(request.chains)
             uncached = event.num_tokens - known.reusable_prefix_tokens
             self.out.append(a.NoteUncached(request.request_id, uncached))
-            self._ran_locally(request, request.answered_by)
+            _ran_locally(request, request.answered_by)
 
     def _uncountable(self, request: Request, event: e.PromptUncountable, now_s: float) -> None:
         request.is_counting, request.obstacle = False, event.obstacle
@@ -131,7 +131,7 @@ class Lifecycle:
         request.move_landing(P.ASKED)
         request.landing_at, request.landing_beside = route.decode, decode
         decode.num_landings += 1
-        self._busy_decode(request, route.decode)
+        self._decodes_at(request, route.decode)
         due_s = now_s + self.terms.deadline_s
         request.deadline_s = self.timers.set(due_s, request.request_id, TimerKind.DEADLINE)
         self.out.append(
@@ -157,9 +157,9 @@ class Lifecycle:
         elif event.num_bytes == 0:
             self._fall_back(request, Failure(FallbackReason.ZERO_BYTES, "the landing has no bytes"))
         else:
-            self._prefill(request, event.num_bytes, now_s)
+            self._prefill(request, now_s)
 
-    def _prefill(self, request: Request, num_bytes: int, now_s: float) -> None:
+    def _prefill(self, request: Request, now_s: float) -> None:
         assert request.route is not None, "a request is routed before it is prefilled"
         assert request.deadline_s is not None, "a transfer has a deadline"
         route = request.route
@@ -173,7 +173,7 @@ class Lifecycle:
         prefill.num_inflight += 1
         self._renew_later(request, now_s)
         left_s = max(0.0, request.deadline_s - now_s)
-        self.out.append(a.Prefill(request.request_id, route.prefill, route.decode, num_bytes, left_s))
+        self.out.append(a.Prefill(request.request_id, route.prefill, route.decode, left_s))
         self.out.append(a.AwaitLanding(request.request_id, route.decode))
 
     def _reserve_failed(self, request: Request, event: e.ReserveFailed, now_s: float) -> None:
@@ -240,26 +240,26 @@ class Lifecycle:
         assert request.route is not None, "a request is routed before it is decoded"
         request.attempt += 1
         request.state = S.LOADING if is_landed else S.COMPUTING
-        self._busy_decode(request, instance)
+        self._decodes_at(request, instance)
         self.out.append(
             a.Decode(request.request_id, request.attempt, instance, request.route, is_landed,
                      request.num_landed_bytes if is_landed else 0, fallback, is_retry)
         )  # fmt: skip
 
     def _answer_began(self, request: Request, event: e.AnswerBegan, now_s: float) -> None:
-        if event.attempt != request.attempt or request.state is S.ENDED:
+        if request.state is S.ENDED:
             return
         if request.state is S.LOADING:
             request.move_landing(P.SETTLING)
             request.renew_s = None
             self.out.append(a.SettleLanding(request.request_id, request.landing_at))
-        else:
-            self._ran_locally(request, request.decode)
-        request.answered_by = request.decode
+        elif request.decode_instance is not None:
+            _ran_locally(request, request.decode_instance)
+        request.answered_by = request.decode_instance
         request.state = S.ANSWERING
 
     def _decode_failed(self, request: Request, event: e.DecodeFailed, now_s: float) -> None:
-        if event.attempt != request.attempt or request.state is S.ENDED:
+        if request.state is S.ENDED:
             return
         failed, was_loading = request.decode, request.state is S.LOADING
         if event.failure.refused:
@@ -284,7 +284,7 @@ class Lifecycle:
             request.route = Route(RouteKind.LOCAL, f"fallback:{failure.reason}", considered=request.route.considered,
                                   num_uncached_tokens=request.route.num_uncached_tokens)  # fmt: skip
         # Its own load must not drive it away from the engine that knows its prefix.
-        self._busy_decode(request, "")
+        self._decodes_at(request, "")
         candidates = [i.candidate(request.chains) for i in self.fleet.decoders]
         healthy = [c for c in candidates if c.engine_healthy]
         chosen = least_busy([c for c in healthy if c.name != avoid] or healthy)
@@ -295,7 +295,7 @@ class Lifecycle:
 
     def _refuse(self, request: Request, code: a.RefusalCode, detail: str, failure: Failure | None) -> None:
         assert request.route is not None, "only routed requests are refused"
-        self._busy_decode(request, "")
+        self._decodes_at(request, "")
         request.attempt += 1
         request.state = S.ANSWERING
         self.out.append(a.Refuse(request.request_id, code, detail, request.route, failure))
@@ -319,7 +319,7 @@ class Lifecycle:
 
     def _end(self, request: Request) -> None:
         self._give_up_transfer(request)
-        self._busy_decode(request, "")
+        self._decodes_at(request, "")
         request.state = S.ENDED
 
     def _give_up_transfer(self, request: Request) -> None:
@@ -365,18 +365,20 @@ class Lifecycle:
 
     # What the fleet is told
 
-    def _ran_locally(self, request: Request, name: str) -> None:
-        instance = self.fleet.instances.get(name)
-        chain = request.chains.get(instance.block_tokens or 0) if instance is not None else None
-        if instance is not None and chain is not None:
-            instance.cache.ran_locally(chain)
-
-    def _busy_decode(self, request: Request, name: str) -> None:
+    def _decodes_at(self, request: Request, name: str) -> None:
         if request.decode:
             self.fleet.instances[request.decode].num_inflight -= 1
-        request.decode = name
+        request.decode, request.decode_instance = name, None
         if name:
-            self.fleet.instances[name].num_inflight += 1
+            request.decode_instance = self.fleet.instances[name]
+            request.decode_instance.num_inflight += 1
+
+
+def _ran_locally(request: Request, instance: Instance) -> None:
+    """It has computed the prompt. One whose name leads elsewhere now takes this with it."""
+    chain = request.chains.get(instance.block_tokens or 0)
+    if chain is not None:
+        instance.cache.ran_locally(chain)
 
 
 def was_loaded(record: e.FinalRecord) -> bool:

@@ -122,9 +122,9 @@ LANDING_TRANSITIONS: Final[dict[LandingPhase, frozenset[LandingPhase]]] = {
 @dataclass(eq=False, slots=True)
 class Request:
     """What the scheduler knows of one request. Names of instances are empty for none: on `decode` and `prefill` it
-    counts as in flight now, beside `landing_at` is its landing, `answered_by` began its answer. The prefix that
-    `skip_tokens` leaves out was held by the life `matched_boot_id` of the decode engine. `landing_beside` is the
-    instance of that name as it was when the landing was asked for."""
+    counts as in flight now, beside `landing_at` is its landing. The prefix that `skip_tokens` leaves out was held by
+    the life `matched_boot_id` of the decode engine. A name may lead to another engine later: `decode_instance` and
+    `landing_beside` are those of the names as they were when they were taken, `answered_by` began the answer."""
 
     arrived: e.RequestArrived
     arrived_s: float
@@ -137,7 +137,8 @@ class Request:
     may_retry: bool = True
     decode: str = ""
     prefill: str = ""
-    answered_by: str = ""
+    decode_instance: Instance | None = field(default=None, repr=False)
+    answered_by: Instance | None = field(default=None, repr=False)
     landing: LandingPhase = P.NONE
     landing_at: str = ""
     landing_beside: Instance | None = field(default=None, repr=False)

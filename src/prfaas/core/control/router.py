@@ -5,7 +5,8 @@ Laws of this file:
   and nothing forbids it. Every other outcome names what forbade it.
 - What stays is prefilled by a prefill instance of the decode instance's own cluster, if the decode instance has no
   duty to prefill; else, or if no such instance works, by the decode instance itself.
-- Only a healthy decode engine is chosen, the least loaded first; the landing is on the node beside it.
+- Only a healthy decode engine is chosen, the least loaded first; the landing is on the node beside it. One that no
+  working prefill instance reaches is passed over for the next.
 - Nothing is prefilled elsewhere unless the prefill engine, its node and the decode engine's node all work now, and at
   least one lane is up from node to node: without one a whole prefill would be computed for nothing.
 - An unknown load is not a zero load: it counts as the highest among the engines that say theirs.
@@ -128,18 +129,22 @@ def decide(facts: RequestFacts, policy: RoutePolicy, decoders: Sequence[Candidat
     if has_work and reason in _MAY_PREFILL_IN_PD and decode.duty is Duty.DECODE:
         found = _elsewhere(RouteKind.PD_PREFILL, facts, decoders, reach)
         if isinstance(found, Route):
-            return _because(found, reason)
+            return _with_reason(found, reason)
         reason = found
     considered = _decode_legs(decoders, decode, facts)
     return Route(RouteKind.LOCAL, reason, decode.name, num_uncached_tokens=uncached, considered=considered)
 
 
 def least_busy(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Least loaded; among equals the one that knows most of the prompt, then the first."""
-    if not candidates:
-        return None
+    """The first by load; None without any."""
+    ordered = by_load(candidates)
+    return ordered[0] if ordered else None
+
+
+def by_load(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Least loaded first; among equals the one that knows most of the prompt, then in their order."""
     loads = loads_of(candidates)
-    return min(candidates, key=lambda c: (loads[c.name], -c.prefix.reusable_prefix_tokens))
+    return sorted(candidates, key=lambda c: (loads[c.name], -c.prefix.reusable_prefix_tokens))
 
 
 def loads_of(candidates: Sequence[Candidate]) -> dict[str, int]:
@@ -153,20 +158,27 @@ def _elsewhere(
 ) -> Route | RouteReason:
     """A route whose prompt another instance prefills, or why there is none."""
     wanted = [c for c in decoders if kind is RouteKind.REMOTE or c.duty is Duty.DECODE]
-    landing = least_busy([c for c in wanted if c.engine_healthy and c.node_ready])
-    if landing is None:
+    landings = [c for c in wanted if c.engine_healthy and c.node_ready]
+    if not landings:
         return RouteReason.NO_LANDING_NODE
-    prefillers = reach(kind, landing.name)
-    working = [c for c in prefillers if c.engine_healthy and c.node_ready]
-    prefill = least_busy([c for c in working if landing.name not in c.cut_off_from])
-    if prefill is None:
-        return RouteReason.PRFAAS_UNHEALTHY if kind is RouteKind.REMOTE else RouteReason.NO_PD_PREFILL
-    considered = (*_decode_legs(decoders, landing, facts, lands=True), *_prefill_legs(prefillers, prefill, landing))
-    uncached = _uncached(facts, landing)
-    return Route(kind, RouteReason.ABOVE_THRESHOLD, landing.name, prefill.name, uncached, considered)
+    passed_over: set[str] = set()
+    for landing in by_load(landings):
+        prefillers = reach(kind, landing.name)
+        prefill = least_busy([c for c in prefillers if _can_send(c, landing)])
+        if prefill is not None:
+            legs = _decode_legs(decoders, landing, facts, lands=True, unreached=passed_over)
+            considered = (*legs, *_prefill_legs(prefillers, prefill, landing))
+            uncached = _uncached(facts, landing)
+            return Route(kind, RouteReason.ABOVE_THRESHOLD, landing.name, prefill.name, uncached, considered)
+        passed_over.add(landing.name)
+    return RouteReason.PRFAAS_UNHEALTHY if kind is RouteKind.REMOTE else RouteReason.NO_PD_PREFILL
 
 
-def _because(route: Route, reason: str) -> Route:
+def _can_send(prefill: Candidate, landing: Candidate) -> bool:
+    return prefill.engine_healthy and prefill.node_ready and landing.name not in prefill.cut_off_from
+
+
+def _with_reason(route: Route, reason: str) -> Route:
     return Route(route.kind, reason, route.decode, route.prefill, route.num_uncached_tokens, route.considered)
 
 
@@ -193,13 +205,19 @@ def _stays(facts: RequestFacts, policy: RoutePolicy, uncached: int | None) -> st
 
 
 def _decode_legs(
-    candidates: Sequence[Candidate], chosen: Candidate | None, facts: RequestFacts, *, lands: bool = False
+    candidates: Sequence[Candidate],
+    chosen: Candidate | None,
+    facts: RequestFacts,
+    *,
+    lands: bool = False,
+    unreached: Collection[str] = (),
 ) -> tuple[Considered, ...]:
     loads = loads_of(candidates)
-    return tuple(
-        Considered(c.name, "decode", loads[c.name], _uncached(facts, c), _why_not(c, chosen, needs_node=lands))
-        for c in candidates
-    )
+
+    def ruled_out(c: Candidate) -> str | None:
+        return "unreached" if c.name in unreached else _why_not(c, chosen, needs_node=lands)
+
+    return tuple(Considered(c.name, "decode", loads[c.name], _uncached(facts, c), ruled_out(c)) for c in candidates)
 
 
 def _prefill_legs(candidates: Sequence[Candidate], chosen: Candidate, landing: Candidate) -> tuple[Considered, ...]:

@@ -64,11 +64,13 @@ class Scheduler:
         request = self.requests.get(event.request_id)
         if request is None:
             return  # it has been closed; what comes now is the echo of work that was stopped
+        if isinstance(event, e.AnswerBegan | e.DecodeFailed) and event.attempt < request.attempt:
+            return  # an earlier decode leg has been given up
         before = request.state
         allowed = TRANSITIONS[before].get(type(event))
         assert allowed is not None, f"{event.request_id}: {type(event).__name__} cannot happen while {before}"
         self._life.apply(request, event, now_s)
-        assert request.state in allowed or request.state is before, (
+        assert request.state in allowed, (
             f"{event.request_id}: {type(event).__name__} led from {before} to {request.state}"
         )
         if request.is_over:

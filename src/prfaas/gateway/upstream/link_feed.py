@@ -66,11 +66,17 @@ class LinkFeed:
                 await asyncio.sleep(REFRESH_S)
 
     def _lose(self, source: str) -> None:
-        if self.links.pop(source, None) is not None:
+        lost = self.links.pop(source, None)
+        if lost is not None:
             self._feed(e.LinksLost(source))
+            for target in lost:
+                # What is not known is not what it was.
+                self._metrics.forget_gauge("prfaas_gateway_link_verdict", source=source, target=target)
 
     def _take(self, source: str, links: Mapping[str, LinkReport]) -> None:
         before = self.links.get(source, {})
+        if before.keys() - links.keys():
+            self._lose(source)  # a node that has left has no link; those that are left follow
         for target, report in links.items():
             if report.verdict is not (before[target].verdict if target in before else Verdict.CLEAR):
                 logger.info("link from=%s to=%s verdict=%s", source, target, report.verdict)

@@ -21,7 +21,6 @@ class OffloadSpec:
     model: str
     cache_salt: str
     headers: dict[str, str]
-    deadline_s: float
     lease_s: float
 
     def reservation(self) -> Reservation:
@@ -36,8 +35,8 @@ class OffloadSpec:
         )
 
 
-def prefill_params(spec: OffloadSpec, landing: Reserved) -> PrefillParams:
-    """Of the prefill leg. `landing` is the node's answer to the reservation."""
+def prefill_params(spec: OffloadSpec, landing: Reserved, deadline_s: float) -> PrefillParams:
+    """Of the prefill leg, which has `deadline_s` left. `landing` is the node's answer to the reservation."""
     return PrefillParams(
         version=VERSION,
         transfer_id=spec.transfer_id,
@@ -46,7 +45,7 @@ def prefill_params(spec: OffloadSpec, landing: Reserved) -> PrefillParams:
         num_prompt_tokens=len(spec.token_ids),
         skip_tokens=spec.skip_tokens,
         num_bytes=landing.num_bytes,
-        deadline_s=spec.deadline_s,
+        deadline_s=deadline_s,
     )
 
 
