@@ -163,7 +163,13 @@ def test_a_duty_is_converted(site: FakePdSite, load: Load) -> None:
 
 
 def test_a_broken_file_changes_nothing(site: FakePdSite, load: Load) -> None:
-    """The log says what is wrong; when the file is repaired, nothing has changed either."""
+    """Logs and metrics say so; when the file is repaired, nothing has changed either."""
+    node = site.instance(PREFILL).kvnode_url
+
+    def refused() -> list[float]:
+        gateway = site.metric(site.gateway, "prfaas_gateway_deployment_refused")
+        return [gateway, site.metric(node, "prfaas_node_deployment_refused")]
+
     before = {name: member["duty"] for name, member in site.members().items()}
     site.write("clusters: {")
     site.hang_up()
@@ -174,7 +180,9 @@ def test_a_broken_file_changes_nothing(site: FakePdSite, load: Load) -> None:
     site.write(yaml.safe_dump({**site.document, "surprise": 1}))
     site.hang_up()
     wait_until(lambda: "surprise" in site.log("gateway"), HANG_S)
+    wait_until(lambda: all(refused()), HANG_S)
     site.rewrite()
     wait_until(lambda: "nothing of it changes what is served" in site.log("gateway"), HANG_S)
+    wait_until(lambda: not any(refused()), HANG_S)
     load.see(lambda story: story["route"] == "remote", 5)
     assert {name: member["duty"] for name, member in site.members().items()} == before

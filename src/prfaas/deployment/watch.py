@@ -30,7 +30,8 @@ Stamp = tuple[int, int, int] | None
 
 class FileWatch(Generic[T]):
     """Calls `on_change(read(path))` after every change of the file since `stamp`: its `file_stamp` before
-    what is in force was read. `read` raises PrfaasError or OSError if the file cannot be used."""
+    what is in force was read. `read` raises PrfaasError or OSError if the file cannot be used. `on_refused` is told
+    after every reading whether it could not."""
 
     def __init__(
         self,
@@ -41,12 +42,14 @@ class FileWatch(Generic[T]):
         *,
         stamp: Stamp,
         poll_s: float = POLL_S,
+        on_refused: Callable[[bool], None] = lambda is_refused: None,
     ) -> None:
         self._path = path
         self._read = read
         self._on_change = on_change
         self._logger = logger
         self._poll_s = poll_s
+        self._on_refused = on_refused
         self._poked = asyncio.Event()
         #: Of what is in use, and of the last look.
         self._taken = self._seen = stamp
@@ -76,11 +79,14 @@ class FileWatch(Generic[T]):
             found = await asyncio.to_thread(self._read, self._path)
         except (PrfaasError, OSError) as error:
             self._logger.error("the deployment file is refused, what was read before stays in force:\n%s", error)
+            self._on_refused(True)
             return
         except Exception:
             # A defect of ours; the next change of the file must be seen all the same.
             self._logger.exception("reading the deployment file failed, what was read before stays in force")
+            self._on_refused(True)
             return
+        self._on_refused(False)
         if file_stamp(self._path) != stamp:
             self._taken = None  # it was written to while we read: the next look decides
             return

@@ -24,6 +24,7 @@ class Membership:
 
     async def start(self) -> None:
         topology = self._service.scheduler.fleet.topology
+        self.file_refused(False)
         await self._prober.start(topology.instances)
         self._link_feed.watch(topology.senders)
 
@@ -34,6 +35,10 @@ class Membership:
         self._driver.feed(e.PolicyChanged(policy.offload, policy.threshold_tokens))
         self._prober.watch(topology.instances)
         self._link_feed.watch(topology.senders)
+
+    def file_refused(self, is_refused: bool) -> None:
+        """The file that the deployment is read from can be served, or not."""
+        self._service.metrics.gauge("prfaas_gateway_deployment_refused").set(is_refused)
 
     async def stop(self) -> None:
         await self._link_feed.stop()

@@ -99,7 +99,7 @@ async def serve(
             stack.callback(address.close)
         app = await stack.enter_async_context(running(build_service(deployment, model_dir, policy)))
         if follow is not None:
-            discovery = FileDiscovery(*follow, app.membership.change)
+            discovery = FileDiscovery(*follow, app.membership.change, on_refused=app.membership.file_refused)
             stack.callback(asyncio.create_task(discovery.run()).cancel)
         config = uvicorn.Config(
             app,

@@ -73,6 +73,7 @@ class NodeMetrics(Collector):
         yield _family("prfaas_transfers_total", [(label.split(":"), value) for label, value in ended])
         for metric, name in _UNLABELLED.items():
             yield _family(metric, [((), counted(name).get("", 0.0))])
+        yield _family("prfaas_node_deployment_refused", [((), float(self._node.is_file_refused))])
         yield _by_label("prfaas_lane_up", {name: float(link.lanes_up) for name, link in self._node.links.items()})
         yield _by_label("prfaas_landings", {state.value: float(count) for state, count in landings.items()})
         yield _by_label("prfaas_arena_bytes", {"free": float(free), "used": float(capacity - free)})

@@ -106,7 +106,11 @@ async def _following(node: KVNode, file: ConfigFile | None) -> AsyncIterator[Non
     if file is None:
         yield
         return
-    watch = FileWatch(file.path, file.read, partial(take_over, node), logger, stamp=file.stamp)
+
+    def refused(is_refused: bool) -> None:
+        node.is_file_refused = is_refused
+
+    watch = FileWatch(file.path, file.read, partial(take_over, node), logger, stamp=file.stamp, on_refused=refused)
     task = asyncio.create_task(watch.run())
     try:
         yield

@@ -43,6 +43,10 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "prfaas_gateway_link_verdict", "gauge", "gateway", "0, 1, 2",
         "A link as its sending node judges it: 0 clear, 1 pressed, 2 congested.", ("source", "target"),
     ),
+    MetricSpec(
+        "prfaas_gateway_deployment_refused", "gauge", "gateway", "0 or 1",
+        "1 while the deployment file is refused and what was read before stays in force.",
+    ),
     MetricSpec("prfaas_inflight_requests", "gauge", "gateway", "requests", "Requests being served now."),
     MetricSpec(
         "prfaas_time_to_first_token_seconds", "histogram", "gateway", "seconds",
@@ -172,6 +176,10 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "prfaas_link_queued_bytes", "gauge", "kvnode", "bytes",
         "Bytes of all transfers to a peer that it has not acknowledged yet, staged or still to be computed.", ("peer",),
+    ),
+    MetricSpec(
+        "prfaas_node_deployment_refused", "gauge", "kvnode", "0 or 1",
+        "1 while the deployment file is refused and what was read before stays in force.",
     ),
     MetricSpec("prfaas_link_transfers", "gauge", "kvnode", "transfers", "Transfers to a peer now.", ("peer",)),
     MetricSpec(

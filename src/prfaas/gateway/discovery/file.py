@@ -56,12 +56,23 @@ def read_served(path: Path) -> Served:
 
 class FileDiscovery:
     """Calls `on_change(topology, policy, deployment)` in the event loop when the file means something else than what is
-    served. `serving` is what was read at the start; what cannot change is kept from it, and told."""
+    served. `serving` is what was read at the start; what cannot change is kept from it, and told. `on_refused` is told
+    after every reading whether the file was refused."""
 
-    def __init__(self, path: Path, serving: Served, on_change: OnChange, *, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        path: Path,
+        serving: Served,
+        on_change: OnChange,
+        *,
+        on_refused: Callable[[bool], None] = lambda is_refused: None,
+        poll_s: float = POLL_S,
+    ) -> None:
         self._serving = serving
         self._on_change = on_change
-        self._watch = FileWatch(path, read_served, self._take, logger, stamp=serving.stamp, poll_s=poll_s)
+        self._watch = FileWatch(
+            path, read_served, self._take, logger, stamp=serving.stamp, poll_s=poll_s, on_refused=on_refused
+        )
 
     def poke(self) -> None:
         """Read the file now, as SIGHUP does."""
