@@ -60,12 +60,12 @@ class Admin:
         await _json(response, {"object": "list", "data": [self._card()]})
 
     async def _model(self, response: Response, name: str) -> None:
-        if name != self._service.deployment.served_model.name:
+        if name != self._service.model.name:
             raise ApiError(404, f"the model `{name[:128]}` does not exist", code="model_not_found", param="model")
         await _json(response, self._card())
 
     def _card(self) -> dict[str, object]:
-        model = self._service.deployment.served_model
+        model = self._service.model
         return {
             "id": model.name,
             "object": "model",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -67,7 +67,7 @@ class GatewayApp:
         """`asked`, unless a request of that id is still going on: then it with something random behind it."""
         if asked not in self._admitted_ids and not self.driver.is_live(asked):
             return asked
-        return f"{asked[: MAX_REQUEST_ID_CHARS - 9]}-{uuid.uuid4().hex[:8]}"
+        return f"{asked[: MAX_REQUEST_ID_CHARS - 9]}-{secrets.token_hex(4)}"
 
     async def _dispatch(self, scope: Scope, receive: Receive, response: Response, request_id: str) -> None:
         path, method = scope["path"], scope["method"]
@@ -108,7 +108,7 @@ class GatewayApp:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body)
             tracing = self._service.tracing(scope, forwarded_headers(scope, request_id))
-            request = parse(endpoint, raw, self._service.deployment.served_model.name)
+            request = parse(endpoint, raw, self._service.model.name)
         except ApiError as error:
             turned_away = (outcome_of(error.status), error.status, error.message)
             raise
@@ -153,7 +153,7 @@ _ENDPOINTS: Final[dict[str, Endpoint]] = {"/v1/completions": "completions", "/v1
 def request_id_of(asked: bytes | None) -> str:
     """The client's id with unsafe characters replaced, or a new one."""
     if not asked:
-        return uuid.uuid4().hex
+        return secrets.token_hex(16)
     return _UNSAFE_ID.sub("_", asked[:MAX_REQUEST_ID_CHARS].decode("latin-1"))
 
 

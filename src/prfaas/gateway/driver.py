@@ -12,9 +12,9 @@ Laws of this file:
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
-import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ from prfaas.gateway.upstream.clients import Engines, UpstreamDown
 from prfaas.gateway.upstream.nodes import Nodes
 from prfaas.gateway.upstream.params import OffloadSpec, decode_params
 from prfaas.observe.spans import PhaseName
+
+logger = logging.getLogger("prfaas.gateway")
 
 #: A whole answer waits this long for the proof that goes into its headers; a stream does not wait.
 MAX_PROOF_WAIT_S: Final = 2.0
@@ -104,8 +106,10 @@ class Driver:
             self.feed(self._arrival(live))
             while live.ended is None:
                 await self._next_work(live)
+            await self._count_late(live)
             return live.ended
         finally:
+            self._drop_late_count(live)
             if stream is not None:
                 stream.disarm()
 
@@ -148,10 +152,10 @@ class Driver:
     def _arrival(self, live: LiveRequest) -> e.RequestArrived:
         request = live.request
         at_most = self._service.tokenizer.max_tokens(request)
-        limit = self._service.deployment.served_model.max_model_tokens
+        limit = self._service.model.max_model_tokens
         fits = at_most + (request.max_output_tokens or 1) <= limit
         return e.RequestArrived(
-            live.request_id, uuid.uuid4().hex, at_most, fits, request.obstacle, request.endpoint, request.stream,
+            live.request_id, secrets.token_hex(16), at_most, fits, request.obstacle, request.endpoint, request.stream,
             request.stripped,
         )  # fmt: skip
 
@@ -184,8 +188,7 @@ class Driver:
 
     def _count_prompt(self, live: LiveRequest, action: a.CountPrompt) -> None:
         if action.is_late:
-            # What is not counted by a defect of ours is not counted.
-            self._leg(self._counted_late(live, action), e.PromptUncountable(live.request_id, None))
+            live.late_count = self._counted_late(live, action)
         else:
             live.do(self._count(live, action))
 
@@ -194,7 +197,7 @@ class Driver:
 
     async def _counted(self, live: LiveRequest, action: a.CountPrompt) -> e.PromptCounted | e.PromptUncountable:
         service = self._service
-        limit = service.deployment.served_model.max_model_tokens
+        limit = service.model.max_model_tokens
         try:
             live.prompt.take(await service.tokenizer.token_ids(live.request, limit))
         except NotCountable as unknown:
@@ -209,6 +212,26 @@ class Driver:
         except ApiError:
             # A normalizer that expands may refute the bound: then the engine has had its say already.
             return e.PromptUncountable(live.request_id, None)
+
+    async def _count_late(self, live: LiveRequest) -> None:
+        """In the client's task: one of its own would cost more than the count of a short prompt."""
+        if live.late_count is None:
+            return
+        work, live.late_count = live.late_count, None
+        counted: e.PromptCounted | e.PromptUncountable = e.PromptUncountable(live.request_id, None)
+        try:
+            counted = await work
+        except Exception:
+            logger.exception("counting failed request_id=%s", live.request_id)
+        finally:
+            self.feed(counted)
+
+    def _drop_late_count(self, live: LiveRequest) -> None:
+        """The client's task was stopped between the end of the answer and the count."""
+        if live.late_count is not None:
+            live.late_count.close()
+            live.late_count = None
+            self.feed(e.PromptUncountable(live.request_id, None))
 
     def _decode(self, live: LiveRequest, action: a.Decode) -> None:
         self._tell_route(live, action.route.kind, action.route.reason)
@@ -274,7 +297,7 @@ class Driver:
             token_digest=live.prompt.digest,
             claim_secret=secrets.token_urlsafe(32),
             skip_tokens=action.skip_tokens,
-            model=self._service.deployment.served_model.name,
+            model=self._service.model.name,
             cache_salt=live.request.cache_salt,
             headers=live.tracing.headers(PhaseName.PREFILL),
             lease_s=action.lease_s,

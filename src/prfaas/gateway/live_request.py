@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from prfaas.core.control.events import AnswerEnded
+from prfaas.core.control.events import AnswerEnded, PromptCounted, PromptUncountable
 from prfaas.core.wire.node_api import Reserved
 from prfaas.gateway.api.http import Response
 from prfaas.gateway.api.openai import ApiRequest
@@ -24,7 +24,7 @@ Work = Coroutine[Any, Any, None]
 class LiveRequest:
     """`work` is what the client's task shall do next; it waits on `woken` while there is none. `spec` and `landing` are
     of the transfer, if there is one, `node_url` is where its landing was asked for. `proven` is set when the landing's
-    final record has come or will not come."""
+    final record has come or will not come. `late_count` counts the prompt after its answer."""
 
     request_id: str
     request: ApiRequest
@@ -35,6 +35,7 @@ class LiveRequest:
     work: Work | None = None
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ended: AnswerEnded | None = None
+    late_count: Coroutine[Any, Any, PromptCounted | PromptUncountable] | None = None
     spec: OffloadSpec | None = None
     node_url: str = ""
     landing: Reserved | None = None

@@ -11,7 +11,7 @@ from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.scheduler import Scheduler
-from prfaas.deployment.model import Deployment
+from prfaas.deployment.model import Deployment, ServedModel
 from prfaas.deployment.topology import topology_of
 from prfaas.gateway.api.http import Scope
 from prfaas.gateway.background import Background
@@ -28,9 +28,10 @@ from prfaas.scenario.served_policy import ServedPolicy, routing_threshold
 
 @dataclass(slots=True)
 class Service:
-    """Made before the event loop runs. `deployment` is replaced when its file changes."""
+    """Made before the event loop runs. `deployment` is replaced when its file changes, `model` stays."""
 
     deployment: Deployment
+    model: ServedModel
     tokenizer: PromptTokenizer
     scheduler: Scheduler
     metrics: Metrics
@@ -49,9 +50,7 @@ class Service:
     def tracing(self, scope: Scope, forwarded: dict[str, str]) -> RequestTracing:
         """A new request's; `forwarded` are the other headers that its engines get."""
         deployment = self.deployment
-        return RequestTracing(
-            scope, forwarded, deployment.gateway.telemetry, self.span_sink, deployment.served_model.name
-        )
+        return RequestTracing(scope, forwarded, deployment.gateway.telemetry, self.span_sink, self.model.name)
 
 
 def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy | None = None) -> Service:
@@ -63,6 +62,7 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
     metrics, stories = build(CollectorRegistry(), "gateway"), Stories()
     return Service(
         deployment=deployment,
+        model=deployment.served_model,
         tokenizer=load_tokenizer(model_dir),
         scheduler=Scheduler(topology_of(deployment), policy, terms),
         metrics=metrics,

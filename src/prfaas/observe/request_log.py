@@ -23,6 +23,7 @@ _LOGGED: Final = (
 
 #: Actions that a line is written for.
 _TOLD: Final = frozenset({a.Reserve, a.Decode, a.Refuse, a.Close})
+_LOGGED_EVENTS: Final = frozenset({RequestTurnedAway, e.DecodeFailed, e.LandingSettled})
 
 
 def log_line(story: Story) -> str:
@@ -39,6 +40,8 @@ class RequestLog:
 
     def note(self, now_s: float, event: Noted, actions: Sequence[a.Action]) -> None:
         """See `Fold`."""
+        if not actions and type(event) not in _LOGGED_EVENTS:
+            return
         if isinstance(event, RequestTurnedAway):
             logger.info("%s", log_line(story_of(event)))
         elif isinstance(event, e.DecodeFailed):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from prometheus_client import Counter, Histogram
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
@@ -16,6 +18,15 @@ from prfaas.observe.story import Stories, Story
 _DECISIONS: Final = frozenset({a.Decode, a.Refuse})
 
 
+class _OfRoute(NamedTuple):
+    """What every request counts in, looked up once for each route."""
+
+    prompt_tokens: Counter
+    uncached_tokens: Counter
+    ttft: Histogram
+    duration: Histogram
+
+
 class RequestMetrics:
     """Counts each fact when it is noted, and once."""
 
@@ -24,6 +35,8 @@ class RequestMetrics:
         self._stories = stories
         #: Requests that have ended and are not closed: a client that leaves may end its request a second time.
         self._ended_ids: set[str] = set()
+        self._of_route: dict[str, _OfRoute] = {}
+        self._ended_total: dict[tuple[str, str], Counter] = {}
         self._takes: dict[type, Callable[[Any, float], None]] = {
             RequestTurnedAway: self._turned_away,
             e.PromptCounted: self._counted,
@@ -69,11 +82,24 @@ class RequestMetrics:
             self._tokens(story)
 
     def _tokens(self, story: Story) -> None:
-        route = story.route or "none"
+        of_route = self._route(story)
         if story.prompt_tokens is not None:
-            self._count("prfaas_prompt_tokens_total", story.prompt_tokens, route=route)
+            of_route.prompt_tokens.inc(story.prompt_tokens)
         if story.uncached_tokens is not None:
-            self._count("prfaas_uncached_tokens_total", story.uncached_tokens, route=route)
+            of_route.uncached_tokens.inc(story.uncached_tokens)
+
+    def _route(self, story: Story) -> _OfRoute:
+        route = story.route or "none"
+        found = self._of_route.get(route)
+        if found is None:
+            metrics = self._metrics
+            found = self._of_route[route] = _OfRoute(
+                metrics.counter("prfaas_prompt_tokens_total", route=route),
+                metrics.counter("prfaas_uncached_tokens_total", route=route),
+                metrics.histogram("prfaas_time_to_first_token_seconds", route=route),
+                metrics.histogram("prfaas_request_duration_seconds", route=route),
+            )
+        return found
 
     def _landed(self, event: e.LandingEnded, now_s: float) -> None:
         story = self._stories.get(event.request_id)
@@ -85,17 +111,20 @@ class RequestMetrics:
     def _began(self, event: e.AnswerBegan, now_s: float) -> None:
         story = self._stories.get(event.request_id)
         if story is not None and story.stream and story.ttft_s is not None:
-            route = story.route or "none"
-            self._metrics.histogram("prfaas_time_to_first_token_seconds", route=route).observe(story.ttft_s)
+            self._route(story).ttft.observe(story.ttft_s)
 
     def _ended(self, event: e.AnswerEnded | e.RequestAbandoned, now_s: float) -> None:
         story = self._stories.get(event.request_id)
         if story is None or story.total_s is None or event.request_id in self._ended_ids:
             return
         self._ended_ids.add(event.request_id)
-        route = story.route or "none"
-        self._count("prfaas_requests_total", route=route, outcome=event.outcome)
-        self._metrics.histogram("prfaas_request_duration_seconds", route=route).observe(story.total_s)
+        key = (story.route or "none", event.outcome)
+        total = self._ended_total.get(key)
+        if total is None:
+            total = self._metrics.counter("prfaas_requests_total", route=key[0], outcome=key[1])
+            self._ended_total[key] = total
+        total.inc()
+        self._route(story).duration.observe(story.total_s)
         self._tokens(story)
 
     def _settled(self, event: e.LandingSettled, now_s: float) -> None:

@@ -91,21 +91,20 @@ class Stories:
 
     def note(self, now_s: float, event: Noted, actions: Sequence[a.Action]) -> None:
         """See `Fold`."""
-        if isinstance(event, e.RequestArrived):
-            self._begin(now_s, event)
-        elif isinstance(event, RequestTurnedAway):
-            return
-        else:
-            take = _EVENTS.get(type(event))
-            story = self._open.get(getattr(event, "request_id", ""))
-            if take is not None and story is not None:
+        take = _EVENTS.get(type(event))
+        if take is not None:
+            story = self._open.get(event.request_id)  # type: ignore[union-attr]  # all of these have one
+            if story is not None:
                 take(story, event, now_s - story.began_s)
+        elif isinstance(event, e.RequestArrived):
+            self._begin(now_s, event)
         for action in actions:
             told = _ACTIONS.get(type(action))
-            story = self._open.get(action.request_id)
+            is_last = isinstance(action, a.Close)
+            story = self._open.get(action.request_id) if told is not None or is_last else None
             if story is not None and told is not None:
                 told(story, action, now_s - story.began_s)
-            if story is not None and isinstance(action, a.Close):
+            if story is not None and is_last:
                 self._close(story)
 
     def _begin(self, now_s: float, event: e.RequestArrived) -> None:

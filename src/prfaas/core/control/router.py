@@ -143,6 +143,8 @@ def least_busy(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def by_load(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Least loaded first; among equals the one that knows most of the prompt, then in their order."""
+    if len(candidates) < 2:
+        return list(candidates)
     loads = loads_of(candidates)
     return sorted(candidates, key=lambda c: (loads[c.name], -c.prefix.reusable_prefix_tokens))
 

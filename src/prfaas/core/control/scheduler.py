@@ -43,12 +43,12 @@ class Scheduler:
     def handle(self, event: e.Event, now_s: float) -> list[a.Action]:
         """What to do now that `event` has happened. `now_s` never falls."""
         self._life.out = []
-        if isinstance(event, e.Tick):
-            self._tick(now_s)
-        elif isinstance(event, e.RequestArrived):
+        if isinstance(event, e.RequestArrived):
             self._arrived(event, now_s)
         elif type(event) in _OF_REQUEST:
             self._step(cast(e.RequestEvent, event), now_s)
+        elif isinstance(event, e.Tick):
+            self._tick(now_s)
         else:
             self._world(event)
         if self.fleet.is_draining:
