@@ -1,8 +1,10 @@
 """Added latency and lost throughput of the gateway against talking to the engine directly, measured in one run.
 
-`python -m benchmarks.gateway.overhead [--json] [--rounds N] [--seconds S] [--before CHECKOUT]`. Engine, gateway and
-client are separate processes. Rounds alternate between direct and through the gateway, so that a machine's other load
-hits both alike; medians over rounds are reported. With `--before`, the gateway of another checkout takes its turns too.
+`python -m benchmarks.gateway.overhead [--json] [--starts N] [--rounds N] [--seconds S] [--before CHECKOUT]`. Engine,
+gateway and client are separate processes. Rounds alternate between direct and through the gateway, so that a machine's
+other load hits both alike. One start of a process may be a tenth faster than the next for as long as it lives, so all
+are started `--starts` times; medians over all rounds are reported. With `--before`, the gateway of another checkout
+takes its turns too.
 CPU is what the process in question (engine or gateway) used for a request: other work on the machine hardly changes it.
 """
 
@@ -43,6 +45,10 @@ REQUEST = (
     b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
     % (len(BODY), BODY)
 )
+
+
+#: Figures of each round, by path and number of connections.
+Results = dict[str, list[dict[str, float]]]
 
 
 @dataclass
@@ -137,8 +143,8 @@ def _free_port() -> int:
         return port
 
 
-async def _rounds(paths: dict[str, int], pids: dict[str, int], rounds: int, seconds: float) -> dict[str, Any]:
-    results: dict[str, list[dict[str, float]]] = {f"{name}_{n}": [] for n in CONNECTIONS for name in paths}
+async def _rounds(paths: dict[str, int], pids: dict[str, int], rounds: int, seconds: float) -> Results:
+    results: Results = {f"{name}_{n}": [] for n in CONNECTIONS for name in paths}
     async with aiohttp.ClientSession() as session:
         for port in paths.values():
             await _up(session, f"http://127.0.0.1:{port}/health")
@@ -151,30 +157,42 @@ async def _rounds(paths: dict[str, int], pids: dict[str, int], rounds: int, seco
                 measured = await measure(port, seconds, connections)
                 measured.cpu_s = _cpu_s(pids[name]) - before_s
                 results[f"{name}_{connections}"].append(measured.figures())
-    return {name: _medians(of) for name, of in results.items()}
+    return results
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
 
 
-def run(rounds: int, seconds: float, before: Path | None = None) -> dict[str, Any]:
+def run(starts: int, rounds: int, seconds: float, before: Path | None = None) -> dict[str, Any]:
     """All figures of one run: without pause between events (both paths saturated), and at a token's pace."""
     machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
-    figures: dict[str, Any] = {"machine": machine, "events": EVENTS, "rounds": rounds, "seconds": seconds}
+    figures: dict[str, Any] = {"machine": machine, "events": EVENTS}
+    figures |= {"starts": starts, "rounds": rounds, "seconds": seconds}
     for name, gap_s in (("saturated", 0.0), ("paced", PACE_S)):
-        with tempfile.TemporaryDirectory() as model_dir:
-            write_tiny_model(Path(model_dir))
-            paths = {"direct": _free_port(), "gateway": _free_port()}
-            with ExitStack() as stack:
-                start = partial(_start, stack, model_dir, paths["direct"])
-                engine = process("benchmarks.gateway.upstream", str(paths["direct"]), str(gap_s))
-                pids = {"direct": stack.enter_context(engine), "gateway": start(paths["gateway"], None)}
-                if before is not None:
-                    paths["before"] = _free_port()
-                    pids["before"] = start(paths["before"], before)
-                figures[name] = _compared(uvloop.run(_rounds(paths, pids, rounds, seconds)))
+        together: Results = {}
+        for at in range(starts):
+            for path, of in _one_start(gap_s, rounds, seconds, before, swapped=bool(at % 2)).items():
+                together.setdefault(path, []).extend(of)
+        figures[name] = _compared({path: _medians(of) for path, of in together.items()})
     return figures
+
+
+def _one_start(gap_s: float, rounds: int, seconds: float, before: Path | None, *, swapped: bool) -> Results:
+    """Of processes that are started for it. `swapped`: the two gateways take their turns in the other order."""
+    with tempfile.TemporaryDirectory() as model_dir, ExitStack() as stack:
+        write_tiny_model(Path(model_dir))
+        paths = {"direct": _free_port()}
+        engine = process("benchmarks.gateway.upstream", str(paths["direct"]), str(gap_s))
+        pids = {"direct": stack.enter_context(engine)}
+        start = partial(_start, stack, model_dir, paths["direct"])
+        gateways: list[tuple[str, Path | None]] = [("gateway", None)]
+        if before is not None:
+            gateways.insert(int(swapped), ("before", before))
+        for name, checkout in gateways:
+            paths[name] = _free_port()
+            pids[name] = start(paths[name], checkout)
+        return uvloop.run(_rounds(paths, pids, rounds, seconds))
 
 
 def _start(stack: ExitStack, model_dir: str, upstream: int, port: int, checkout: Path | None) -> int:
@@ -223,11 +241,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--starts", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--before", type=Path, help="a checkout whose gateway is measured beside this one's")
     options = parser.parse_args()
-    figures = run(options.rounds, options.seconds, options.before)
+    figures = run(options.starts, options.rounds, options.seconds, options.before)
     print(json.dumps(figures) if options.json else _table(figures))
 
 
