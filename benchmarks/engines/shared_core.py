@@ -53,19 +53,17 @@ def is_up(port: int) -> bool:
         return False
 
 
-def count_tokens(port: int, until_s: float) -> int:
-    """Tokens that an engine streams, one request after the other."""
+def count_tokens(port: int, until_s: float, counted: list[int], at: int) -> None:
+    """Add to `counted[at]` the tokens that an engine streams in time, one request after the other."""
     body = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 1000, "ignore_eos": True, "stream": True}
-    num_tokens = 0
     while time.monotonic() < until_s:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
         connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
         for line in connection.getresponse():
-            num_tokens += line.startswith(b"data: {")
             if time.monotonic() > until_s:
                 break
+            counted[at] += line.startswith(b"data: {")
         connection.close()
-    return num_tokens
 
 
 def tokens_of_both(seconds: float, *, own_session: bool) -> list[int]:
@@ -74,15 +72,16 @@ def tokens_of_both(seconds: float, *, own_session: bool) -> list[int]:
     with tempfile.TemporaryDirectory(prefix="prfaas-") as name:
         folder = Path(name)
         model_dir = make_model("qwen3-next", folder)
-        engines = [start(port, model_dir, folder, own_session=own_session) for port in ports]
+        engines: list[subprocess.Popen[bytes]] = []
         try:
+            for port in ports:
+                engines.append(start(port, model_dir, folder, own_session=own_session))
             wait_until(lambda: all(map(is_up, ports)), HANG_S)
             until_s = time.monotonic() + seconds
-
-            def count(at: int) -> None:
-                counted[at] = count_tokens(ports[at], until_s)
-
-            threads = [threading.Thread(target=count, args=(at,), daemon=True) for at in range(2)]
+            threads = [
+                threading.Thread(target=count_tokens, args=(port, until_s, counted, at), daemon=True)
+                for at, port in enumerate(ports)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:

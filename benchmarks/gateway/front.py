@@ -9,6 +9,7 @@ from pathlib import Path
 import uvloop
 
 from prfaas.deployment.model import Deployment
+from prfaas.gateway.heap import collect_rarely
 from prfaas.gateway.server import serve
 
 
@@ -29,5 +30,7 @@ def deployment(port: int, upstream_port: int, model_dir: str, max_model_tokens: 
 
 
 if __name__ == "__main__":
+    # As `prfaas gateway` does before it serves.
+    collect_rarely()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(deployment(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]), Path(sys.argv[3])))

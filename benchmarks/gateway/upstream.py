@@ -17,7 +17,7 @@ _CHUNK: Final = (
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Streams. What probes ask for is empty: good for an engine, and refused of a KV node, so nothing is offloaded."""
+    """Streams. Probes get nothing: enough from an engine, refused from a KV node, so that nothing is offloaded."""
     body = b""
     while (message := await receive())["type"] == "http.request":
         body += message.get("body", b"")

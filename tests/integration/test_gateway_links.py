@@ -38,6 +38,8 @@ def test_verdicts_arrive_as_they_change(tmp_path: Path) -> None:
             await rig.prefill_nodes[0].kill()
             await until(lambda: source not in watch.links)
             assert await links(rig) == {}
+            async with rig.session.get(f"{rig.url}/metrics") as reply:
+                assert "prfaas_gateway_link_verdict{" not in await reply.text()
 
     asyncio.run(main())
 

@@ -199,7 +199,8 @@ class LosesTheUncountable(Lifecycle):
             super()._uncountable(request, event, now_s)
 
 
-#: The law that catches each; `scheduler` is the transition table, or `check`. `DropsInSilence` breaks two at once; which is looked at first depends on what it drops.
+#: The law that catches each; `scheduler` is the transition table, or `check`. `DropsInSilence` breaks two at once; which
+#: is looked at first depends on what it drops.
 MUTANTS = {
     KeepsItsLanding: "scheduler",
     DropsInSilence: "counts freed_once",

@@ -31,7 +31,7 @@ Stamp = tuple[int, int, int] | None
 class FileWatch(Generic[T]):
     """Calls `on_change(read(path))` after every change of the file since `stamp`: its `file_stamp` before
     what is in force was read. `read` raises PrfaasError or OSError if the file cannot be used. `on_refused` is told
-    after every reading whether it could not."""
+    after every reading whether the file was refused."""
 
     def __init__(
         self,

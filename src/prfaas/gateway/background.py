@@ -10,7 +10,7 @@ from typing import Any, Final
 
 logger = logging.getLogger("prfaas.gateway")
 
-#: Cancelled work gives back what it holds, which takes no time; a shutdown does not hang on what does not.
+#: Cancelled work gives back what it holds; a shutdown waits for no node longer than this.
 CANCEL_WAIT_S: Final = 2.0
 
 
@@ -28,16 +28,18 @@ class Background:
         return task
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait for what runs and for what it starts in its turn, then cancel the rest."""
+        """Wait for what runs and for what it starts in its turn, then cancel the rest and wait for what that starts."""
+        await self._wait(timeout_s)
+        if self._tasks:
+            for task in set(self._tasks):
+                task.cancel()
+            await self._wait(CANCEL_WAIT_S)
+
+    async def _wait(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._tasks:
                     await asyncio.wait(set(self._tasks))
-        rest = set(self._tasks)
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest, timeout=CANCEL_WAIT_S)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -4,8 +4,8 @@ Laws of this file:
 - It decides nothing. Whatever depends on more than one event is the scheduler's.
 - An action's work ends in exactly the events that `core.control.actions` lists for it, also when it is stopped before
   it has begun, and when it fails by a defect of ours: else a request would stay for ever.
-- What a client waits for runs in the client's own task and ends with it; what must outlive the client runs in the
-  background.
+- What a client waits for runs in the client's own task and ends with it, and so does the late count of a short prompt;
+  what must outlive the client runs in the background.
 - Between an event and the end of its actions' start nothing is awaited.
 """
 
@@ -31,7 +31,7 @@ from prfaas.gateway.api.openai import ApiRequest
 from prfaas.gateway.api.streaming import EventStream
 from prfaas.gateway.live_request import LiveRequest
 from prfaas.gateway.prompt.prompt_tokens import PromptTokens
-from prfaas.gateway.prompt.tokenize import NotCountable
+from prfaas.gateway.prompt.tokenize import MAX_INLINE_CHARS, NotCountable
 from prfaas.gateway.service import Service
 from prfaas.gateway.tracing import RequestTracing
 from prfaas.gateway.transfers import Transfers
@@ -187,10 +187,13 @@ class Driver:
     # The client's own task
 
     def _count_prompt(self, live: LiveRequest, action: a.CountPrompt) -> None:
-        if action.is_late:
+        if not action.is_late:
+            live.do(self._count(live, action))
+        elif len(live.request.raw) <= MAX_INLINE_CHARS:
             live.late_count = self._counted_late(live, action)
         else:
-            live.do(self._count(live, action))
+            # What is not counted by a defect of ours is not counted.
+            self._leg(self._counted_late(live, action), e.PromptUncountable(live.request_id, None))
 
     async def _count(self, live: LiveRequest, action: a.CountPrompt) -> None:
         self.feed(await self._counted(live, action))
@@ -214,7 +217,7 @@ class Driver:
             return e.PromptUncountable(live.request_id, None)
 
     async def _count_late(self, live: LiveRequest) -> None:
-        """In the client's task: one of its own would cost more than the count of a short prompt."""
+        """In the client's task: one of its own would cost as much as the count of a short prompt."""
         if live.late_count is None:
             return
         work, live.late_count = live.late_count, None
@@ -227,7 +230,7 @@ class Driver:
             self.feed(counted)
 
     def _drop_late_count(self, live: LiveRequest) -> None:
-        """The client's task was stopped between the end of the answer and the count."""
+        """A defect ended the client's task before it came to its count."""
         if live.late_count is not None:
             live.late_count.close()
             live.late_count = None

@@ -24,7 +24,6 @@ class Membership:
 
     async def start(self) -> None:
         topology = self._service.scheduler.fleet.topology
-        self.file_refused(False)
         await self._prober.start(topology.instances)
         self._link_feed.watch(topology.senders)
 

@@ -18,7 +18,7 @@ from prfaas.deployment.model import Deployment
 from prfaas.gateway.app import GatewayApp
 from prfaas.gateway.discovery.file import FileDiscovery, Served, read_served
 from prfaas.gateway.driver import Driver
-from prfaas.gateway.heap import rare_collections
+from prfaas.gateway.heap import collect_rarely
 from prfaas.gateway.membership import Membership
 from prfaas.gateway.service import Service, build_service
 from prfaas.gateway.upstream.clients import Engines, open_session
@@ -98,7 +98,6 @@ async def serve(
         if address is not None:
             stack.callback(address.close)
         app = await stack.enter_async_context(running(build_service(deployment, model_dir, policy)))
-        stack.enter_context(rare_collections())
         if follow is not None:
             discovery = FileDiscovery(*follow, app.membership.change, on_refused=app.membership.file_refused)
             stack.callback(asyncio.create_task(discovery.run()).cancel)
@@ -133,5 +132,6 @@ def run(deployment_path: Path, *, host: str | None = None, port: int | None = No
     served = read_served(deployment_path)
     deployment, policy, follow = served.deployment, served.policy, (deployment_path, served)
     model_dir = resolve_model_dir(deployment, deployment_path)
+    collect_rarely()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(deployment, model_dir, host=host, port=port, policy=policy, follow=follow))

@@ -87,7 +87,7 @@ class KVNode:
         self.inbound = InboundServer(self.plane, self.listener)
         self.engines: dict[str, Engine] = {}
         self.sent = RecentRecords()
-        #: What the node was made from has changed since and cannot be used.
+        #: The deployment file has changed and is refused.
         self.is_file_refused = False
         self._checked_s = self.plane.now_s()
         self._stopping = threading.Event()

@@ -33,8 +33,6 @@ class RequestMetrics:
     def __init__(self, metrics: Metrics, stories: Stories) -> None:
         self._metrics = metrics
         self._stories = stories
-        #: Requests that have ended and are not closed: a client that leaves may end its request a second time.
-        self._ended_ids: set[str] = set()
         self._of_route: dict[str, _OfRoute] = {}
         self._ended_total: dict[tuple[str, str], Counter] = {}
         self._takes: dict[type, Callable[[Any, float], None]] = {
@@ -55,8 +53,6 @@ class RequestMetrics:
         for action in actions:
             if type(action) in _DECISIONS:
                 self._decided(action)
-            elif isinstance(action, a.Close):
-                self._ended_ids.discard(action.request_id)
 
     def _decided(self, action: Any) -> None:
         if action.fallback is not None:
@@ -115,9 +111,9 @@ class RequestMetrics:
 
     def _ended(self, event: e.AnswerEnded | e.RequestAbandoned, now_s: float) -> None:
         story = self._stories.get(event.request_id)
-        if story is None or story.total_s is None or event.request_id in self._ended_ids:
-            return
-        self._ended_ids.add(event.request_id)
+        if story is None or story.total_s is None or story.is_counted:
+            return  # a client that leaves may end its request a second time
+        story.is_counted = True
         key = (story.route or "none", event.outcome)
         total = self._ended_total.get(key)
         if total is None:

@@ -57,11 +57,13 @@ class Story:
     hidden: tuple[str, ...] = field(default=(), repr=False)
     began_s: float = 0.0
     is_closed: bool = False
+    is_counted: bool = False
 
     def public(self) -> dict[str, Any]:
-        """As JSON, without `hidden`, which is blotted out of every text. `began_s` is this process's own clock."""
+        """As JSON, without `hidden`, which is blotted out of every text. `began_s` is this process's own clock,
+        `is_counted` says whether it is in the metrics."""
         shown = asdict(self)
-        del shown["began_s"]
+        del shown["began_s"], shown["is_counted"]
         shown["closed"] = shown.pop("is_closed")
         for word in shown.pop("hidden"):
             shown = {

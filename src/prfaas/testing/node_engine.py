@@ -177,9 +177,10 @@ class NodeEngine(FakeEngine):
             await self._stop_at("claimed")
         except asyncio.CancelledError:
             why = "the request ended before it was loaded"
-            self._client.declined(
-                Declined(transfer_id=transfer_id, claim_secret=params.claim_secret, reason=why, recomputed=0)
-            )
+            with contextlib.suppress(PrfaasError, OSError):
+                self._client.declined(
+                    Declined(transfer_id=transfer_id, claim_secret=params.claim_secret, reason=why, recomputed=0)
+                )
             raise
         with self._arena(claimed.node_boot_id) as arena:
             image = bytes(arena[claimed.arena_offset : claimed.arena_offset + claimed.num_bytes])

@@ -57,6 +57,8 @@ def reached_from(prefillers: list[Candidate]) -> Reach:
          ("remote", "above_threshold", "pd-0", "west-1")),
         (RequestFacts(500, None), POLICY, [PD, instance("pd-1", busy=9)], [instance("west-0", cut_off_from="pd-0")],
          ("remote", "above_threshold", "pd-1", "west-0")),
+        (RequestFacts(500, None), POLICY, [PD, instance("pd-1", busy=9, prefix=490)],
+         [instance("west-0", cut_off_from="pd-0")], ("local", "prfaas_unhealthy", "pd-0", "")),
         (RequestFacts(500, None), POLICY, [PD], [instance("west-0", cut_off_from="pd-1")],
          ("remote", "above_threshold", "pd-0", "west-0")),
         (RequestFacts(500, None), POLICY, [instance("pd-0", ready=False)], [PRFAAS],
@@ -83,24 +85,29 @@ def test_route(
     assert (route.kind, route.reason, route.decode, route.prefill) == expected
 
 
-candidates = st.lists(
-    st.builds(
+NAMES = [f"i{number}" for number in range(10)]
+
+
+def drawn(names: list[str]) -> st.SearchStrategy[list[Candidate]]:
+    """Up to five candidates with some of these names."""
+    one = st.builds(
         Candidate,
-        name=st.uuids().map(str),
+        name=st.sampled_from(names),
         cluster=st.sampled_from(["pd", "west"]),
         engine_healthy=st.booleans(),
         node_ready=st.booleans(),
         num_inflight=st.integers(0, 9),
-    ),
-    max_size=5,
-)
+        prefix=st.integers(0, 300).map(lambda known: PrefixMatch(known, known, known)),
+        cut_off_from=st.frozensets(st.sampled_from(NAMES[:5]), max_size=5),
+    )
+    return st.lists(one, max_size=5, unique_by=lambda candidate: candidate.name)
 
 
 @given(
     facts=st.builds(RequestFacts, st.none() | st.integers(0, 300), st.none() | st.just("echo")),
     policy=st.builds(RoutePolicy, offload=st.booleans(), threshold_tokens=st.integers(0, 200)),
-    decoders=candidates,
-    prefillers=candidates,
+    decoders=drawn(NAMES[:5]),
+    prefillers=drawn(NAMES[5:]),
 )
 def test_laws(facts: RequestFacts, policy: RoutePolicy, decoders: list[Candidate], prefillers: list[Candidate]) -> None:
     """A healthy decode engine is found iff there is one; remote means that all parts work and nothing forbids it."""
@@ -114,7 +121,8 @@ def test_laws(facts: RequestFacts, policy: RoutePolicy, decoders: list[Candidate
         assert policy.offload
         assert facts.obstacle is None
         assert facts.num_prompt_tokens is not None
-        assert facts.num_prompt_tokens > max(1, policy.threshold_tokens)
+        assert route.num_uncached_tokens is not None
+        assert route.num_uncached_tokens > max(1, policy.threshold_tokens)
         assert by_name[route.decode].node_ready
         assert by_name[route.prefill].engine_healthy
         assert by_name[route.prefill].node_ready
@@ -159,7 +167,7 @@ def test_an_unknown_load_is_not_a_zero_load() -> None:
     assert alone.name == "other"
 
 
-def test_a_decode_instance_that_nobody_reaches_is_told_so() -> None:
+def test_a_decode_instance_that_nobody_reaches_is_listed_as_unreached() -> None:
     """It is the least busy one, and another is taken."""
     decoders = [decoder("pd-0"), decoder("pd-1", load=4)]
     route = decide(RequestFacts(500, None), POLICY, decoders, reached_from([instance("west-0", cut_off_from="pd-0")]))

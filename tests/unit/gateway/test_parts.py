@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from prfaas.core.control.actions import Close
-from prfaas.core.control.events import AnswerEnded, RequestArrived, Tick
+from prfaas.core.control.events import AnswerEnded, RequestAbandoned, RequestArrived, Tick
 from prfaas.core.control.fallback import FallbackReason
 from prfaas.core.control.fleet import MAX_SILENT_PROBES, Instance
 from prfaas.core.control.router import RouteReason
@@ -93,6 +93,36 @@ def test_a_request_that_goes_on_is_told_to_its_end_however_many_come_meanwhile()
     assert story is not None
     assert (story.outcome, story.total_s) == ("ok", 3.0)
     assert metrics.registry.get_sample_value("prfaas_requests_total", {"route": "none", "outcome": "ok"}) == 4
+
+
+def test_a_request_is_counted_once_however_often_it_ends() -> None:
+    """A client that leaves may end it a second time, also when it is closed."""
+    metrics, stories = build(CollectorRegistry(), "gateway"), Stories(2)
+    journal = Journal([stories, RequestMetrics(metrics, stories)])
+    journal.note(0.0, RequestArrived("r", "0f", 1, endpoint="chat"))
+    journal.note(1.0, AnswerEnded("r", "ok", 200))
+    journal.note(1.0, RequestAbandoned("r", "cancelled"), [Close("r")])
+    journal.note(1.0, AnswerEnded("r", "ok", 200))
+    assert metrics.registry.get_sample_value("prfaas_requests_total", {"route": "none", "outcome": "ok"}) == 1
+    assert metrics.registry.get_sample_value("prfaas_request_duration_seconds_count", {"route": "none"}) == 1
+
+
+def test_what_cancelled_work_gives_back_is_waited_for() -> None:
+    """The landing of a reservation that did not end in time is dropped."""
+
+    async def main() -> None:
+        background, done = Background(), asyncio.Event()
+
+        async def drop() -> None:
+            await asyncio.sleep(0)
+            done.set()
+
+        task = background.spawn(asyncio.sleep(600))
+        task.add_done_callback(lambda _: background.spawn(drop()))
+        await background.drain(0.01)
+        assert done.is_set()
+
+    asyncio.run(main())
 
 
 def test_work_that_follows_from_other_work_is_done_before_the_gateway_ends() -> None:

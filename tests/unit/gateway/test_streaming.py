@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from prfaas.gateway.api.http import Response
 from prfaas.gateway.api.streaming import EventStream, StreamCut, completion_tokens, split_events
+from prfaas.testing.gateway_rig import until
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,26 @@ def test_an_engines_own_comments_are_not_its_first_token() -> None:
 
         await stream.relay(chunks(), lambda: order.append("first"))
         assert order == ["comment", "first"]
+
+    asyncio.run(main())
+
+
+def test_nothing_follows_the_last_event() -> None:
+    """Also while the engine takes its time to end its answer: comments keep alive what goes on."""
+
+    async def main() -> None:
+        sink = Sink()
+        stream = EventStream(Response(sink), 0.01)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            await until(lambda: bool(sink.body))
+            yield b"data: 1\n\ndata: [DONE]\n\n"
+            await asyncio.sleep(0.05)
+
+        stream.arm()
+        await stream.relay(chunks(), lambda: None)
+        assert sink.body.startswith(b": keep-alive\n\n")
+        assert sink.body.endswith(b"data: 1\n\ndata: [DONE]\n\n")
 
     asyncio.run(main())
 

@@ -177,8 +177,8 @@ class Lifecycle:
         self.out.append(a.AwaitLanding(request.request_id, route.decode))
 
     def _reserve_failed(self, request: Request, event: e.ReserveFailed, now_s: float) -> None:
-        if event.failure.refused:
-            self.fleet.instances[request.landing_at].node_ready = False
+        if event.failure.refused and request.landing_beside is not None:
+            request.landing_beside.node_ready = False
         # Perhaps the node has reserved and its answer was lost.
         was_wanted = request.landing is P.ASKED
         self._drop(request)
@@ -262,8 +262,8 @@ class Lifecycle:
         if request.state is S.ENDED:
             return
         failed, was_loading = request.decode, request.state is S.LOADING
-        if event.failure.refused:
-            self.fleet.instances[failed].engine_silent(refused=True)
+        if event.failure.refused and request.decode_instance is not None:
+            request.decode_instance.engine_silent(refused=True)
         may_retry, request.may_retry = request.may_retry, False
         if was_loading:
             self._fall_back(request, event.failure, avoid=failed)
@@ -375,7 +375,7 @@ class Lifecycle:
 
 
 def _ran_locally(request: Request, instance: Instance) -> None:
-    """It has computed the prompt. One whose name leads elsewhere now takes this with it."""
+    """It has computed the prompt. If its name has moved, only the old instance's record changes."""
     chain = request.chains.get(instance.block_tokens or 0)
     if chain is not None:
         instance.cache.ran_locally(chain)

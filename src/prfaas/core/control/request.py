@@ -124,7 +124,8 @@ class Request:
     """What the scheduler knows of one request. Names of instances are empty for none: on `decode` and `prefill` it
     counts as in flight now, beside `landing_at` is its landing. The prefix that `skip_tokens` leaves out was held by
     the life `matched_boot_id` of the decode engine. A name may lead to another engine later: `decode_instance` and
-    `landing_beside` are those of the names as they were when they were taken, `answered_by` began the answer."""
+    `landing_beside` are the instances that `decode` and `landing_at` named when they were set; `answered_by` began the
+    answer."""
 
     arrived: e.RequestArrived
     arrived_s: float

@@ -6,7 +6,7 @@ Laws of this file:
 - What stays is prefilled by a prefill instance of the decode instance's own cluster, if the decode instance has no
   duty to prefill; else, or if no such instance works, by the decode instance itself.
 - Only a healthy decode engine is chosen, the least loaded first; the landing is on the node beside it. One that no
-  working prefill instance reaches is passed over for the next.
+  working prefill instance reaches, or that has cached too much of the prompt, is passed over for the next.
 - Nothing is prefilled elsewhere unless the prefill engine, its node and the decode engine's node all work now, and at
   least one lane is up from node to node: without one a whole prefill would be computed for nothing.
 - An unknown load is not a zero load: it counts as the highest among the engines that say theirs.
@@ -14,9 +14,10 @@ Laws of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
 from prfaas.core.topology import Duty
@@ -121,13 +122,13 @@ def decide(facts: RequestFacts, policy: RoutePolicy, decoders: Sequence[Candidat
     uncached = _uncached(facts, decode)
     reason = _stays(facts, policy, uncached)
     if reason is None:
-        found = _elsewhere(RouteKind.REMOTE, facts, decoders, reach)
+        found = _elsewhere(RouteKind.REMOTE, facts, policy.threshold_tokens, decoders, reach)
         if isinstance(found, Route):
             return found
         reason = found
     has_work = facts.obstacle is None and uncached is not None and uncached > 1
     if has_work and reason in _MAY_PREFILL_IN_PD and decode.duty is Duty.DECODE:
-        found = _elsewhere(RouteKind.PD_PREFILL, facts, decoders, reach)
+        found = _elsewhere(RouteKind.PD_PREFILL, facts, 0, decoders, reach)
         if isinstance(found, Route):
             return _with_reason(found, reason)
         reason = found
@@ -156,23 +157,27 @@ def loads_of(candidates: Sequence[Candidate]) -> dict[str, int]:
 
 
 def _elsewhere(
-    kind: RouteKind, facts: RequestFacts, decoders: Sequence[Candidate], reach: Reach
+    kind: RouteKind, facts: RequestFacts, threshold_tokens: int, decoders: Sequence[Candidate], reach: Reach
 ) -> Route | RouteReason:
-    """A route whose prompt another instance prefills, or why there is none."""
+    """A route whose prompt another instance prefills, or why there is none. The instance where it lands lacks more than
+    `threshold_tokens` of it, and more than the one that decode computes itself."""
     wanted = [c for c in decoders if kind is RouteKind.REMOTE or c.duty is Duty.DECODE]
     landings = [c for c in wanted if c.engine_healthy and c.node_ready]
     if not landings:
         return RouteReason.NO_LANDING_NODE
-    passed_over: set[str] = set()
+    passed_over: dict[str, str] = {}
     for landing in by_load(landings):
+        if (_uncached(facts, landing) or 0) <= max(1, threshold_tokens):
+            passed_over[landing.name] = "prefix_cached"
+            continue
         prefillers = reach(kind, landing.name)
         prefill = least_busy([c for c in prefillers if _can_send(c, landing)])
         if prefill is not None:
-            legs = _decode_legs(decoders, landing, facts, lands=True, unreached=passed_over)
+            legs = _decode_legs(decoders, landing, facts, lands=True, passed_over=passed_over)
             considered = (*legs, *_prefill_legs(prefillers, prefill, landing))
             uncached = _uncached(facts, landing)
             return Route(kind, RouteReason.ABOVE_THRESHOLD, landing.name, prefill.name, uncached, considered)
-        passed_over.add(landing.name)
+        passed_over[landing.name] = "unreached"
     return RouteReason.PRFAAS_UNHEALTHY if kind is RouteKind.REMOTE else RouteReason.NO_PD_PREFILL
 
 
@@ -212,12 +217,12 @@ def _decode_legs(
     facts: RequestFacts,
     *,
     lands: bool = False,
-    unreached: Collection[str] = (),
+    passed_over: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Considered, ...]:
     loads = loads_of(candidates)
 
     def ruled_out(c: Candidate) -> str | None:
-        return "unreached" if c.name in unreached else _why_not(c, chosen, needs_node=lands)
+        return passed_over.get(c.name) or _why_not(c, chosen, needs_node=lands)
 
     return tuple(Considered(c.name, "decode", loads[c.name], _uncached(facts, c), ruled_out(c)) for c in candidates)
 

@@ -3,7 +3,7 @@
 Laws of this file:
 - Whole events only go to the client, so that a comment or an error can be put between two of them at any time. An
   engine sends whole events, so this costs one suffix test per chunk; a cut one is held until its rest comes.
-- While nothing comes, a comment goes out every `keep_alive_s`, from the moment the request was accepted on.
+- While nothing comes, a comment goes out every `keep_alive_s`, from the moment the request was accepted until `[DONE]`.
 - A stream never just stops: it ends with the engine's own `[DONE]`, or with an error event and ours.
 """
 
@@ -19,6 +19,7 @@ from prfaas.gateway.api.http import EVENT_STREAM, Response
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 DONE: Final = b"data: [DONE]"
+LAST_EVENT: Final = DONE + b"\n\n"
 #: One event with prompt logprobs of a long prompt can be megabytes; more than this is not an event stream.
 MAX_HELD_BYTES: Final = 64 << 20
 #: A usage chunk is a few hundred bytes and stands just before `[DONE]`.
@@ -46,16 +47,18 @@ class EventStream:
 
     def disarm(self) -> None:
         """Send no more comments."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         if self._comment is not None:
             self._comment.cancel()
 
     async def quiesce(self) -> None:
         """Send no more comments, and wait for one that is on its way."""
+        self._stop_timer()
+        await self._settled()
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        await self._settled()
 
     async def relay(self, chunks: AsyncIterator[bytes], on_first: Callable[[], None]) -> bytes:
         """Send an engine's events on. Returns the last bytes. Raises StreamCut, or what `chunks` raises."""
@@ -69,6 +72,8 @@ class EventStream:
             if first and not whole.startswith(b":"):
                 first = False
                 on_first()
+            if whole.endswith(LAST_EVENT):
+                self._stop_timer()  # an engine may take its time to end the answer
             await self._write(whole)
             tail = whole if len(whole) >= TAIL_BYTES else (tail + whole)[-TAIL_BYTES:]
         if DONE not in tail:

@@ -151,8 +151,9 @@ class PromptTokenizer:
 
 def load_tokenizer(model_dir: Path) -> PromptTokenizer:
     """Read a model directory. Without tokenizer.json every text prompt is NotCountable, and token ids still work.
-    Raises ValueError for a file that is broken."""
-    # One text at a time has nothing to share out: waking the library's threads doubled the cost of a short prompt.
+    Raises ValueError for a file that is broken. Has the library use no threads in this process, unless its environment
+    says otherwise."""
+    # One text at a time has nothing to share out, and waking the library's threads costs as much as a short prompt.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = model_dir / "tokenizer.json"
     tokenizer = _read_tokenizer(path) if path.is_file() else None
