@@ -17,7 +17,7 @@ import pytest
 if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("openai") is None:
     pytest.skip("vLLM is not installed; `make setup` installs it", allow_module_level=True)
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 class Demo:
@@ -73,7 +73,7 @@ def demo(folder: Path) -> Iterator[Demo]:
 
 def test_it_shows_and_proves_what_it_claims(demo: Demo) -> None:
     """Status 0, a row for every request, four proofs, what they do not prove, and no process left."""
-    assert demo.popen.wait(300) == 0, demo.text()
+    assert demo.popen.wait(800) == 0, demo.text()
     text = demo.text()
     assert text.count("│ remote │") == 7
     assert text.count("│ local  │") == 4
