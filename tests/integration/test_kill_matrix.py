@@ -7,13 +7,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 
 from prfaas.testing.fake_engine import answer_text
 from prfaas.testing.node_pair import wait_until
-from prfaas.testing.pd_site import DECODE, PREFILL, PRFAAS, FakePdSite
+from prfaas.testing.pd_site import DECODE, PREFILL, PRFAAS, FakePdSite, Kill
 
 pytestmark = pytest.mark.slow
 
@@ -26,17 +25,8 @@ LEASE_S = 6
 PHASES = ("before", "half", "landed", "loaded")
 
 
-@dataclass(frozen=True)
-class Kill:
-    """`kind` is engine or kvnode; `instance` is PRFAAS, PREFILL, or decode: whichever instance decodes. Half of the kills
-    of decode are on the route `remote`, half on `pd_prefill`."""
-
-    kind: str
-    instance: str
-    phase: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}-{self.instance}-{self.phase}"
+class MatrixKill(Kill):
+    """Half of the kills of decode are on the route `remote`, half on `pd_prefill`."""
 
     @property
     def route(self) -> str:
@@ -52,13 +42,13 @@ class Kill:
 
 KILLS = [
     *(
-        Kill(kind, instance, phase)
+        MatrixKill(kind, instance, phase)
         for instance in (PRFAAS, PREFILL, "decode")
         for kind in ("engine", "kvnode")
         for phase in PHASES
     ),
-    Kill("engine", "decode", "claimed"),
-    Kill("kvnode", "decode", "claimed"),
+    MatrixKill("engine", "decode", "claimed"),
+    MatrixKill("kvnode", "decode", "claimed"),
 ]
 
 
@@ -73,23 +63,16 @@ def paused_at(site: FakePdSite) -> str | None:
     return next((name for name in (PRFAAS, PREFILL, *DECODE) if site.engine_state(name)["paused"]), None)
 
 
-def landing_at(site: FakePdSite) -> str | None:
-    """Decode instance whose node holds a landing."""
-    return next(
-        (name for name in DECODE if site.metric(site.instance(name).kvnode_url, "prfaas_landings")), None
-    )  # fmt: skip
-
-
 def make_prompt(length: int, rng: random.Random) -> str:
     return "".join(rng.choice("abcdefgh") for _ in range(length))
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
-def test_killed(site: FakePdSite, kill: Kill) -> None:
+def test_killed(site: FakePdSite, kill: MatrixKill) -> None:
     """200 and the right answer; a story that says what happened; nothing held."""
     length = site.long_tokens if kill.route == "remote" else site.short_tokens
     prompt = make_prompt(length, random.Random(f"{SEED} {kill}"))
-    victim = f"{kill.kind}-{DECODE[0] if kill.instance == 'decode' else kill.instance}"
+    victim = kill.victim(DECODE[0])
     try:
         with ThreadPoolExecutor(1) as pool:
             if kill.phase == "before":
@@ -98,7 +81,7 @@ def test_killed(site: FakePdSite, kill: Kill) -> None:
             else:
                 site.pause(kill.phase)
                 asked = pool.submit(site.complete, prompt, NUM_TOKENS)
-                victim = f"{kill.kind}-{wait_stopped(site, kill)}"
+                victim = kill.victim(wait_decode(site, kill))
                 site.kill(victim)
                 site.pause("")
             text, request_id = asked.result(HANG_S)
@@ -117,14 +100,14 @@ def test_killed(site: FakePdSite, kill: Kill) -> None:
     site.wait_nothing_held()
 
 
-def wait_stopped(site: FakePdSite, kill: Kill) -> str:
-    """Wait until a request has stopped at the phase; the instance to be killed."""
+def wait_decode(site: FakePdSite, kill: MatrixKill) -> str:
+    """Wait until a request has stopped at the phase; the instance that decodes it."""
     stopped = wait_until(lambda: paused_at(site), HANG_S)
-    at_prefill = kill.phase == "half"
-    assert stopped in ((PRFAAS if kill.route == "remote" else PREFILL,) if at_prefill else DECODE)
-    if kill.instance != "decode":
-        return kill.instance
-    return wait_until(lambda: landing_at(site), HANG_S) if at_prefill else stopped
+    if kill.phase != "half":
+        assert stopped in DECODE
+        return stopped
+    assert stopped == (PRFAAS if kill.route == "remote" else PREFILL)
+    return wait_until(lambda: site.landing_at("reserved", "receiving"), HANG_S)
 
 
 @pytest.mark.parametrize("phase", [phase for phase in (*PHASES, "claimed") if phase != "before"])

@@ -34,7 +34,6 @@ class RequestMetrics:
         self._metrics = metrics
         self._stories = stories
         self._of_route: dict[str, _OfRoute] = {}
-        self._ended_total: dict[tuple[str, str], Counter] = {}
         self._takes: dict[type, Callable[[Any, float], None]] = {
             RequestTurnedAway: self._turned_away,
             e.PromptCounted: self._counted,
@@ -114,12 +113,7 @@ class RequestMetrics:
         if story is None or story.total_s is None or story.is_counted:
             return  # a client that leaves may end its request a second time
         story.is_counted = True
-        key = (story.route or "none", event.outcome)
-        total = self._ended_total.get(key)
-        if total is None:
-            total = self._metrics.counter("prfaas_requests_total", route=key[0], outcome=key[1])
-            self._ended_total[key] = total
-        total.inc()
+        self._count("prfaas_requests_total", route=story.route or "none", outcome=event.outcome)
         self._route(story).duration.observe(story.total_s)
         self._tokens(story)
 

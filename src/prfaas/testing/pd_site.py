@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +56,23 @@ def add_planning(document: dict[str, Any]) -> None:
     }
 
 
+@dataclass(frozen=True)
+class Kill:
+    """Of one process at one phase of a request. `kind` is engine or kvnode; `instance` is PRFAAS, PREFILL, or decode:
+    whichever instance decodes."""
+
+    kind: str
+    instance: str
+    phase: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.instance}-{self.phase}"
+
+    def victim(self, decode: str) -> str:
+        """The process's name, if that instance decodes."""
+        return f"{self.kind}-{decode if self.instance == 'decode' else self.instance}"
+
+
 class PdCluster(Deployed):
     """`long` and `short` are prompts' lengths on the two sides of the threshold."""
 
@@ -69,6 +87,15 @@ class PdCluster(Deployed):
             if any(not peers.get(target.name, {}).get("lanes_up") for target in topology.sends_to(sender)):
                 return False
         return True
+
+    def landing_at(self, *states: str) -> str | None:
+        """The decode instance whose node holds a landing in one of these states."""
+
+        def held(name: str) -> float:
+            url = self.instance(name).kvnode_url
+            return sum(self.metric(url, "prfaas_landings", state=state) for state in states)
+
+        return next((name for name in DECODE if held(name)), None)
 
     def all_are_seen(self) -> bool:
         """By the gateway, as working."""

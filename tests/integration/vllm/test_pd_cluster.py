@@ -12,7 +12,6 @@ import random
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +21,7 @@ import pytest
 from prfaas.core.planning.plan import make_plan
 from prfaas.scenario.build import build_scenario
 from prfaas.testing.node_pair import wait_until
-from prfaas.testing.pd_site import DECODE, PREFILL, PRFAAS, PdSite
+from prfaas.testing.pd_site import DECODE, PREFILL, PRFAAS, Kill, PdSite
 from prfaas.testing.site import MODEL_NAME, Answer
 from tests.integration.vllm.exactness import NUM_TOKENS, Case, distance, make_case, plain_local, same_bits, worker_of
 
@@ -100,19 +99,9 @@ def test_each_policy_kind_is_served(
 # Kills
 
 
-@dataclass(frozen=True)
-class Kill:
-    """`kind` is engine or kvnode; `instance` is PRFAAS, PREFILL, or decode: whichever instance decodes.
-
-    `phase`: prefilling (the prefill engine has the prompt and stands still), landed (the landing waits for its
+class VllmKill(Kill):
+    """`phase`: prefilling (the prefill engine has the prompt and stands still), landed (the landing waits for its
     engine), answering (decode has loaded it and computes; the client has nothing yet)."""
-
-    kind: str
-    instance: str
-    phase: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}-{self.instance}-{self.phase}"
 
     @property
     def route(self) -> str:
@@ -126,13 +115,13 @@ class Kill:
 #: All nodes, which start again at once, and those engines that still have a part in the request. The whole matrix runs
 #: on engines without a model: tests/integration/test_kill_matrix.py.
 KILLS = [
-    *(Kill("kvnode", name, phase) for name in (PRFAAS, PREFILL, "decode") for phase in ("prefilling", "landed")),
-    Kill("kvnode", "decode", "answering"),
-    Kill("engine", PREFILL, "prefilling"),
-    Kill("engine", "decode", "landed"),
+    *(VllmKill("kvnode", name, phase) for name in (PRFAAS, PREFILL, "decode") for phase in ("prefilling", "landed")),
+    VllmKill("kvnode", "decode", "answering"),
+    VllmKill("engine", PREFILL, "prefilling"),
+    VllmKill("engine", "decode", "landed"),
 ]
 #: An engine takes most of a minute to start again.
-MORE_KILLS = [Kill("engine", PRFAAS, "prefilling"), Kill("engine", "decode", "answering")]
+MORE_KILLS = [VllmKill("engine", PRFAAS, "prefilling"), VllmKill("engine", "decode", "answering")]
 EVERY_KILL = pytest.mark.skipif(not os.environ.get("PRFAAS_TEST_EVERY_KILL"), reason="set PRFAAS_TEST_EVERY_KILL=1")
 
 
@@ -161,25 +150,15 @@ def occupied(site: PdSite, instance: str) -> Iterator[None]:
         connection.close()
 
 
-def landing_at(site: PdSite, *states: str) -> str | None:
-    """The decode instance whose node holds a landing in one of these states."""
-
-    def held(name: str) -> float:
-        url = site.instance(name).kvnode_url
-        return sum(site.metric(url, "prfaas_landings", state=state) for state in states)
-
-    return next((name for name in DECODE if held(name)), None)
-
-
 def loading_is_over_at(site: PdSite) -> str | None:
     """The decode instance whose engine runs a request, with no landing left at any node."""
-    if landing_at(site, "reserved", "receiving", "landed", "claimed"):
+    if site.landing_at("reserved", "receiving", "landed", "claimed"):
         return None
     urls = {name: site.instance(name).engine_url for name in DECODE}
     return next((name for name, url in urls.items() if site.metric(url, "vllm:num_requests_running")), None)
 
 
-def ask_and_kill(site: PdSite, kill: Kill, case: Case, max_tokens: int) -> tuple[Answer, str]:
+def ask_and_kill(site: PdSite, kill: VllmKill, case: Case, max_tokens: int) -> tuple[Answer, str]:
     """The case's answer through the gateway, with a kill at the phase; and the name of the process that is gone."""
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
         if kill.phase == "prefilling":
@@ -192,8 +171,8 @@ def ask_and_kill(site: PdSite, kill: Kill, case: Case, max_tokens: int) -> tuple
             decode = wait_until(lambda: loading_is_over_at(site), HANG_S)
         else:
             states = ("reserved", "receiving") if kill.phase == "prefilling" else ("landed",)
-            decode = wait_until(lambda: landing_at(site, *states), HANG_S)
-        victim = f"{kill.kind}-{decode if kill.instance == 'decode' else kill.instance}"
+            decode = wait_until(lambda: site.landing_at(*states), HANG_S)
+        victim = kill.victim(decode)
         site.kill(victim)
         stack.close()
         return asked.result(HANG_S), victim
@@ -210,7 +189,7 @@ def check_answer(site: PdSite, case: Case, answer: Answer, story: dict[str, Any]
 
 
 @pytest.mark.parametrize("kill", [*KILLS, *(pytest.param(kill, marks=EVERY_KILL) for kill in MORE_KILLS)], ids=str)
-def test_killed(site: PdSite, kill: Kill) -> None:
+def test_killed(site: PdSite, kill: VllmKill) -> None:
     """200; the answer is the one of a run without a fault on the way that the story tells; nothing held."""
     num_tokens = site.long_tokens if kill.route == "remote" else site.short_tokens
     case = prompt_case(site, num_tokens, str(kill))
@@ -233,7 +212,7 @@ def test_gateway_killed(site: PdSite) -> None:
     case = prompt_case(site, site.long_tokens, "gateway")
     with ThreadPoolExecutor(1) as pool, frozen(worker_of(site, f"engine-{PRFAAS}")):
         asked = pool.submit(site.ask, case.prompt, 1)
-        wait_until(lambda: landing_at(site, "reserved", "receiving"), HANG_S)
+        wait_until(lambda: site.landing_at("reserved", "receiving"), HANG_S)
         site.kill("gateway")
         with pytest.raises(ConnectionError):
             asked.result(HANG_S)
