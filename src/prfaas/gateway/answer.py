@@ -73,13 +73,14 @@ class Answer:
 
     async def _relay(self, reply: aiohttp.ClientResponse, stream: EventStream) -> Answered:
         try:
-            tail = await stream.relay(reply.content.iter_any(), self._first)
+            tail = await stream.relay(reply.content.iter_any(), self._first, reply.content.at_eof)
         except (aiohttp.ClientError, OSError, StreamCut) as error:
             down = self._broken(reply, error)
             logger.warning("answer cut: %s", down)
             raise ApiError(502, "the engine broke off in the middle of its answer", code="upstream_cut") from error
-        await stream.quiesce()
-        await self._response.end()
+        if not self._response.ended:
+            await stream.quiesce()
+            await self._response.end()
         return Answered(completion_tokens(tail))
 
     async def _whole(self, reply: aiohttp.ClientResponse) -> Answered:

@@ -27,6 +27,9 @@ logger = logging.getLogger("prfaas.gateway")
 
 #: A request body of 8 MiB takes 7 s at 10 Mbit/s; slower than this is an attack or a dead client.
 BODY_TIMEOUT_S: Final = 60.0
+#: A client that leaves earlier is missed at this time. Most refusals and short answers are over before, and need no
+#: task that waits beside them.
+WATCH_AFTER_S: Final = 0.05
 MAX_REQUEST_ID_CHARS: Final = 128
 _UNSAFE_ID: Final = re.compile(r"[^A-Za-z0-9._:\-]")
 
@@ -42,8 +45,7 @@ class GatewayApp:
         self.membership = membership
         self._service = service
         self._admin = Admin(service, link_feed)
-        #: Of admitted requests: the driver knows them only when their bodies have come.
-        self._admitted_ids: set[str] = set()
+        service.metrics.gauge("prfaas_inflight_requests").set_function(lambda: service.num_inflight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +67,7 @@ class GatewayApp:
 
     def _free_id(self, asked: str) -> str:
         """`asked`, unless a request of that id is still going on: then it with something random behind it."""
-        if asked not in self._admitted_ids and not self.driver.is_live(asked):
+        if asked not in self._service.admitted_ids and not self.driver.is_live(asked):
             return asked
         return f"{asked[: MAX_REQUEST_ID_CHARS - 9]}-{secrets.token_hex(4)}"
 
@@ -86,56 +88,64 @@ class GatewayApp:
         if service.num_inflight >= service.deployment.gateway.max_inflight_requests:
             self._turn_away(RequestTurnedAway(request_id, endpoint, "overloaded", 429, "too many requests in flight"))
             raise ApiError(429, "too many requests in flight", code="overloaded", retry_after_s=1)
-        service.num_inflight += 1
         # Nothing was awaited since the id was found free.
-        self._admitted_ids.add(request_id)
-        gauge = service.metrics.gauge("prfaas_inflight_requests")
-        gauge.inc()
+        service.admitted_ids.add(request_id)
         try:
             await self._served(endpoint, scope, receive, response, request_id)
         finally:
-            service.num_inflight -= 1
-            self._admitted_ids.discard(request_id)
-            gauge.dec()
+            service.admitted_ids.discard(request_id)
 
     async def _served(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, response: Response, request_id: str
     ) -> None:
+        settings = self._service.deployment.gateway
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
+                request, tracing = await self._read(endpoint, scope, receive, request_id, limit)
+                limit.reschedule(asyncio.get_running_loop().time() + settings.request_timeout)
+                await self._driven(request, tracing, receive, response, request_id, limit)
+        except TimeoutError:
+            raise ApiError(504, "the request took too long", code="timeout") from None
+
+    async def _read(
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, request_id: str, limit: asyncio.Timeout
+    ) -> tuple[ApiRequest, RequestTracing]:
         turned_away: tuple[str, int | None, str | None] = ("error", None, None)
         request: ApiRequest | None = None
         tracing: RequestTracing | None = None
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body)
+            raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body)
             tracing = self._service.tracing(scope, forwarded_headers(scope, request_id))
             request = parse(endpoint, raw, self._service.model.name)
         except ApiError as error:
             turned_away = (outcome_of(error.status), error.status, error.message)
             raise
-        except TimeoutError:
-            turned_away = ("timeout", 504, "request timeout")
-            raise _too_long() from None
         except (ClientGone, asyncio.CancelledError):
-            turned_away = ("cancelled", None, None)
+            turned_away = ("timeout", 504, "request timeout") if limit.expired() else ("cancelled", None, None)
             raise
         finally:
             if request is None:
                 self._turn_away(RequestTurnedAway(request_id, endpoint, *turned_away), tracing)
-        await self._driven(request, tracing, receive, response, request_id)
+        return request, tracing
 
     async def _driven(
-        self, request: ApiRequest, tracing: RequestTracing, receive: Receive, response: Response, request_id: str
+        self,
+        request: ApiRequest,
+        tracing: RequestTracing,
+        receive: Receive,
+        response: Response,
+        request_id: str,
+        limit: asyncio.Timeout,
     ) -> None:
         driver = self.driver
         try:
-            async with asyncio.timeout(self._service.deployment.gateway.request_timeout):
-                await while_connected(driver.serve(request, response, tracing, request_id), receive, response)
-        except TimeoutError:
-            await driver.quiesce(request_id)
-            driver.abandon(request_id, "timeout", response.status or 504, "request timeout")
-            raise _too_long() from None
+            await while_connected(driver.serve(request, response, tracing, request_id), receive, response)
         except (ClientGone, asyncio.CancelledError):
-            driver.abandon(request_id, "cancelled", response.status or None)
+            if limit.expired():
+                await driver.quiesce(request_id)
+                driver.abandon(request_id, "timeout", response.status or 504, "request timeout")
+            else:
+                driver.abandon(request_id, "cancelled", response.status or None)
             raise
         except Exception as defect:
             driver.abandon(request_id, "error", response.status or 500, str(defect))
@@ -161,6 +171,8 @@ async def while_connected(work: Awaitable[object], receive: Receive, response: R
     """Await `work`, but cancel it when the client disconnects before its answer is whole. Raises ClientGone then."""
     task = asyncio.current_task()
     assert task is not None
+    loop = asyncio.get_running_loop()
+    watcher: asyncio.Task[None] | None = None
     gone = False
 
     async def watch() -> None:
@@ -172,7 +184,11 @@ async def while_connected(work: Awaitable[object], receive: Receive, response: R
             gone = True
             task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    def begin() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(WATCH_AFTER_S, begin)
     try:
         await work
     except asyncio.CancelledError:
@@ -180,8 +196,6 @@ async def while_connected(work: Awaitable[object], receive: Receive, response: R
             raise ClientGone from None
         raise
     finally:
-        watcher.cancel()
-
-
-def _too_long() -> ApiError:
-    return ApiError(504, "the request took too long", code="timeout")
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()

@@ -223,10 +223,13 @@ class Driver:
         work, live.late_count = live.late_count, None
         counted: e.PromptCounted | e.PromptUncountable = e.PromptUncountable(live.request_id, None)
         try:
+            # The answer's last bytes leave when the event loop gets its turn.
+            await asyncio.sleep(0)
             counted = await work
         except Exception:
             logger.exception("counting failed request_id=%s", live.request_id)
         finally:
+            work.close()
             self.feed(counted)
 
     def _drop_late_count(self, live: LiveRequest) -> None:

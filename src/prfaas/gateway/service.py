@@ -39,9 +39,14 @@ class Service:
     story_book: StoryBook
     journal: Journal
     background: Background = field(default_factory=Background)
-    num_inflight: int = 0
+    #: Of requests that are being read or served: the driver knows them only when their bodies have come.
+    admitted_ids: set[str] = field(default_factory=set)
     #: None: no spans are made.
     span_sink: SpanSink | None = None
+
+    @property
+    def num_inflight(self) -> int:
+        return len(self.admitted_ids)
 
     @property
     def fleet(self) -> Fleet:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Final, Protocol
 
 from prfaas.deployment.model import Telemetry
-from prfaas.gateway.api.http import Scope, headers_of
+from prfaas.gateway.api.http import Scope
 from prfaas.observe.spans import Attributes, Phase, PhaseName, RequestTrace, Value
 from prfaas.observe.story import Story
 from prfaas.observe.trace_context import TRACE_HEADERS, TraceContext, begin, passed_on, read_trace_context
@@ -58,9 +58,10 @@ class RequestTracing:
         self._context: TraceContext | None = None
         self._attempts: Counter[PhaseName] = Counter()
         self._decoding_s: list[float] = []
-        caller = read_trace_context(scope["headers"])
+        came = _as_they_came(scope)
+        caller = read_trace_context(scope["headers"]) if came else None
         if sink is None:
-            self._headers = {**forwarded, **_as_they_came(scope), **({} if caller is None else passed_on(caller))}
+            self._headers = {**forwarded, **came, **({} if caller is None else passed_on(caller))}
         else:
             self._headers = forwarded
             self._context = begin(caller, secrets.token_hex(16), secrets.token_hex(8), settings.sample_ratio)
@@ -135,5 +136,4 @@ def _attributes(story: Mapping[str, object], names: Mapping[str, str]) -> dict[s
 
 
 def _as_they_came(scope: Scope) -> dict[str, str]:
-    headers = headers_of(scope)
-    return {name.decode(): headers[name].decode("latin-1") for name in TRACE_HEADERS if name in headers}
+    return {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in TRACE_HEADERS}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
@@ -21,8 +21,6 @@ _LOGGED: Final = (
 )  # fmt: skip
 
 
-#: Actions that a line is written for.
-_TOLD: Final = frozenset({a.Reserve, a.Decode, a.Refuse, a.Close})
 _LOGGED_EVENTS: Final = frozenset({RequestTurnedAway, e.DecodeFailed, e.LandingSettled})
 
 
@@ -37,6 +35,9 @@ class RequestLog:
 
     def __init__(self, stories: Stories) -> None:
         self._stories = stories
+        self._tells: dict[type, Callable[[Any], None]] = {
+            a.Reserve: self._offloaded, a.Decode: self._decided, a.Refuse: self._decided, a.Close: self._closed,
+        }  # fmt: skip
 
     def note(self, now_s: float, event: Noted, actions: Sequence[a.Action]) -> None:
         """See `Fold`."""
@@ -54,22 +55,23 @@ class RequestLog:
                 event.request_id, record.state, record.reason,
             )  # fmt: skip
         for action in actions:
-            if type(action) in _TOLD:
-                self._tell(action)
+            tell = self._tells.get(type(action))
+            if tell is not None:
+                tell(action)
 
-    def _tell(self, action: a.Action) -> None:
-        match action:
-            case a.Reserve():
-                # Only the log joins the two ids: the story, which clients can read, must not name the landing.
-                logger.info("offload request_id=%s transfer_id=%s", action.request_id, action.transfer_id)
-            case a.Decode() | a.Refuse() if action.fallback is not None:
-                failure = action.fallback
-                logger.warning(
-                    "fallback request_id=%s reason=%s detail=%s", action.request_id, failure.reason, failure.detail
-                )
-            case a.Close():
-                story = self._stories.get(action.request_id)
-                if story is not None and logger.isEnabledFor(logging.INFO):
-                    logger.info("%s", log_line(story))
-            case _:
-                pass
+    def _offloaded(self, action: a.Reserve) -> None:
+        # Only the log joins the two ids: the story, which clients can read, must not name the landing.
+        logger.info("offload request_id=%s transfer_id=%s", action.request_id, action.transfer_id)
+
+    def _decided(self, action: a.Decode | a.Refuse) -> None:
+        failure = action.fallback
+        if failure is not None:
+            logger.warning(
+                "fallback request_id=%s reason=%s detail=%s", action.request_id, failure.reason, failure.detail
+            )
+
+    def _closed(self, action: a.Close) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            story = self._stories.get(action.request_id)
+            if story is not None:
+                logger.info("%s", log_line(story))

@@ -19,12 +19,13 @@ _DECISIONS: Final = frozenset({a.Decode, a.Refuse})
 
 
 class _OfRoute(NamedTuple):
-    """What every request counts in, looked up once for each route."""
+    """What every request counts in, looked up once for each route; `requests` by outcome."""
 
     prompt_tokens: Counter
     uncached_tokens: Counter
     ttft: Histogram
     duration: Histogram
+    requests: dict[str, Counter]
 
 
 class RequestMetrics:
@@ -93,6 +94,7 @@ class RequestMetrics:
                 metrics.counter("prfaas_uncached_tokens_total", route=route),
                 metrics.histogram("prfaas_time_to_first_token_seconds", route=route),
                 metrics.histogram("prfaas_request_duration_seconds", route=route),
+                {},
             )
         return found
 
@@ -113,8 +115,13 @@ class RequestMetrics:
         if story is None or story.total_s is None or story.is_counted:
             return  # a client that leaves may end its request a second time
         story.is_counted = True
-        self._count("prfaas_requests_total", route=story.route or "none", outcome=event.outcome)
-        self._route(story).duration.observe(story.total_s)
+        of_route = self._route(story)
+        counter = of_route.requests.get(event.outcome)
+        if counter is None:
+            counter = self._metrics.counter("prfaas_requests_total", route=story.route or "none", outcome=event.outcome)
+            of_route.requests[event.outcome] = counter
+        counter.inc()
+        of_route.duration.observe(story.total_s)
         self._tokens(story)
 
     def _settled(self, event: e.LandingSettled, now_s: float) -> None:

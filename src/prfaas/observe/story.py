@@ -102,12 +102,12 @@ class Stories:
             self._begin(now_s, event)
         for action in actions:
             told = _ACTIONS.get(type(action))
-            is_last = isinstance(action, a.Close)
-            story = self._open.get(action.request_id) if told is not None or is_last else None
-            if story is not None and told is not None:
-                told(story, action, now_s - story.began_s)
-            if story is not None and is_last:
-                self._close(story)
+            if told is not None:
+                story = self._open.get(action.request_id)
+                if story is not None:
+                    told(story, action, now_s - story.began_s)
+            elif isinstance(action, a.Close) and action.request_id in self._open:
+                self._close(self._open[action.request_id])
 
     def _begin(self, now_s: float, event: e.RequestArrived) -> None:
         story = Story(event.request_id, event.endpoint, event.is_stream, stripped_fields=event.stripped_fields)

@@ -127,3 +127,22 @@ def test_nothing_follows_the_last_event() -> None:
 def test_usage_is_read_from_the_end(tail: bytes, expected: int | None) -> None:
     """None when it is not there or cut."""
     assert completion_tokens(tail) == expected
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_the_last_event_ends_the_response_if_the_engine_has_ended_its_answer(is_over: bool) -> None:
+    """Otherwise it goes out alone, and the end follows the engine's."""
+    sent: list[tuple[bytes, bool]] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            sent.append((message["body"], message["more_body"]))
+
+    async def main() -> None:
+        response = Response(send)
+        parts = [b"data: 1\n\n", b"data: [DONE]\n\n"]
+        await EventStream(response, 60.0).relay(_chunks(parts), lambda: None, lambda: is_over)
+        assert sent == [(parts[0], True), (parts[1], not is_over)]
+        assert response.ended is is_over
+
+    asyncio.run(main())

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.model.layout import KVGroupKind
+from prfaas.core.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PrefixMatch:
     """Lengths of a prompt's known prefix, both multiples of the block size and less than the prompt.
 

@@ -7,7 +7,8 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from prfaas.core.record import record
 
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:
@@ -25,7 +26,7 @@ def token_digest(packed_tokens: bytes) -> str:
     return hashlib.sha256(packed_tokens).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TokenChain:
     """A prompt cut into full blocks: `hashes[i]` names tokens [0, (i + 1) * block_tokens)."""
 

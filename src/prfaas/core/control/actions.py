@@ -16,14 +16,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from prfaas.core.control.fallback import Failure
 from prfaas.core.control.router import Route
+from prfaas.core.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CountPrompt:
     """Count the prompt's tokens and name its blocks, of each of `block_sizes` tokens."""
 
@@ -32,7 +32,7 @@ class CountPrompt:
     is_late: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reserve:
     """Reserve a landing on the node beside `route.decode`. The image leaves out the first `skip_tokens`."""
 
@@ -44,7 +44,7 @@ class Reserve:
     lease_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Prefill:
     """Have `instance` prefill the prompt and send its KVCache into the landing beside `decode`, within `deadline_s`."""
 
@@ -54,7 +54,7 @@ class Prefill:
     deadline_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AwaitLanding:
     """Watch the landing beside `decode` until it is past receiving."""
 
@@ -62,14 +62,14 @@ class AwaitLanding:
     decode: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StopPrefill:
     """Stop what `Prefill` and `AwaitLanding` began."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RenewLease:
     """Renew the landing's lease."""
 
@@ -78,7 +78,7 @@ class RenewLease:
     lease_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decode:
     """Send the client's request to `instance`, which loads the landing if `is_landed` and computes the prompt
     otherwise. `fallback` and `is_retry` say why this is not the first plan. A 5xx is `DecodeFailed` if
@@ -101,7 +101,7 @@ class RefusalCode(StrEnum):
     UPSTREAM_DOWN = "upstream_down"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Refuse:
     """Tell the client that it gets no answer."""
 
@@ -112,7 +112,7 @@ class Refuse:
     fallback: Failure | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SettleLanding:
     """Ask for the landing's final record, and free it."""
 
@@ -120,7 +120,7 @@ class SettleLanding:
     decode: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DropLanding:
     """Free the landing, whatever its state."""
 
@@ -128,7 +128,7 @@ class DropLanding:
     decode: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NoteUncached:
     """For the journal: so many tokens of a prompt that was counted after its answer were not cached."""
 
@@ -136,7 +136,7 @@ class NoteUncached:
     num_uncached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Close:
     """Nothing more will happen to this request."""
 

@@ -7,14 +7,15 @@ that what an earlier leg says late changes nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.fallback import Failure
+from prfaas.core.record import record
 from prfaas.core.topology import Topology
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestArrived:
     """A valid request. Its prompt has at most `max_prompt_tokens`; `fits` says that these and the output asked for fit
     the model's context. `obstacle` names a feature that forbids prefilling elsewhere. `transfer_id` is fresh: the name
@@ -30,7 +31,7 @@ class RequestArrived:
     stripped_fields: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PromptCounted:
     """The prompt in tokens, cut into blocks of each size that `CountPrompt` asked for."""
 
@@ -39,7 +40,7 @@ class PromptCounted:
     chains: Mapping[int, TokenChain] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PromptUncountable:
     """The engine's tokens cannot be known here; `obstacle` says why."""
 
@@ -47,7 +48,7 @@ class PromptUncountable:
     obstacle: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LandingReserved:
     """The decode side's node holds space for `num_bytes`. The rest describes the engine beside it, as the node knows
     it; None where it says nothing."""
@@ -59,7 +60,7 @@ class LandingReserved:
     kv_group_kinds: Collection[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReserveFailed:
     """There is no landing, or nobody knows: dropping it is harmless."""
 
@@ -67,7 +68,7 @@ class ReserveFailed:
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PrefillEnded:
     """The prefill engine answered or broke. Without `failure` it has staged every byte."""
 
@@ -75,7 +76,7 @@ class PrefillEnded:
     failure: Failure | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LandingEnded:
     """The landing is past receiving. Without `failure` every one of `num_bytes` has landed."""
 
@@ -84,7 +85,7 @@ class LandingEnded:
     failure: Failure | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LeaseRenewed:
     """The answer to `RenewLease`. `is_held`: the landing still waits for its engine, so the lease matters."""
 
@@ -92,7 +93,7 @@ class LeaseRenewed:
     is_held: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AnswerBegan:
     """The first byte of a good answer has come from the engine."""
 
@@ -100,7 +101,7 @@ class AnswerBegan:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DecodeFailed:
     """A decode leg broke and the client has seen nothing of it."""
 
@@ -109,7 +110,7 @@ class DecodeFailed:
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AnswerEnded:
     """The client has its last byte: of an answer, or of a refusal."""
 
@@ -120,7 +121,7 @@ class AnswerEnded:
     completion_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestAbandoned:
     """Nobody waits for the answer any more: the client left, or the request's time is over."""
 
@@ -130,7 +131,7 @@ class RequestAbandoned:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FinalRecord:
     """What the node says of a landing that is over. Counts are None where it does not know."""
 
@@ -141,7 +142,7 @@ class FinalRecord:
     bytes_resent: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LandingSettled:
     """The answer to `SettleLanding`: the landing is freed. Without `record` nobody knows, and it must be dropped."""
 
@@ -149,14 +150,14 @@ class LandingSettled:
     record: FinalRecord | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LandingDropped:
     """The answer to `DropLanding`: the landing is freed, or its node is gone and the lease frees it."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeadlinePassed:
     """A transfer did not land in time. Made by the scheduler itself when a `Tick` finds it."""
 
@@ -164,7 +165,7 @@ class DeadlinePassed:
     deadline_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EngineSeen:
     """An engine answered a probe. `num_requests`, running and waiting, is None where it does not say."""
 
@@ -173,7 +174,7 @@ class EngineSeen:
     num_requests: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EngineSilent:
     """A probe got no answer. `refused`: nobody listens there."""
 
@@ -181,7 +182,7 @@ class EngineSilent:
     refused: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NodeSeen:
     """A KV node answered a probe. `has_engine`: an engine has registered there. It has no lane up to the nodes of the
     instances `cut_off_from`."""
@@ -194,14 +195,14 @@ class NodeSeen:
     cut_off_from: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NodeSilent:
     """A KV node did not answer a probe."""
 
     instance: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LinkSeen:
     """What a sending node says of its link to another node. `queued_bytes` have not left it yet; None: not said."""
 
@@ -212,21 +213,21 @@ class LinkSeen:
     queued_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LinksLost:
     """A sending node no longer says how its links are."""
 
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TopologyChanged:
     """The deployment's instances and links are now these."""
 
     topology: Topology
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PolicyChanged:
     """Prompts are routed by this from now on."""
 
@@ -234,7 +235,7 @@ class PolicyChanged:
     threshold_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tick:
     """Time has passed; see `Scheduler.next_due_s`."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from prfaas.core.record import record
 
 
 class FallbackReason(StrEnum):
@@ -27,7 +28,7 @@ class FallbackReason(StrEnum):
     NOT_LOADED = "not_loaded"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Failure:
     """`refused`: the process does not listen at all, so the next request need not find that out again."""
 

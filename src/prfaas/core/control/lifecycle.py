@@ -11,7 +11,6 @@ Laws of this file:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from prfaas.core.control import actions as a
@@ -21,6 +20,7 @@ from prfaas.core.control.fleet import Fleet, Instance
 from prfaas.core.control.request import LandingPhase, Request, RequestState
 from prfaas.core.control.router import RequestFacts, Route, RouteKind, RoutePolicy, decide, least_busy
 from prfaas.core.control.timers import TimerKind, Timers
+from prfaas.core.record import record
 
 #: A landing is renewed thrice within its lease, so that one lost renewal does not end it.
 RENEWALS_PER_LEASE: Final = 3
@@ -29,7 +29,7 @@ S = RequestState
 P = LandingPhase
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TransferTerms:
     """A transfer must land within `deadline_s`; its landing lives `lease_s` after each renewal."""
 

@@ -158,8 +158,9 @@ class Request:
     @property
     def is_over(self) -> bool:
         """Nothing more can happen to it."""
-        landing_over = self.landing in (P.NONE, P.GONE)
-        return self.state is S.ENDED and landing_over and not self.prefill and not self.is_counting
+        if self.state is not S.ENDED or self.is_counting or self.prefill:
+            return False
+        return self.landing is P.NONE or self.landing is P.GONE
 
     def move_landing(self, phase: LandingPhase) -> None:
         """Raises AssertionError for a step that the table does not have."""

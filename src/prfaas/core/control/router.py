@@ -15,11 +15,12 @@ Laws of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
+from prfaas.core.record import record
 from prfaas.core.topology import Duty
 
 
@@ -52,7 +53,7 @@ class RouteReason(StrEnum):
 _MAY_PREFILL_IN_PD = frozenset({RouteReason.BELOW_THRESHOLD, RouteReason.POLICY, RouteReason.PRFAAS_UNHEALTHY})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Candidate:
     """One instance: an engine and the node beside it. `prefix` is of the request at hand, on this engine;
     `cut_off_from` has the instances to which its node says that no lane is up. `num_requests` is what it runs and what
@@ -69,7 +70,7 @@ class Candidate:
     num_requests: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestFacts:
     """`num_prompt_tokens` is None when the prompt cannot be counted here; `obstacle` names a feature that forbids
     offloading, None if none does."""
@@ -78,7 +79,7 @@ class RequestFacts:
     obstacle: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RoutePolicy:
     """`offload`: PrfaaS clusters may be used at all."""
 
@@ -86,7 +87,7 @@ class RoutePolicy:
     threshold_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Considered:
     """One instance that could have served a leg: what was known of it, and why it was not taken, None if it was."""
 
@@ -97,7 +98,7 @@ class Considered:
     ruled_out: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Route:
     """`decode` is empty for `NONE`, `prefill` where the decode engine computes the prompt. `reason` is what decided;
     `considered` is what it was decided between."""

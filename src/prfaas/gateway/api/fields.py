@@ -64,10 +64,10 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 def check_fields(body: dict[str, Any]) -> None:
     """Raise ApiError for the first scalar or container field of the wrong type. Null means absent."""
-    for name, (wanted, check) in _FIELDS.items():
-        value = body.get(name)
-        if value is not None and not check(value):
-            raise bad_request(f"`{name}` must be {wanted}", name, "invalid_type")
+    for name, value in body.items():
+        rule = _FIELDS.get(name)
+        if rule is not None and value is not None and not rule[1](value):
+            raise bad_request(f"`{name}` must be {rule[0]}", name, "invalid_type")
 
 
 def check_messages(body: dict[str, Any]) -> None:

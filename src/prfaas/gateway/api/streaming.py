@@ -60,8 +60,11 @@ class EventStream:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def relay(self, chunks: AsyncIterator[bytes], on_first: Callable[[], None]) -> bytes:
-        """Send an engine's events on. Returns the last bytes. Raises StreamCut, or what `chunks` raises."""
+    async def relay(
+        self, chunks: AsyncIterator[bytes], on_first: Callable[[], None], is_over: Callable[[], bool] = lambda: False
+    ) -> bytes:
+        """Send an engine's events on. `is_over` says whether the last chunk was the last of all; then the response ends
+        with it. Returns the last bytes. Raises StreamCut, or what `chunks` raises."""
         held = b""
         tail = b""
         first = True
@@ -72,21 +75,23 @@ class EventStream:
             if first and not whole.startswith(b":"):
                 first = False
                 on_first()
+            ends = False
             if whole.endswith(LAST_EVENT):
                 self._stop_timer()  # an engine may take its time to end the answer
-            await self._write(whole)
+                ends = is_over()
+            await self._write(whole, ends)
             tail = whole if len(whole) >= TAIL_BYTES else (tail + whole)[-TAIL_BYTES:]
         if DONE not in tail:
             raise StreamCut
         return tail
 
-    async def _write(self, events: bytes) -> None:
+    async def _write(self, events: bytes, ends: bool) -> None:
         if self._comment is not None:
             await self._settled()
         if not self._response.started:
             await self._response.start(200, EVENT_STREAM)
         self._last_write_s = self._loop.time()
-        await self._response.write(events)
+        await (self._response.end(events) if ends else self._response.write(events))
 
     async def _settled(self) -> None:
         comment, self._comment = self._comment, None
