@@ -68,12 +68,13 @@ class Answer:
                 return await self._relay(reply, self._stream)
             return await self._whole(reply)
         finally:
-            # Does nothing to a connection whose answer was read to its end; ends the engine's work otherwise.
-            reply.close()
+            # One that was read to its end has been closed, and its connection waits for the next.
+            if not reply.closed:
+                reply.close()
 
     async def _relay(self, reply: aiohttp.ClientResponse, stream: EventStream) -> Answered:
         try:
-            tail = await stream.relay(reply.content.iter_any(), self._first, reply.content.at_eof)
+            tail = await stream.relay(reply.content, self._first)
         except (aiohttp.ClientError, OSError, StreamCut) as error:
             down = self._broken(reply, error)
             logger.warning("answer cut: %s", down)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final, Protocol
@@ -56,7 +55,7 @@ class RequestTracing:
         self._began_unix_ns = time.time_ns()
         self._began_s = time.monotonic()
         self._context: TraceContext | None = None
-        self._attempts: Counter[PhaseName] = Counter()
+        self._attempts: dict[PhaseName, int] = {}
         self._decoding_s: list[float] = []
         came = _as_they_came(scope)
         caller = read_trace_context(scope["headers"]) if came else None
@@ -70,8 +69,9 @@ class RequestTracing:
         """For a request to an engine. Called once for each, when it is about to be sent."""
         if self._context is None:
             return self._headers
-        context = self._context.child(phase, self._attempts[phase])
-        self._attempts[phase] += 1
+        attempt = self._attempts.get(phase, 0)
+        context = self._context.child(phase, attempt)
+        self._attempts[phase] = attempt + 1
         if phase is PhaseName.DECODE:
             self._decoding_s.append(time.monotonic() - self._began_s)
         return {**self._headers, **context.headers()}

@@ -10,8 +10,8 @@ Laws of this file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import orjson
 
@@ -28,6 +28,16 @@ TAIL_BYTES: Final = 2048
 
 class StreamCut(Exception):
     """The engine's stream ended without `[DONE]`."""
+
+
+class Source(Protocol):
+    """An answer's body as it comes, such as `aiohttp.StreamReader`."""
+
+    async def readany(self) -> bytes:
+        """Wait for something and take all that is there; empty at the end."""
+
+    def at_eof(self) -> bool:
+        """All has come and was taken."""
 
 
 class EventStream:
@@ -60,15 +70,13 @@ class EventStream:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def relay(
-        self, chunks: AsyncIterator[bytes], on_first: Callable[[], None], is_over: Callable[[], bool] = lambda: False
-    ) -> bytes:
-        """Send an engine's events on. `is_over` says whether the last chunk was the last of all; then the response ends
-        with it. Returns the last bytes. Raises StreamCut, or what `chunks` raises."""
+    async def relay(self, source: Source, on_first: Callable[[], None]) -> bytes:
+        """Send an engine's events on. The response ends with the last of them, if the source has ended too by then.
+        Returns the last bytes. Raises StreamCut, or what `source` raises."""
         held = b""
         tail = b""
         first = True
-        async for chunk in chunks:
+        while chunk := await source.readany():
             whole, held = split_events(held + chunk if held else chunk)
             if not whole:
                 continue
@@ -78,20 +86,17 @@ class EventStream:
             ends = False
             if whole.endswith(LAST_EVENT):
                 self._stop_timer()  # an engine may take its time to end the answer
-                ends = is_over()
-            await self._write(whole, ends)
+                ends = source.at_eof()
+            if self._comment is not None:
+                await self._settled()
+            if not self._response.started:
+                await self._response.start(200, EVENT_STREAM)
+            self._last_write_s = self._loop.time()
+            await (self._response.end(whole) if ends else self._response.write(whole))
             tail = whole if len(whole) >= TAIL_BYTES else (tail + whole)[-TAIL_BYTES:]
         if DONE not in tail:
             raise StreamCut
         return tail
-
-    async def _write(self, events: bytes, ends: bool) -> None:
-        if self._comment is not None:
-            await self._settled()
-        if not self._response.started:
-            await self._response.start(200, EVENT_STREAM)
-        self._last_write_s = self._loop.time()
-        await (self._response.end(events) if ends else self._response.write(events))
 
     async def _settled(self) -> None:
         comment, self._comment = self._comment, None
@@ -130,6 +135,8 @@ def _end_of_last(data: bytes, mark: bytes) -> int:
 
 def completion_tokens(tail: bytes) -> int | None:
     """`usage.completion_tokens` of a stream's last events or of a whole answer, if it is there."""
+    if b'"completion_tokens"' not in tail:
+        return None
     for line in reversed(tail.split(b"\n")):
         if b'"usage"' not in line:
             continue
