@@ -7,6 +7,7 @@ Laws of this file:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class Answered:
 
 
 class Answer:
-    """`on_first` is called when the first byte of a good answer has come; `before_whole` is awaited before the headers
-    of an answer that is not streamed."""
+    """`on_first` is called when the first byte of a good answer has come and was sent on, before `send` ends;
+    `before_whole` is awaited before the headers of an answer that is not streamed."""
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Answer:
         self._on_first = on_first
         self._before_whole = before_whole
         self._has_begun = False
+        self._begins: asyncio.Handle | None = None
 
     async def send(
         self, engines: Engines, url: str, body: bytes, headers: dict[str, str], *, spare_server_errors: bool
@@ -68,6 +70,7 @@ class Answer:
                 return await self._relay(reply, self._stream)
             return await self._whole(reply)
         finally:
+            self._begin()
             # One that was read to its end has been closed, and its connection waits for the next.
             if not reply.closed:
                 reply.close()
@@ -121,7 +124,14 @@ class Answer:
 
     def _first(self) -> None:
         self._has_begun = True
-        self._on_first()
+        # What follows from it shall not hold up the bytes, which leave at the end of the event loop's turn.
+        self._begins = asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        handle, self._begins = self._begins, None
+        if handle is not None:
+            handle.cancel()
+            self._on_first()
 
     async def _settle_stream(self) -> None:
         if self._stream is not None:
