@@ -247,3 +247,15 @@ def test_a_failed_prefill_of_one_who_refuses_marks_it_down() -> None:
     drive.feed(e.PrefillEnded("r", failure("prefill_unreachable", refused=True)))
     assert not drive.scheduler.fleet.instances["west-0"].engine_healthy
     assert drive.scheduler.fleet.instances["west-0"].duty is Duty.PREFILL
+
+
+def test_a_prefill_that_was_refused_says_nothing_of_who_has_the_name_now() -> None:
+    """The file led the name to another engine meanwhile, and that one works."""
+    drive = Drive()
+    drive.arrives()
+    drive.feed(e.LandingReserved("r", 1000))
+    drive.feed(e.TopologyChanged(topology_of(member("west-0 prefill", url="http://elsewhere"), "pd-0 both")))
+    drive.see("west-0")
+    drive.feed(e.PrefillEnded("r", failure("prefill_unreachable", refused=True)))
+    assert drive.scheduler.fleet.instances["west-0"].engine_healthy
+    assert drive.at("west-0") == (0, 0)

@@ -169,7 +169,7 @@ class Lifecycle:
             self._fall_back(request, Failure(FallbackReason.PREFILL_UNREACHABLE, detail))
             return
         request.state = S.PREFILLING
-        request.prefill = route.prefill
+        request.prefill, request.prefill_instance = route.prefill, prefill
         prefill.num_inflight += 1
         self._renew_later(request, now_s)
         left_s = max(0.0, request.deadline_s - now_s)
@@ -193,11 +193,10 @@ class Lifecycle:
     def _prefill_over(self, request: Request, failure: Failure | None) -> None:
         if not request.prefill:
             return
-        instance = self.fleet.instances[request.prefill]
-        request.prefill = ""
-        instance.num_inflight -= 1
-        if failure is not None and failure.refused:
-            instance.engine_silent(refused=True)
+        self.fleet.instances[request.prefill].num_inflight -= 1
+        asked, request.prefill, request.prefill_instance = request.prefill_instance, "", None
+        if failure is not None and failure.refused and asked is not None:
+            asked.engine_silent(refused=True)
 
     def _landing_ended(self, request: Request, event: e.LandingEnded, now_s: float) -> None:
         if request.state is not S.PREFILLING:

@@ -123,9 +123,9 @@ LANDING_TRANSITIONS: Final[dict[LandingPhase, frozenset[LandingPhase]]] = {
 class Request:
     """What the scheduler knows of one request. Names of instances are empty for none: on `decode` and `prefill` it
     counts as in flight now, beside `landing_at` is its landing. The prefix that `skip_tokens` leaves out was held by
-    the life `matched_boot_id` of the decode engine. A name may lead to another engine later: `decode_instance` and
-    `landing_beside` are the instances that `decode` and `landing_at` named when they were set; `answered_by` began the
-    answer."""
+    the life `matched_boot_id` of the decode engine. A name may lead to another engine later: `decode_instance`,
+    `prefill_instance` and `landing_beside` are the instances that `decode`, `prefill` and `landing_at` named when they
+    were set; `answered_by` began the answer."""
 
     arrived: e.RequestArrived
     arrived_s: float
@@ -138,6 +138,7 @@ class Request:
     may_retry: bool = True
     decode: str = ""
     prefill: str = ""
+    prefill_instance: Instance | None = field(default=None, repr=False)
     decode_instance: Instance | None = field(default=None, repr=False)
     answered_by: Instance | None = field(default=None, repr=False)
     landing: LandingPhase = P.NONE
