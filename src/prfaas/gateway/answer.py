@@ -70,10 +70,10 @@ class Answer:
                 return await self._relay(reply, self._stream)
             return await self._whole(reply)
         finally:
-            self._begin()
             # One that was read to its end has been closed, and its connection waits for the next.
             if not reply.closed:
                 reply.close()
+            self._begin()
 
     async def _relay(self, reply: aiohttp.ClientResponse, stream: EventStream) -> Answered:
         try:

@@ -105,6 +105,8 @@ class GatewayApp:
                 limit.reschedule(asyncio.get_running_loop().time() + settings.request_timeout)
                 await self._driven(request, tracing, receive, response, request_id, limit)
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise ApiError(504, "the request took too long", code="timeout") from None
 
     async def _read(
