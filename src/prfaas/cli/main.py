@@ -170,6 +170,37 @@ def plan(
 
 
 @app.command()
+def simulate(
+    file: Annotated[Path, typer.Argument(help="Deployment file (YAML).", show_default=False)],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Policy in place of the file's; several are compared under the same requests."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs with different requests.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    num_requests: Annotated[
+        int | None, typer.Option(min=10, max=10_000_000, help="Requests of a run; default 5000, or the whole trace.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=1e-6, help="Requests a second, in place of the file's.")] = None,
+    load: Annotated[
+        float | None, typer.Option(min=0.01, max=10, help="The rate as a share of the planned one.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Requests of a trace (Mooncake's format), at its times.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    requests: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request.")] = None,
+) -> None:
+    """Run a deployment under a load in simulated time, through the scheduler that the gateway runs."""
+    from prfaas.simulator.command import SimulateOptions, run
+
+    options = SimulateOptions(
+        file, tuple(policy or ()), seeds, first_seed, num_requests, rate, load, trace, as_json, requests
+    )
+    raise typer.Exit(run(options))
+
+
+@app.command()
 def profile(
     url: Annotated[str, typer.Argument(help="Base URL of an OpenAI-compatible server.", show_default=False)],
     out: Annotated[Path, typer.Option(help="File to write.")],

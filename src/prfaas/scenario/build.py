@@ -162,6 +162,7 @@ class _Builder:
             decode_rps=decode.rps(mean_output_tokens),
             num_prefill=None if num_idle else _num_prefill(cluster),
             price_per_gpu_hour=self._gpu_price(cluster, hardware),
+            decode=decode,
         )
 
     def _num_idle(self, name: str, cluster: Cluster) -> int:

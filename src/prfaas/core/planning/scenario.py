@@ -11,6 +11,7 @@ from functools import cached_property
 
 from prfaas.core.errors import PrfaasError
 from prfaas.core.model.curve import Curve
+from prfaas.core.model.decode import DecodePoint
 from prfaas.core.planning.workload import Band, Workload
 
 
@@ -53,7 +54,8 @@ class PrfaasCluster:
 @dataclass(frozen=True, slots=True)
 class PdCluster:
     """A cluster that decodes, and prefills what stays. `decode_rps`: requests per second that one decoding instance
-    finishes, BS_max / (T_decode · L_out). `num_prefill` fixes the split; None lets the search choose."""
+    finishes, BS_max / (T_decode · L_out); `decode` is the batch and the step that it comes from, for who simulates it.
+    `num_prefill` fixes the split; None lets the search choose."""
 
     name: str
     num_instances: int
@@ -62,6 +64,7 @@ class PdCluster:
     decode_rps: float
     num_prefill: int | None = None
     price_per_gpu_hour: float | None = None
+    decode: DecodePoint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from prfaas.core.errors import PrfaasError
@@ -38,20 +38,22 @@ class TracedRequest:
 
 
 def read_trace(lines: Iterable[bytes | str], *, block_tokens: int = MOONCAKE_BLOCK_TOKENS) -> list[TracedRequest]:
-    """The requests of a trace, in its order. Raises TraceError on the first line that is not one (an empty one is not),
-    and if there is none."""
-    seen: set[int] = set()
-    requests = []
-    for number, line in enumerate(lines, start=1):
-        request = _request(number, line, block_tokens, seen)
-        seen.update(request.hash_ids)
-        requests.append(request)
+    """The requests of a trace, by time; of equal times in its order. Raises TraceError on the first line that is not
+    one (an empty one is not), and if there is none."""
+    requests = [_request(number, line, block_tokens) for number, line in enumerate(lines, start=1)]
     if not requests:
         raise TraceError(1, "the trace is empty; it needs one JSON object a line")
-    return requests
+    seen: set[int] = set()
+    found = []
+    for request in sorted(requests, key=lambda request: request.arrival_s):
+        ids = request.hash_ids
+        hit = next((index for index, hash_id in enumerate(ids) if hash_id not in seen), len(ids))
+        found.append(replace(request, uncached_tokens=max(1, request.input_tokens - hit * block_tokens)))
+        seen.update(ids)
+    return found
 
 
-def _request(number: int, line: bytes | str, block_tokens: int, seen: set[int]) -> TracedRequest:
+def _request(number: int, line: bytes | str, block_tokens: int) -> TracedRequest:
     if not line.strip():
         raise TraceError(number, "empty; remove it")
     try:
@@ -65,10 +67,8 @@ def _request(number: int, line: bytes | str, block_tokens: int, seen: set[int]) 
     if hash_ids and len(hash_ids) not in (input_tokens // block_tokens, -(-input_tokens // block_tokens)):
         text = f"{len(hash_ids)} hash_ids do not fit {input_tokens} tokens in blocks of {block_tokens}"
         raise TraceError(number, f"{text}; is block_tokens right?")
-    hit = next((index for index, hash_id in enumerate(hash_ids) if hash_id not in seen), len(hash_ids))
-    uncached = max(1, input_tokens - hit * block_tokens)
     arrival_s = _count(number, raw, "timestamp", 0, 1 << 53) / 1e3
-    return TracedRequest(arrival_s, input_tokens, _count(number, raw, "output_length", 0), uncached, hash_ids)
+    return TracedRequest(arrival_s, input_tokens, _count(number, raw, "output_length", 0), input_tokens, hash_ids)
 
 
 def _count(number: int, raw: dict[str, object], key: str, minimum: int, maximum: int = MAX_LENGTH_TOKENS) -> int:

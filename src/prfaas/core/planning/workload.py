@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -118,6 +118,11 @@ class Empirical(Workload):
             raise WorkloadError("a workload needs at least one length, and none below zero")
         self._sums = [list(accumulate((x**k for x in self._lengths), initial=0.0)) for k in range(3)]
         self.min_tokens, self.max_tokens = float(self._lengths[0]), float(self._lengths[-1])
+
+    @property
+    def lengths_tokens(self) -> Sequence[float]:
+        """Every length that occurred, in order of size."""
+        return self._lengths
 
     def __repr__(self) -> str:
         return f"Empirical of {len(self._lengths)} lengths, {self.min_tokens:g} to {self.max_tokens:g}"

@@ -1,0 +1,1 @@
+"""The simulator against closed forms, and how fast it is."""

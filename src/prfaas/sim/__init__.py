@@ -1,0 +1,1 @@
+"""A simulated deployment that the shipped scheduler decides for."""

@@ -1,0 +1,61 @@
+"""Requests that come to a simulated deployment."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final
+
+from prfaas.core.planning.workload import Empirical, TruncatedLogNormal, Workload
+
+_NORMAL: Final = NormalDist()
+#: `inv_cdf` takes no zero.
+_SMALLEST: Final = 1e-300
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request. `num_tokens` of its prompt are uncached."""
+
+    at_s: float
+    num_tokens: int
+    num_output_tokens: int
+
+
+#: Draws one uncached prompt length, in tokens.
+DrawLength = Callable[[random.Random], int]
+
+
+def lengths_of(workload: Workload) -> DrawLength:
+    """Draws from a workload's distribution."""
+    if isinstance(workload, TruncatedLogNormal):
+        return _log_normal(workload)
+    if isinstance(workload, Empirical):
+        lengths = [max(1, round(length)) for length in workload.lengths_tokens]
+        return lambda rng: lengths[rng.randrange(len(lengths))]
+    raise TypeError(f"nothing is known of how to draw from {workload!r}")
+
+
+def _log_normal(workload: TruncatedLogNormal) -> DrawLength:
+    """By the inverse of the distribution function, in the tail where it is accurate: one uniform number each."""
+    a, b = ((math.log(end) - workload.mu) / workload.sigma for end in (workload.min_tokens, workload.max_tokens))
+    sign = -1.0 if a > 0 else 1.0
+    low, high = sorted((_NORMAL.cdf(sign * a), _NORMAL.cdf(sign * b)))
+
+    def draw(rng: random.Random) -> int:
+        share = min(max(low + (high - low) * rng.random(), _SMALLEST), 1 - 1e-16)
+        length = math.exp(workload.mu + workload.sigma * sign * _NORMAL.inv_cdf(share))
+        return max(1, round(min(max(length, workload.min_tokens), workload.max_tokens)))
+
+    return draw
+
+
+def poisson(rng: random.Random, rate_rps: float, lengths: DrawLength, num_output_tokens: int) -> Iterator[Arrival]:
+    """Without end, at `rate_rps` on average."""
+    at_s = 0.0
+    while True:
+        at_s += rng.expovariate(rate_rps)
+        yield Arrival(at_s, lengths(rng), num_output_tokens)

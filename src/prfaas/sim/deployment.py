@@ -1,0 +1,85 @@
+"""What is simulated: instances with their engines' profiles, links, and what the scheduler is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from prfaas.core.control.lifecycle import TransferTerms
+from prfaas.core.control.router import RoutePolicy
+from prfaas.core.model.curve import Curve
+from prfaas.core.planning.scenario import PlanningError, PolicyKind, Scenario
+from prfaas.core.planning.solution import Solution
+from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
+from prfaas.sim.engine import EngineProfile
+
+#: What `transfer.deadline` and `transfer.lease` are if a file does not say.
+DEFAULT_TERMS: Final = TransferTerms(deadline_s=60.0, lease_s=30.0)
+
+
+@dataclass(frozen=True)
+class SimulatedDeployment:
+    """`profiles` are by instance. A link without bandwidth has no limit, one without round-trip time no delay.
+    `kv_bytes`: what crosses of a prompt of l uncached tokens. `is_layer_wise`: it leaves while prefill goes on."""
+
+    topology: Topology
+    profiles: dict[str, EngineProfile]
+    kv_bytes: Curve
+    policy: RoutePolicy
+    terms: TransferTerms = DEFAULT_TERMS
+    is_layer_wise: bool = True
+
+
+def planned_deployment(
+    scenario: Scenario,
+    solution: Solution,
+    *,
+    terms: TransferTerms = DEFAULT_TERMS,
+    rtts_s: Mapping[tuple[str, str], float] = MappingProxyType({}),
+    is_layer_wise: bool = True,
+) -> SimulatedDeployment:
+    """A scenario with the split and the threshold of a plan. `rtts_s` are by source and target of a link. Raises
+    PlanningError if it is not known how long a decode step takes."""
+    clusters = [Cluster(pd.name, Role.PD) for pd in scenario.pd]
+    clusters += [Cluster(name, Role.PRFAAS) for name in scenario.prfaas_by_name]
+    instances: list[Instance] = []
+    profiles: dict[str, EngineProfile] = {}
+    for pd in scenario.pd:
+        if pd.decode is None:
+            raise PlanningError(f"{pd.name}: a simulation needs its decode batch and step")
+        num_prefill = solution.num_pd_prefill.get(pd.name, 0)
+        profile = EngineProfile(pd.prefill_s, pd.decode.batch, pd.decode.step_s)
+        for index in range(pd.num_instances):
+            instance = _instance(pd.name, index, Duty.PREFILL if index < num_prefill else Duty.DECODE)
+            instances.append(instance)
+            profiles[instance.name] = profile
+    for prfaas in scenario.prfaas_by_name.values():
+        for index in range(prfaas.num_instances):
+            instance = _instance(prfaas.name, index, Duty.PREFILL)
+            instances.append(instance)
+            profiles[instance.name] = EngineProfile(prfaas.prefill_s, 1, 1.0)
+    links = [
+        Link(link.source, link.target, link.bytes_per_s, rtts_s.get((link.source, link.target)))
+        for link in scenario.links
+        if link.source in scenario.prfaas_by_name
+    ]
+    topology = Topology(tuple(clusters), tuple(instances), complete_links(clusters, links) if links else ())
+    policy = RoutePolicy(
+        offload=_offloads(scenario, solution),
+        threshold_tokens=max(0, round(solution.threshold_tokens)),
+    )
+    return SimulatedDeployment(topology, profiles, scenario.kv_bytes, policy, terms, is_layer_wise)
+
+
+def _offloads(scenario: Scenario, solution: Solution) -> bool:
+    """As the gateway takes the kinds of policies: only a searched threshold may come to nothing."""
+    if scenario.policy is PolicyKind.PRFAAS:
+        return bool(solution.offload_fraction)
+    return scenario.policy is not PolicyKind.HOMOGENEOUS
+
+
+def _instance(cluster: str, index: int, duty: Duty) -> Instance:
+    name = f"{cluster}-{index}"
+    return Instance(name, cluster, duty, f"sim://{name}/engine", f"sim://{name}/node", f"sim://{name}", "simulated")

@@ -1,0 +1,192 @@
+"""An engine whose time comes from a profile: one prompt is prefilled at a time, and a batch is decoded.
+
+Laws of this file:
+- Prompts are prefilled in the order in which they came, each in `prefill_s` of its uncached length.
+- A decode step gives every sequence of the batch one token, and takes `step_s` however many there are, as in the paper
+  (Eq. 5). At most `max_batch` sequences are in the batch; others wait in order.
+- An engine that does both prefills in chunks, as engines do: every chunk is a step of the batch too, which gets one
+  token of it. So a long prompt slows the batch down, and the batch does not slow the prompt.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prfaas.core.model.curve import Curve
+from prfaas.sim.kernel import Kernel, Planned
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """`prefill_s`: seconds for a prompt of l uncached tokens, of which a step takes `chunk_tokens`."""
+
+    prefill_s: Curve
+    max_batch: int
+    step_s: float
+    chunk_tokens: int = 8_192
+
+
+class Prefill:
+    """One prompt. `on_start` is told when it will be done."""
+
+    __slots__ = ("is_over", "num_tokens", "on_done", "on_start")
+
+    def __init__(self, num_tokens: int, on_start: Callable[[float], object], on_done: Callable[[], object]) -> None:
+        self.num_tokens = num_tokens
+        self.on_start = on_start
+        self.on_done = on_done
+        self.is_over = False
+
+
+class Sequence:
+    """One answer: `num_tokens` to come. `on_first` comes with the first of them."""
+
+    __slots__ = ("is_over", "num_tokens", "on_done", "on_first")
+
+    def __init__(self, num_tokens: int, on_first: Callable[[], object], on_done: Callable[[], object]) -> None:
+        self.num_tokens = num_tokens
+        self.on_first = on_first
+        self.on_done = on_done
+        self.is_over = False
+
+
+class Engine:
+    """One instance."""
+
+    def __init__(self, kernel: Kernel, profile: EngineProfile) -> None:
+        self._kernel = kernel
+        self._profile = profile
+        self._prompts: deque[Prefill] = deque()
+        self._prefilling: Prefill | None = None
+        self._prefill_ends: Planned | None = None
+        self._waiting: deque[Sequence] = deque()
+        self._num_decoding = 0
+        #: Steps done since the start, fractions of one too: a sequence that joined at s has its n-th token at s + n.
+        self._steps = 0.0
+        self._step_s = profile.step_s
+        self._advanced_at_s = kernel.now_s
+        self._milestones: list[tuple[float, int, bool, Sequence]] = []
+        self._number = 0
+        self._next: Planned | None = None
+        #: Seconds with a prompt, and with sequences: of a full batch `max_batch` for each second.
+        self.prefilling_s = 0.0
+        self.decoding_s = 0.0
+
+    @property
+    def num_prompts(self) -> int:
+        """Waiting and being prefilled."""
+        return len(self._prompts) + (self._prefilling is not None)
+
+    @property
+    def num_sequences(self) -> int:
+        """Waiting and in the batch."""
+        return len(self._waiting) + self._num_decoding
+
+    @property
+    def num_decoding(self) -> int:
+        return self._num_decoding
+
+    # Prefill
+
+    def prefill(self, prompt: Prefill) -> None:
+        self._prompts.append(prompt)
+        if self._prefilling is None:
+            self._start_prefill()
+
+    def drop_prefill(self, prompt: Prefill) -> None:
+        """Nobody waits for it any more. Idempotent."""
+        if prompt.is_over:
+            return
+        prompt.is_over = True
+        if prompt is not self._prefilling:
+            self._prompts.remove(prompt)
+            return
+        assert self._prefill_ends is not None, "what is being prefilled will end"
+        self._prefill_ends.cancel()
+        self._start_prefill()
+
+    def _start_prefill(self) -> None:
+        self._advance()
+        self._prefilling = self._prompts.popleft() if self._prompts else None
+        self._step_s = self._profile.step_s
+        if self._prefilling is not None:
+            num_tokens = self._prefilling.num_tokens
+            takes_s = self._profile.prefill_s.at(num_tokens)
+            self._step_s = max(takes_s / math.ceil(num_tokens / self._profile.chunk_tokens), self._step_s)
+            ends_s = self._kernel.now_s + takes_s
+            self._prefill_ends = self._kernel.at(ends_s, self._prefilled, self._prefilling)
+            self._prefilling.on_start(ends_s)
+        self._plan()
+
+    def _prefilled(self, prompt: Prefill) -> None:
+        prompt.is_over = True
+        self._start_prefill()
+        prompt.on_done()
+
+    # Decode
+
+    def decode(self, sequence: Sequence) -> None:
+        self._waiting.append(sequence)
+        self._advance()
+        self._admit()
+        self._plan()
+
+    def drop_sequence(self, sequence: Sequence) -> None:
+        """Nobody waits for it any more. Idempotent."""
+        if sequence.is_over:
+            return
+        sequence.is_over = True
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+            return
+        self._advance()
+        self._num_decoding -= 1
+        self._milestones = [milestone for milestone in self._milestones if milestone[3] is not sequence]
+        heapq.heapify(self._milestones)
+        self._admit()
+        self._plan()
+
+    def _advance(self) -> None:
+        now_s = self._kernel.now_s
+        elapsed_s, self._advanced_at_s = now_s - self._advanced_at_s, now_s
+        if self._prefilling is not None:
+            self.prefilling_s += elapsed_s
+        self.decoding_s += elapsed_s * self._num_decoding
+        self._steps += elapsed_s / self._step_s
+
+    def _admit(self) -> None:
+        while self._waiting and self._num_decoding < self._profile.max_batch:
+            sequence = self._waiting.popleft()
+            self._num_decoding += 1
+            self._number += 1
+            heapq.heappush(self._milestones, (self._steps + 1, self._number, sequence.num_tokens <= 1, sequence))
+
+    def _plan(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        if self._milestones:
+            steps = self._milestones[0][0] - self._steps
+            self._next = self._kernel.after(max(0.0, steps) * self._step_s, self._due)
+
+    def _due(self) -> None:
+        self._next = None
+        self._advance()
+        # The clock was set for this one; of its own place a float may fall a hair short.
+        steps, number, is_last, sequence = heapq.heappop(self._milestones)
+        self._steps = max(self._steps, steps)
+        if is_last:
+            sequence.is_over = True
+            self._num_decoding -= 1
+            self._admit()
+        else:
+            heapq.heappush(self._milestones, (steps + sequence.num_tokens - 1, number, True, sequence))
+        self._plan()
+        if not is_last or sequence.num_tokens <= 1:
+            sequence.on_first()
+        if is_last:
+            sequence.on_done()

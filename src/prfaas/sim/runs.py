@@ -1,0 +1,109 @@
+"""Whole runs: a deployment under a load, and the requests that came out of it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from prfaas.sim.arrivals import Arrival, DrawLength
+from prfaas.sim.deployment import SimulatedDeployment
+from prfaas.sim.simulation import Life, Simulation
+
+#: Progress is told after so many events: some thousand requests, a fraction of a second.
+EVENTS_PER_WORD: Final = 20_000
+
+
+#: A run of more seconds is sampled less often.
+MAX_SAMPLES: Final = 20_000
+
+
+class Sample(NamedTuple):
+    """Of one moment: requests inside, and bytes that have crossed all links so far."""
+
+    at_s: float
+    num_inside: int
+    sent_bytes: float
+
+
+class Run:
+    """One simulation, the requests that have ended in it, in the order of their ends, and what was seen every
+    `sample_s` while more were to come: every second, at first."""
+
+    def __init__(self, deployment: SimulatedDeployment, *, checks: bool = False) -> None:
+        self.ended: list[Life] = []
+        self.samples: list[Sample] = []
+        self.sample_s = 1.0
+        self.simulation = Simulation(deployment, self._end, checks=checks)
+
+    def sample(self) -> None:
+        """Now, and from now on until the last request has come."""
+        simulation = self.simulation
+        sent_bytes = sum(link.sent_bytes for link in simulation.links.values())
+        self.samples.append(Sample(simulation.kernel.now_s, len(simulation.lives), sent_bytes))
+        if simulation.expects_more:
+            if len(self.samples) >= MAX_SAMPLES:
+                self.samples = self.samples[::2]
+                self.sample_s *= 2
+            simulation.kernel.after(self.sample_s, self.sample)
+
+    @property
+    def num_going_on(self) -> int:
+        return len(self.simulation.lives)
+
+    def throughput_rps(self, from_s: float, to_s: float) -> float:
+        """Requests answered in that time, per second."""
+        num = sum(1 for life in self.ended if life.outcome == "ok" and from_s < (life.ended_s or 0.0) <= to_s)
+        return num / (to_s - from_s)
+
+    def _end(self, life: Life) -> None:
+        self.ended.append(life)
+
+
+class ClosedLoop(Run):
+    """`num_clients` send their next request when the last one has ended."""
+
+    def __init__(
+        self,
+        deployment: SimulatedDeployment,
+        rng: random.Random,
+        lengths: DrawLength,
+        *,
+        num_clients: int,
+        num_output_tokens: int,
+        checks: bool = False,
+    ) -> None:
+        super().__init__(deployment, checks=checks)
+        self._rng, self._lengths, self._num_output_tokens = rng, lengths, num_output_tokens
+        for _ in range(num_clients):
+            self._submit()
+
+    def run(self, until_s: float) -> None:
+        self.simulation.run(until_s)
+
+    def _submit(self) -> None:
+        now_s = self.simulation.kernel.now_s
+        self.simulation.submit(Arrival(now_s, self._lengths(self._rng), self._num_output_tokens))
+
+    def _end(self, life: Life) -> None:
+        super()._end(life)
+        self._submit()
+
+
+def open_loop(
+    deployment: SimulatedDeployment,
+    arrivals: Iterable[Arrival],
+    *,
+    checks: bool = False,
+    on_progress: Callable[[int], object] = lambda num_ended: None,
+) -> Run:
+    """All of `arrivals`, which end, to the end of the last one. `on_progress` is told now and then how many have."""
+    run = Run(deployment, checks=checks)
+    kernel = run.simulation.kernel
+    run.simulation.follow(iter(arrivals))
+    run.sample()
+    while kernel.step(math.inf):
+        if kernel.num_events % EVENTS_PER_WORD == 0:
+            on_progress(len(run.ended))
+    return run

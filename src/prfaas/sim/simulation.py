@@ -1,0 +1,276 @@
+"""Drives the shipped scheduler through simulated time: does what its actions ask, and tells it what came of it.
+
+The gateway is beside the PD clusters; a remote prefill engine is half a round trip away, each way. What is not
+simulated takes no time: counting, reserving, settling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from prfaas.core.control import actions as a
+from prfaas.core.control import events as e
+from prfaas.core.control.fallback import Failure, FallbackReason
+from prfaas.core.control.scheduler import Scheduler
+from prfaas.sim.arrivals import Arrival
+from prfaas.sim.deployment import SimulatedDeployment
+from prfaas.sim.engine import Engine, Prefill, Sequence
+from prfaas.sim.kernel import Kernel, Planned
+from prfaas.sim.link import SharedLink, Transfer
+
+_STOPPED: Final = Failure(FallbackReason.PREFILL_FAILED, "stopped")
+
+
+@dataclass(eq=False, slots=True)
+class Life:
+    """One request's way through the simulation. Times are absolute; None: it did not come to that."""
+
+    number: int
+    arrival: Arrival
+    began_s: float | None = None
+    ended_s: float | None = None
+    outcome: str = ""
+    route: str = ""
+    reason: str = ""
+    prefill: str = ""
+    decode: str = ""
+    fallback: str = ""
+    kv_bytes: float = 0.0
+    prompt: Prefill | None = field(default=None, repr=False)
+    engine: Engine | None = field(default=None, repr=False)
+    transfer: Transfer | None = field(default=None, repr=False)
+    is_prefilling: bool = False
+    has_landed: bool = False
+
+    @property
+    def request_id(self) -> str:
+        return f"r{self.number}"
+
+
+class Simulation:
+    """One run. `on_end` is called with every request that is over; it may `submit` another. With `checks` the
+    scheduler's invariants are tested after every event."""
+
+    def __init__(
+        self,
+        deployment: SimulatedDeployment,
+        on_end: Callable[[Life], object] = lambda life: None,
+        *,
+        checks: bool = False,
+    ) -> None:
+        self.kernel = Kernel()
+        self.deployment = deployment
+        self.scheduler = Scheduler(deployment.topology, deployment.policy, deployment.terms)
+        self.engines = {name: Engine(self.kernel, profile) for name, profile in deployment.profiles.items()}
+        self.links = {
+            (link.source, link.target): SharedLink(self.kernel, link.bytes_per_s)
+            for link in deployment.topology.links
+            if link.bytes_per_s is not None and link.bytes_per_s < math.inf
+        }
+        self._delay_s = {(link.source, link.target): (link.rtt_s or 0.0) / 2 for link in deployment.topology.links}
+        self._on_end = on_end
+        self._checks = checks
+        self.lives: dict[str, Life] = {}
+        self._num_lives = 0
+        self._tick: Planned | None = None
+        self._tick_due_s: float | None = None
+        self._arrivals: Iterator[Arrival] = iter(())
+        #: Somebody is still to come of those that `follow` was given.
+        self.expects_more = False
+        self._do: dict[type, Callable[[Life, Any], None]] = {
+            a.CountPrompt: self._count,
+            a.Reserve: self._reserve,
+            a.Prefill: self._prefill,
+            a.AwaitLanding: lambda life, action: None,
+            a.StopPrefill: self._stop_prefill,
+            a.RenewLease: lambda life, action: self._feed(e.LeaseRenewed(life.request_id, is_held=True)),
+            a.Decode: self._decode,
+            a.Refuse: self._refuse,
+            a.SettleLanding: self._settle,
+            a.DropLanding: self._drop,
+            a.NoteUncached: lambda life, action: None,
+            a.Close: self._close,
+        }
+        for name in deployment.profiles:
+            self._handle(e.EngineSeen(name, True))
+            self._handle(e.NodeSeen(name, True))
+
+    def follow(self, arrivals: Iterator[Arrival]) -> None:
+        """Let these come at their times, one after the other; their times rise."""
+        self._arrivals = arrivals
+        self._plan_arrival()
+
+    def submit(self, arrival: Arrival) -> Life:
+        """A request that comes now."""
+        self._num_lives += 1
+        life = Life(self._num_lives, arrival)
+        self.lives[life.request_id] = life
+        tokens = arrival.num_tokens
+        self._handle(e.RequestArrived(life.request_id, f"t{life.number}", tokens, True, None, "completions", True))
+        return life
+
+    def run(self, until_s: float) -> None:
+        self.kernel.run(until_s)
+
+    def _plan_arrival(self) -> None:
+        arrival = next(self._arrivals, None)
+        self.expects_more = arrival is not None
+        if arrival is not None:
+            self.kernel.at(arrival.at_s, self._arrives, arrival)
+
+    def _arrives(self, arrival: Arrival) -> None:
+        self.submit(arrival)
+        self._plan_arrival()
+
+    # The scheduler's door
+
+    def _feed(self, event: e.Event) -> None:
+        """At the same time, after what is being done."""
+        self.kernel.after(0.0, self._handle, event)
+
+    def _handle(self, event: e.Event) -> None:
+        now_s = self.kernel.now_s
+        actions = self.scheduler.handle(event, now_s)
+        if self._checks:
+            self.scheduler.check()
+        for action in actions:
+            life = self.lives.get(action.request_id)
+            if life is not None:
+                self._do[type(action)](life, action)
+        self._arm()
+
+    def _arm(self) -> None:
+        due_s = self.scheduler.next_due_s
+        if due_s == self._tick_due_s:
+            return
+        if self._tick is not None:
+            self._tick.cancel()
+        self._tick_due_s = due_s
+        self._tick = None if due_s is None else self.kernel.at(due_s, self._tick_due)
+
+    def _tick_due(self) -> None:
+        self._tick = self._tick_due_s = None
+        self._handle(e.Tick())
+
+    # What the actions ask
+
+    def _count(self, life: Life, action: a.CountPrompt) -> None:
+        self._feed(e.PromptCounted(life.request_id, life.arrival.num_tokens))
+
+    def _reserve(self, life: Life, action: a.Reserve) -> None:
+        life.kv_bytes = self.deployment.kv_bytes.at(life.arrival.num_tokens)
+        life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        self._feed(e.LandingReserved(life.request_id, max(1, round(life.kv_bytes))))
+
+    def _prefill(self, life: Life, action: a.Prefill) -> None:
+        life.prefill, life.decode = action.instance, action.decode
+        life.is_prefilling = True
+        self.kernel.after(self._way_s(life), self._prefill_reaches, life, action.instance)
+
+    def _prefill_reaches(self, life: Life, instance: str) -> None:
+        if not life.is_prefilling:
+            return
+        engine = self.engines[instance]
+        life.engine = engine
+        life.prompt = Prefill(
+            life.arrival.num_tokens,
+            on_start=lambda ends_s: self._prefill_starts(life, ends_s),
+            on_done=lambda: self._prefill_done(life),
+        )
+        engine.prefill(life.prompt)
+
+    def _prefill_starts(self, life: Life, ends_s: float) -> None:
+        link = self.links.get(self._pair(life))
+        if link is not None and self.deployment.is_layer_wise:
+            life.transfer = link.send(life.kv_bytes, self.kernel.now_s, ends_s, lambda: self._sent(life))
+
+    def _prefill_done(self, life: Life) -> None:
+        now_s = self.kernel.now_s
+        self.kernel.after(self._way_s(life), self._prefill_told, life)
+        link = self.links.get(self._pair(life))
+        if link is None:
+            self._sent(life)
+        elif not self.deployment.is_layer_wise:
+            life.transfer = link.send(life.kv_bytes, now_s, now_s, lambda: self._sent(life))
+
+    def _prefill_told(self, life: Life) -> None:
+        if life.is_prefilling:
+            life.is_prefilling = False
+            self._handle(e.PrefillEnded(life.request_id))
+
+    def _sent(self, life: Life) -> None:
+        life.transfer = None
+        self.kernel.after(self._way_s(life), self._landed, life)
+
+    def _landed(self, life: Life) -> None:
+        # Layers that come while the prefill's answer is on its way do not end a transfer that was stopped.
+        if not life.has_landed and life.request_id in self.lives:
+            life.has_landed = True
+            self._handle(e.LandingEnded(life.request_id, max(1, round(life.kv_bytes))))
+
+    def _stop_prefill(self, life: Life, action: a.StopPrefill) -> None:
+        if life.is_prefilling:
+            life.is_prefilling = False
+            if life.prompt is not None and life.engine is not None:
+                life.engine.drop_prefill(life.prompt)
+            self._feed(e.PrefillEnded(life.request_id, _STOPPED))
+        if life.transfer is not None:
+            self.links[self._pair(life)].stop(life.transfer)
+            life.transfer = None
+        if not life.has_landed:
+            life.has_landed = True
+            self._feed(e.LandingEnded(life.request_id, failure=_STOPPED))
+
+    def _decode(self, life: Life, action: a.Decode) -> None:
+        life.decode = action.instance
+        engine = self.engines[action.instance]
+        if action.fallback is not None:
+            life.fallback = str(action.fallback.reason)
+        sequence = Sequence(
+            life.arrival.num_output_tokens,
+            on_first=lambda: self._began(life, action.attempt),
+            on_done=lambda: self._ended(life),
+        )
+        if action.is_landed:
+            engine.decode(sequence)
+            return
+        life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        engine.prefill(Prefill(life.arrival.num_tokens, lambda ends_s: None, lambda: engine.decode(sequence)))
+
+    def _began(self, life: Life, attempt: int) -> None:
+        life.began_s = self.kernel.now_s
+        self._handle(e.AnswerBegan(life.request_id, attempt))
+
+    def _ended(self, life: Life) -> None:
+        life.ended_s, life.outcome = self.kernel.now_s, "ok"
+        self._handle(e.AnswerEnded(life.request_id, "ok", 200, None, life.arrival.num_output_tokens))
+
+    def _refuse(self, life: Life, action: a.Refuse) -> None:
+        life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        life.ended_s, life.outcome = self.kernel.now_s, "unavailable"
+        self._feed(e.AnswerEnded(life.request_id, "unavailable", 503))
+
+    def _settle(self, life: Life, action: a.SettleLanding) -> None:
+        loaded = life.arrival.num_tokens - 1
+        self._feed(e.LandingSettled(life.request_id, e.FinalRecord("consumed", None, loaded, 1)))
+
+    def _drop(self, life: Life, action: a.DropLanding) -> None:
+        self._feed(e.LandingDropped(life.request_id))
+
+    def _close(self, life: Life, action: a.Close) -> None:
+        del self.lives[life.request_id]
+        # What it held is as large as itself, and runs of a million keep every life.
+        life.prompt = life.engine = life.transfer = None
+        self._on_end(life)
+
+    # The ways between clusters
+
+    def _pair(self, life: Life) -> tuple[str, str]:
+        instances = self.scheduler.fleet.instances
+        return instances[life.prefill].cluster, instances[life.decode].cluster
+
+    def _way_s(self, life: Life) -> float:
+        return self._delay_s.get(self._pair(life), 0.0)

@@ -1,0 +1,1 @@
+"""`prfaas simulate`: a deployment file under a load, through the scheduler that ships."""

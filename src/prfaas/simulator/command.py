@@ -1,0 +1,248 @@
+"""`prfaas simulate`: a deployment file, policies and seeds in; a table, a JSON object, a line for each request out."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, TextIO, get_args
+
+from prfaas.core.control.lifecycle import TransferTerms
+from prfaas.core.errors import PrfaasError
+from prfaas.core.planning.scenario import Scenario
+from prfaas.core.planning.solution import Solution
+from prfaas.core.planning.solve import solve
+from prfaas.core.planning.trace import MOONCAKE_BLOCK_TOKENS, TraceError, read_trace
+from prfaas.deployment.contradictions import contradictions
+from prfaas.deployment.document import DeploymentError, Document
+from prfaas.deployment.load import read_deployment
+from prfaas.deployment.model import Deployment, Policy
+from prfaas.scenario.build import scenario_of
+from prfaas.sim.arrivals import Arrival, lengths_of, poisson
+from prfaas.sim.deployment import SimulatedDeployment, planned_deployment
+from prfaas.sim.runs import Run, open_loop
+from prfaas.sim.simulation import Life
+from prfaas.simulator.results import Results, results_of
+
+KINDS: Final = tuple(get_args(Policy.model_fields["kind"].annotation))
+#: Of a run, unless the command line or a trace says it.
+DEFAULT_NUM_REQUESTS: Final = 5_000
+#: Of the rate that the plan of the first policy promises, where neither the file nor the command line says a rate.
+DEFAULT_LOAD: Final = 0.8
+
+
+class BadSimulation(PrfaasError):
+    """The command line asks for something that cannot be; the text says what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulateOptions:
+    """What the command line says. Of `rate_rps` and `load`, a share of the planned rate, one at most is given."""
+
+    file: Path
+    policies: tuple[str, ...] = ()
+    num_seeds: int = 1
+    first_seed: int = 0
+    num_requests: int | None = None
+    rate_rps: float | None = None
+    load: float | None = None
+    trace: Path | None = None
+    as_json: bool = False
+    requests: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    policy: str
+    scenario: Scenario
+    solution: Solution
+    deployment: SimulatedDeployment
+    tpot_slo_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Requests by seed, how many, and in words."""
+
+    arrivals: Callable[[int], Iterable[Arrival]]
+    num_requests: int
+    words: str
+
+
+def run(options: SimulateOptions) -> int:
+    """Returns 0, or 2 after saying on standard error what is wrong with the input; nothing is written then."""
+    try:
+        _check(options)
+        deployment, document = read_deployment(options.file)
+        kinds = dict.fromkeys(options.policies or (deployment.policy.kind,))
+        cases = [_case(deployment, document, kind) for kind in kinds]
+        load = _load(options, deployment, cases[0])
+        results = _simulated(options, cases, load)
+    except PrfaasError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if options.as_json:
+        sys.stdout.write(json.dumps({"load": load.words, "runs": [r.to_json() for r in results]}, indent=2) + "\n")
+    else:
+        from prfaas.simulator.report import print_results
+
+        print_results(options.file.stem, load.words, results)
+    return 0
+
+
+def _check(options: SimulateOptions) -> None:
+    for kind in options.policies:
+        if kind not in KINDS:
+            raise BadSimulation(f"--policy {kind}: there is {', '.join(KINDS)}")
+    if sum(given is not None for given in (options.rate_rps, options.load, options.trace)) > 1:
+        raise BadSimulation("--rate, --load and --trace each say how many requests come; give one of them")
+    if options.trace is not None and (options.num_seeds > 1 or options.first_seed):
+        raise BadSimulation("--trace: its requests are the same for every seed; leave --seeds and --first-seed out")
+    if options.requests is None:
+        return
+    out = options.requests.resolve()
+    if not out.parent.is_dir():
+        raise BadSimulation(f"--requests {options.requests}: there is no folder {out.parent}")
+    if out in {given.resolve() for given in (options.file, options.trace) if given is not None}:
+        raise BadSimulation(f"--requests {options.requests}: that file is read; name another one to write")
+
+
+def _case(deployment: Deployment, document: Document, kind: str) -> _Case:
+    if kind != deployment.policy.kind:
+        policy = deployment.policy.model_copy(update={"kind": kind})
+        deployment = deployment.model_copy(update={"policy": policy})
+        problems = [document.problem(field, text) for field, text in contradictions(deployment)]
+        if problems:
+            raise BadSimulation("\n".join(f"--policy {kind}: {problem}" for problem in problems))
+    try:
+        scenario = scenario_of(deployment, document)
+        solution = solve(scenario)
+    except DeploymentError:
+        raise
+    except PrfaasError as error:
+        raise BadSimulation(f"{document.path}: policy {kind}: {error}") from None
+    if not solution.system_rps > 0:
+        text = "no request can be served; check instances, duties, prefill_instances and links"
+        raise BadSimulation(f"{document.path}: policy {kind}: {text}")
+    terms = TransferTerms(deployment.transfer.deadline, deployment.transfer.lease)
+    rtts_s = {(link.from_, link.to): link.rtt for link in deployment.links if link.rtt is not None}
+    simulated = planned_deployment(scenario, solution, terms=terms, rtts_s=rtts_s)
+    return _Case(kind, scenario, solution, simulated, deployment.slo.tpot)
+
+
+def _load(options: SimulateOptions, deployment: Deployment, first: _Case) -> _Load:
+    output = max(1, round(first.scenario.mean_output_tokens))
+    if options.trace is not None:
+        section = deployment.workload.input_tokens.trace if deployment.workload is not None else None
+        block_tokens = MOONCAKE_BLOCK_TOKENS if section is None else section.block_tokens
+        traced = _traced(options.trace, block_tokens)[: options.num_requests]
+        if traced[-1].at_s <= traced[0].at_s:
+            raise BadSimulation(f"--trace {options.trace}: all requests come at one time, so they have no rate")
+        words = f"{len(traced)} requests of {options.trace.name}, at its own times"
+        return _Load(lambda seed: traced, len(traced), words)
+    num_requests = options.num_requests or DEFAULT_NUM_REQUESTS
+    if options.rate_rps is not None:
+        rate_rps, why = options.rate_rps, "--rate"
+    elif options.load is None and first.scenario.arrival_rps is not None:
+        rate_rps, why = first.scenario.arrival_rps, "workload.arrivals"
+    else:
+        share = DEFAULT_LOAD if options.load is None else options.load
+        rate_rps, why = share * first.solution.system_rps, f"{share:g} of what {first.policy} is planned to serve"
+    lengths = lengths_of(first.scenario.workload)
+
+    def drawn(seed: int) -> Iterator[Arrival]:
+        return islice(poisson(random.Random(seed), rate_rps, lengths, output), num_requests)
+
+    return _Load(drawn, num_requests, f"{num_requests} requests, Poisson, {rate_rps:.4g} a second ({why})")
+
+
+def _traced(path: Path, block_tokens: int) -> list[Arrival]:
+    try:
+        with path.open("rb") as lines:
+            traced = read_trace(lines, block_tokens=block_tokens)
+    except OSError as error:
+        raise BadSimulation(f"--trace {path}: {error.strerror or error}") from None
+    except TraceError as error:
+        raise BadSimulation(f"--trace {path}: {error}") from None
+    first_s = traced[0].arrival_s
+    return [Arrival(r.arrival_s - first_s, r.uncached_tokens, max(1, r.output_tokens)) for r in traced]
+
+
+def _simulated(options: SimulateOptions, cases: list[_Case], load: _Load) -> list[Results]:
+    results = []
+    with ExitStack() as stack:
+        lines = None if options.requests is None else stack.enter_context(_opened(options.requests))
+        for case in cases:
+            for seed in range(options.first_seed, options.first_seed + options.num_seeds):
+                progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
+                began_s = time.perf_counter()
+                done = open_loop(case.deployment, load.arrivals(seed), on_progress=progress.show)
+                wall_s = time.perf_counter() - began_s
+                progress.clear()
+                results.append(
+                    results_of(done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s)
+                )
+                if lines is not None:
+                    _write_requests(lines, case.policy, seed, done)
+                del done  # or two runs' requests would be in memory during the next
+    return results
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise BadSimulation(f"--requests {path}: {error.strerror or error}") from None
+
+
+def _write_requests(lines: TextIO, policy: str, seed: int, done: Run) -> None:
+    for life in sorted(done.ended, key=lambda life: life.number):
+        lines.write(json.dumps({"policy": policy, "seed": seed, **request_line(life)}) + "\n")
+
+
+def request_line(life: Life) -> dict[str, object]:
+    """One request, as docs/simulation.md lists the keys."""
+    return {
+        "request": life.number,
+        "arrival_s": life.arrival.at_s,
+        "uncached_tokens": life.arrival.num_tokens,
+        "output_tokens": life.arrival.num_output_tokens,
+        "route": life.route,
+        "reason": life.reason,
+        "prefill_instance": life.prefill or None,
+        "decode_instance": life.decode or None,
+        "fallback_reason": life.fallback or None,
+        "outcome": life.outcome,
+        "kv_bytes": round(life.kv_bytes),
+        "first_token_s": life.began_s,
+        "end_s": life.ended_s,
+    }
+
+
+class _Progress:
+    """A line on a terminal's standard error, with an estimate of the time left."""
+
+    def __init__(self, name: str, num_requests: int) -> None:
+        self._name = name
+        self._num_requests = num_requests
+        self._began_s = time.perf_counter()
+        self._is_shown = False
+
+    def show(self, num_ended: int) -> None:
+        elapsed_s = time.perf_counter() - self._began_s
+        if elapsed_s < 1.0 or not num_ended or not sys.stderr.isatty():
+            return
+        self._is_shown = True
+        left_s = elapsed_s * max(0, self._num_requests - num_ended) / num_ended
+        sys.stderr.write(f"\r{self._name}: {num_ended} of {self._num_requests} requests, about {left_s:.0f} s left ")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._is_shown:
+            sys.stderr.write("\r\x1b[K")

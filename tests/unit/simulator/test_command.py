@@ -1,0 +1,178 @@
+"""`prfaas simulate` as a command: a table, one JSON object, a line for each request, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prfaas.simulator.command import SimulateOptions, run
+
+CASE = Path(__file__).parents[3] / "examples" / "case-study" / "prfaas.yaml"
+SHORT = SimulateOptions(CASE, num_requests=300)
+
+KEYS = [
+    "policy", "seed", "offered_rps", "num_requests", "num_completed", "num_refused", "num_failed", "num_fallbacks",
+    "system_rps", "goodput_rps", "ttft_s_mean", "ttft_s_p50", "ttft_s_p90", "ttft_s_p95", "ttft_s_p99", "e2e_s_mean",
+    "e2e_s_p50", "e2e_s_p95", "e2e_s_p99", "tpot_s_mean", "offload_fraction", "egress_bytes_per_s_mean",
+    "egress_bytes_per_s_max", "routing_threshold_tokens_final", "num_pd_prefill_final", "num_pd_decode_final",
+    "stability", "simulated_s", "wall_s",
+]  # fmt: skip
+
+
+def simulated(capsys: pytest.CaptureFixture[str], options: SimulateOptions) -> list[dict[str, object]]:
+    """The runs of its JSON."""
+    assert run(replace(options, as_json=True)) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    found: list[dict[str, object]] = json.loads(told.out)["runs"]
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str], options: SimulateOptions) -> str:
+    """What it says on standard error."""
+    assert run(options) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    return told.err
+
+
+def test_json_has_the_promised_keys_for_each_policy_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order that was asked for."""
+    runs = simulated(capsys, replace(SHORT, policies=("prfaas", "homogeneous"), num_seeds=2, rate_rps=1.0))
+    assert [list(one) for one in runs] == [KEYS] * 4
+    assert [(one["policy"], one["seed"]) for one in runs] == [
+        ("prfaas", 0), ("prfaas", 1), ("homogeneous", 0), ("homogeneous", 1),
+    ]  # fmt: skip
+    assert [one["routing_threshold_tokens_final"] for one in runs] == [19_420, 19_420, None, None]
+
+
+def test_a_run_whose_queues_do_not_grow_is_stable(capsys: pytest.CaptureFixture[str]) -> None:
+    """Long enough to tell."""
+    (one,) = simulated(capsys, replace(SHORT, num_requests=3_000, load=0.6))
+    assert one["stability"] == "stable"
+
+
+def test_a_short_run_says_that_it_is_too_short(capsys: pytest.CaptureFixture[str]) -> None:
+    """A deployment that fills up looks like one whose queues grow."""
+    (one,) = simulated(capsys, replace(SHORT, num_requests=100))
+    assert one["stability"] == "too_short"
+
+
+def test_a_seed_gives_the_same_figures_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the time that it took; policies meet the same requests."""
+    first, again = (simulated(capsys, replace(SHORT, policies=("prfaas", "naive"), load=0.5)) for _ in range(2))
+    assert [{**one, "wall_s": 0} for one in first] == [{**one, "wall_s": 0} for one in again]
+    assert first[0]["offered_rps"] == first[1]["offered_rps"]
+
+
+def test_the_load_is_the_files_or_a_share_of_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Unless the command line says a rate."""
+    text = CASE.read_text(encoding="utf-8")
+    with_rate = tmp_path / "rate.yaml"
+    with_rate.write_text(
+        text.replace("workload:\n", "workload:\n  arrivals: {poisson: {rate: 1.5}}\n"), encoding="utf-8"
+    )
+    for options, words in (
+        (SHORT, "2.599 a second (0.8 of what prfaas is planned to serve)"),
+        (replace(SHORT, load=0.5), "1.624 a second (0.5 of what prfaas is planned to serve)"),
+        (replace(SHORT, file=with_rate), "1.5 a second (workload.arrivals)"),
+        (replace(SHORT, file=with_rate, rate_rps=0.7), "0.7 a second (--rate)"),
+    ):
+        assert run(options) == 0
+        assert f"300 requests, Poisson, {words}" in capsys.readouterr().out
+
+
+def test_too_much_load_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a word, and in plain ones in the table."""
+    (one,) = simulated(capsys, replace(SHORT, num_requests=2_000, load=1.5))
+    assert one["stability"] == "overloaded"
+
+
+def test_a_trace_is_replayed_at_its_own_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With its lengths; what its cache would hold is not computed again. Its times may be those of a calendar."""
+    trace = tmp_path / "trace.jsonl"
+    lines = [
+        {"timestamp": 1_796_000_002_000, "input_length": 1_024, "output_length": 3, "hash_ids": [1, 3]},
+        {"timestamp": 1_796_000_000_000, "input_length": 1_024, "output_length": 2, "hash_ids": [1, 2]},
+    ]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    out = tmp_path / "requests.jsonl"
+    (one,) = simulated(capsys, replace(SHORT, num_requests=None, trace=trace, requests=out))
+    assert one["num_requests"] == 2
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(r["arrival_s"], r["uncached_tokens"], r["output_tokens"]) for r in written] == [
+        (0.0, 1_024, 2),
+        (2.0, 512, 3),
+    ]
+
+
+def test_a_line_for_each_request_says_what_was_decided(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Route, reason, instances and times."""
+    out = tmp_path / "requests.jsonl"
+    simulated(capsys, replace(SHORT, requests=out))
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [r["request"] for r in written] == list(range(1, 301))
+    for one in written:
+        is_long = one["uncached_tokens"] > 19_420
+        assert one["route"] == ("remote" if is_long else "pd_prefill")
+        assert one["prefill_instance"].startswith("prfaas-west" if is_long else "pd-east")
+        assert one["arrival_s"] < one["first_token_s"] < one["end_s"]
+        assert one["policy"] == "prfaas"
+
+
+def test_bad_input_is_told_with_the_remedy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Nothing is written."""
+    assert "--policy best: there is prfaas, fixed, homogeneous, naive" in refused(
+        capsys, replace(SHORT, policies=("best",))
+    )
+    assert "give one of them" in refused(capsys, replace(SHORT, rate_rps=1.0, load=0.5))
+    missing = tmp_path / "missing.jsonl"
+    assert f"--trace {missing}: No such file" in refused(capsys, replace(SHORT, trace=missing))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"timestamp": 0}\n', encoding="utf-8")
+    assert f"--trace {broken}: line 1: input_length is missing" in refused(capsys, replace(SHORT, trace=broken))
+    at_once = tmp_path / "at_once.jsonl"
+    at_once.write_text('{"timestamp": 0, "input_length": 9, "output_length": 9}\n' * 2, encoding="utf-8")
+    assert "all requests come at one time" in refused(capsys, replace(SHORT, trace=at_once))
+    assert "leave --seeds" in refused(capsys, replace(SHORT, trace=at_once, num_seeds=2))
+    assert "that file is read" in refused(capsys, replace(SHORT, trace=at_once, requests=at_once))
+    nowhere = tmp_path / "no" / "requests.jsonl"
+    assert "there is no folder" in refused(capsys, replace(SHORT, requests=nowhere))
+    assert not nowhere.parent.exists()
+
+
+def test_the_command_prints_a_table_for_people() -> None:
+    """As a process of its own."""
+    argv = [
+        sys.executable,
+        "-m",
+        "prfaas",
+        "simulate",
+        str(CASE),
+        "--num-requests",
+        "3000",
+        "--load",
+        "0.6",
+        "--seeds",
+        "2",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "prfaas: 3 prefill and 5 decode instances, threshold 19,420 tokens; stable (queues do not grow)" in done.stdout
+    )
+    assert "Medians over 2 seeds, lowest and highest in brackets." in done.stdout
+
+
+def test_policies_that_a_file_contradicts_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With the policy and the line: the file was checked for its own policy only."""
+    text = CASE.read_text(encoding="utf-8").replace("instances: 8,", "instances: 8, prefill_instances: 8,")
+    file = tmp_path / "no_decode.yaml"
+    file.write_text(text, encoding="utf-8")
+    told = refused(capsys, replace(SHORT, file=file))
+    assert str(file) in told
