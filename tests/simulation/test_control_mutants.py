@@ -139,6 +139,16 @@ class NeverStops(Lifecycle):
         self.out = [action for action in self.out if not isinstance(action, a.StopPrefill)]
 
 
+class KeepsWhoWasChosen(Lifecycle):
+    """Counts a request at the prefill instance that it was to go to, also when its reservation has failed."""
+
+    def _give_up_transfer(self, request: Request) -> None:
+        chosen = request.prefill if request.state is RequestState.RESERVING else ""
+        super()._give_up_transfer(request)
+        if chosen:
+            self.fleet.instances[chosen].num_inflight += 1
+
+
 class WaitsForEver(Lifecycle):
     """Has no deadline."""
 
@@ -216,6 +226,7 @@ MUTANTS = {
     NeverRenews: "lease",
     RenewsForEver: "freed_once",
     NeverStops: "prefill_stopped",
+    KeepsWhoWasChosen: "counts",
     WaitsForEver: "in_time",
     PrefillsAnywhere: "members_only",
     IgnoresLanes: "members_only",

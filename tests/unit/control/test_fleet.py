@@ -259,3 +259,23 @@ def test_a_prefill_that_was_refused_says_nothing_of_who_has_the_name_now() -> No
     drive.feed(e.PrefillEnded("r", failure("prefill_unreachable", refused=True)))
     assert drive.scheduler.fleet.instances["west-0"].engine_healthy
     assert drive.at("west-0") == (0, 0)
+
+
+def test_requests_that_come_at_once_do_not_choose_the_same_prefill_instance() -> None:
+    """Although no node has answered yet."""
+    drive = Drive("west-0 prefill", "west-1 prefill", "pd-0 both", "pd-1 both")
+    for number in range(4):
+        drive.arrives(request_id=f"r{number}")
+    assert [drive.scheduler.requests[f"r{number}"].prefill for number in range(4)] == ["west-0", "west-1"] * 2
+
+
+def test_a_reservation_that_fails_leaves_nothing_at_the_prefill_instance() -> None:
+    """Nor one whose client leaves."""
+    drive = Drive()
+    drive.arrives()
+    assert drive.at("west-0") == (1, 0)
+    drive.feed(e.ReserveFailed("r", failure("arena_full")))
+    assert drive.at("west-0") == (0, 0)
+    drive.arrives(request_id="second")
+    drive.feed(e.RequestAbandoned("second", "cancelled"))
+    assert drive.at("west-0") == (0, 0)

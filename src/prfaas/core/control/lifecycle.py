@@ -132,6 +132,9 @@ class Lifecycle:
         request.landing_at, request.landing_beside = route.decode, decode
         decode.num_landings += 1
         self._decodes_at(request, route.decode)
+        # From now on, not from the node's answer: else all that come meanwhile would choose the same one.
+        request.prefill, request.prefill_instance = route.prefill, self.fleet.instances[route.prefill]
+        request.prefill_instance.num_inflight += 1
         due_s = now_s + self.terms.deadline_s
         request.deadline_s = self.timers.set(due_s, request.request_id, TimerKind.DEADLINE)
         self.out.append(
@@ -169,8 +172,7 @@ class Lifecycle:
             self._fall_back(request, Failure(FallbackReason.PREFILL_UNREACHABLE, detail))
             return
         request.state = S.PREFILLING
-        request.prefill, request.prefill_instance = route.prefill, prefill
-        prefill.num_inflight += 1
+        request.prefill_instance = prefill
         self._renew_later(request, now_s)
         left_s = max(0.0, request.deadline_s - now_s)
         self.out.append(a.Prefill(request.request_id, route.prefill, route.decode, left_s))
@@ -326,6 +328,8 @@ class Lifecycle:
         request.deadline_s = request.renew_s = None
         if request.state is S.PREFILLING:
             self.out.append(a.StopPrefill(request.request_id))
+        elif request.state is S.RESERVING:
+            self._prefill_over(request, None)
         if request.landing is P.ASKED:
             # Whether there is a landing to drop is known when the node has answered.
             request.move_landing(P.ABANDONED)

@@ -48,6 +48,8 @@ class Account:
     arrived_s: float
     asked_s: float | None = None
     decode_at: str = ""
+    #: Who will be asked to prefill, while the landing is being reserved.
+    prefill_chosen: str = ""
     prefill_at: str = ""
     landing_at: str = ""
     landing_url: str = ""
@@ -268,7 +270,9 @@ class Books:
     def _leave_decode(self, account: Account) -> None:
         if account.decode_at:
             self.inflight[account.decode_at] -= 1
-        account.decode_at = ""
+        if account.prefill_chosen:
+            self.inflight[account.prefill_chosen] -= 1
+        account.decode_at = account.prefill_chosen = ""
 
     # Actions
 
@@ -284,16 +288,17 @@ class Books:
         self.need("members_only", account, has_lane, f"{action.route.prefill} has no lane to {decode}")
         account.landing_at, account.landing_url = decode, self.url_of(decode)
         account.is_reserving, account.asked_s = True, self._now_s
-        account.decode_at = decode
+        account.decode_at, account.prefill_chosen = decode, action.route.prefill
         self.inflight[decode] += 1
+        self.inflight[action.route.prefill] += 1
         self.landings[decode] += 1
 
     def _prefill(self, account: Account, action: a.Prefill) -> None:
         self._new_work(account, action.instance, decodes=False)
         self.need("one_end", account, not account.prefill_at, "a second prefill begins")
         self.need("freed_once", account, not account.is_reserving, "prefilled before the landing is reserved")
-        account.prefill_at = action.instance
-        self.inflight[action.instance] += 1
+        self.need("one_end", account, account.prefill_chosen == action.instance, "another one prefills than was chosen")
+        account.prefill_at, account.prefill_chosen = action.instance, ""
 
     def _await(self, account: Account, action: a.AwaitLanding) -> None:
         account.is_watching = True
