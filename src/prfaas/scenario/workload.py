@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prfaas.core.errors import PrfaasError
-from prfaas.core.planning.trace import TraceError, read_trace
+from prfaas.core.planning.trace import TracedRequest, TraceError, read_trace
 from prfaas.core.planning.workload import Empirical, TruncatedLogNormal, Workload, constant
 from prfaas.deployment.model import InputTokens, Trace
 
@@ -26,14 +26,18 @@ def read_workload(section: InputTokens, directory: Path) -> tuple[Workload, floa
     return _traced(section.trace, directory)
 
 
-def _traced(section: Trace, directory: Path) -> tuple[Workload, float]:
-    path = directory / section.file
+def read_trace_file(path: Path, shown: str, block_tokens: int) -> list[TracedRequest]:
+    """The requests of a trace file, by time. Raises TraceUnusable, in which the file is called `shown`."""
     try:
         with path.open("rb") as lines:
-            requests = read_trace(lines, block_tokens=section.block_tokens)
+            return read_trace(lines, block_tokens=block_tokens)
     except OSError as error:
-        raise TraceUnusable(f"{section.file}: {error.strerror or error}") from None
+        raise TraceUnusable(f"{shown}: {error.strerror or error}") from None
     except TraceError as error:
-        raise TraceUnusable(f"{section.file}: {error}") from None
+        raise TraceUnusable(f"{shown}: {error}") from None
+
+
+def _traced(section: Trace, directory: Path) -> tuple[Workload, float]:
+    requests = read_trace_file(directory / section.file, section.file, section.block_tokens)
     lengths = [r.uncached_tokens if section.lengths == "uncached" else r.input_tokens for r in requests]
     return Empirical(lengths), sum(request.output_tokens for request in requests) / len(requests)

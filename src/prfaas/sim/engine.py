@@ -72,9 +72,8 @@ class Engine:
         self._milestones: list[tuple[float, int, bool, Sequence]] = []
         self._number = 0
         self._next: Planned | None = None
-        #: Seconds with a prompt, and with sequences: of a full batch `max_batch` for each second.
+        #: Seconds with a prompt, up to the last change.
         self.prefilling_s = 0.0
-        self.decoding_s = 0.0
 
     @property
     def num_prompts(self) -> int:
@@ -155,7 +154,6 @@ class Engine:
         elapsed_s, self._advanced_at_s = now_s - self._advanced_at_s, now_s
         if self._prefilling is not None:
             self.prefilling_s += elapsed_s
-        self.decoding_s += elapsed_s * self._num_decoding
         self._steps += elapsed_s / self._step_s
 
     def _admit(self) -> None:

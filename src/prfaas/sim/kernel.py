@@ -9,8 +9,11 @@ Laws of this file:
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from typing import Any
+
+Thunk = Callable[[], None]
 
 
 class Planned:
@@ -47,7 +50,7 @@ class Kernel:
     def after(self, delay_s: float, call: Callable[..., object], *arguments: Any, priority: int = 0) -> Planned:
         return self.at(self.now_s + delay_s, call, *arguments, priority=priority)
 
-    def step(self, until_s: float) -> bool:
+    def step(self, until_s: float = math.inf) -> bool:
         """Let the next thing happen, if it is due by `until_s`. False if nothing is."""
         heap = self._heap
         while heap and heap[0][0] <= until_s:

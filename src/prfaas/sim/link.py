@@ -58,10 +58,6 @@ class SharedLink:
         return len(self._transfers)
 
     @property
-    def bytes_per_s(self) -> float:
-        return self._bytes_per_s
-
-    @property
     def rate_bytes_per_s(self) -> float:
         """What crosses now."""
         return sum(transfer.rate_bytes_per_s for transfer in self._transfers)

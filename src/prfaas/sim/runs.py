@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
@@ -13,8 +12,6 @@ from prfaas.sim.simulation import Life, Simulation
 
 #: Progress is told after so many events: some thousand requests, a fraction of a second.
 EVENTS_PER_WORD: Final = 20_000
-
-
 #: A run of more seconds is sampled less often.
 MAX_SAMPLES: Final = 20_000
 
@@ -103,7 +100,7 @@ def open_loop(
     kernel = run.simulation.kernel
     run.simulation.follow(iter(arrivals))
     run.sample()
-    while kernel.step(math.inf):
+    while kernel.step():
         if kernel.num_events % EVENTS_PER_WORD == 0:
             on_progress(len(run.ended))
     return run

@@ -18,12 +18,13 @@ from prfaas.core.errors import PrfaasError
 from prfaas.core.planning.scenario import Scenario
 from prfaas.core.planning.solution import Solution
 from prfaas.core.planning.solve import solve
-from prfaas.core.planning.trace import MOONCAKE_BLOCK_TOKENS, TraceError, read_trace
+from prfaas.core.planning.trace import MOONCAKE_BLOCK_TOKENS
 from prfaas.deployment.contradictions import contradictions
 from prfaas.deployment.document import DeploymentError, Document
 from prfaas.deployment.load import read_deployment
 from prfaas.deployment.model import Deployment, Policy
 from prfaas.scenario.build import scenario_of
+from prfaas.scenario.workload import read_trace_file
 from prfaas.sim.arrivals import Arrival, lengths_of, poisson
 from prfaas.sim.deployment import SimulatedDeployment, planned_deployment
 from prfaas.sim.runs import Run, open_loop
@@ -163,13 +164,7 @@ def _load(options: SimulateOptions, deployment: Deployment, first: _Case) -> _Lo
 
 
 def _traced(path: Path, block_tokens: int) -> list[Arrival]:
-    try:
-        with path.open("rb") as lines:
-            traced = read_trace(lines, block_tokens=block_tokens)
-    except OSError as error:
-        raise BadSimulation(f"--trace {path}: {error.strerror or error}") from None
-    except TraceError as error:
-        raise BadSimulation(f"--trace {path}: {error}") from None
+    traced = read_trace_file(path, f"--trace {path}", block_tokens)
     first_s = traced[0].arrival_s
     return [Arrival(r.arrival_s - first_s, r.uncached_tokens, max(1, r.output_tokens)) for r in traced]
 

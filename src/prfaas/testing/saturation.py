@@ -37,7 +37,7 @@ def saturated_rps(scenario: Scenario, seed: int, run_s: float, num_clients: int)
 
 
 def random_scenario(rng: random.Random) -> Scenario:
-    """One or two instances of each kind up to a dozen, links from a trickle to plenty."""
+    """Up to eight remote instances and two to twelve local ones, links of 1 to 100 Gbps."""
     remote = PrfaasCluster(
         "west", rng.randint(1, 8), 8, polynomial(rng.uniform(0.05, 0.5), rng.uniform(1e-5, 1e-4), 1e-10)
     )

@@ -6,8 +6,8 @@ from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.fallback import FallbackReason as R
 from prfaas.core.errors import Refused
+from prfaas.sim.kernel import Thunk
 from prfaas.testing.control_world.gateway import Gateway, Job, failed
-from prfaas.testing.control_world.kernel import Thunk
 from prfaas.testing.control_world.menu import Fault
 from prfaas.testing.control_world.site import Site
 from prfaas.testing.control_world.transfers import claim_key

@@ -9,10 +9,10 @@ from typing import Final
 from prfaas.core.control import events as e
 from prfaas.core.control.request import LandingPhase
 from prfaas.core.topology import Duty, Instance
+from prfaas.sim.kernel import Kernel
 from prfaas.testing.control_world import shapes
 from prfaas.testing.control_world.dice import Dice
 from prfaas.testing.control_world.gateway import Gateway
-from prfaas.testing.control_world.kernel import Kernel
 from prfaas.testing.control_world.menu import Fault, Upset
 from prfaas.testing.control_world.site import KINDS, Site
 

@@ -19,9 +19,9 @@ from prfaas.core.control import events as e
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.request import RequestState
 from prfaas.core.control.scheduler import Scheduler
+from prfaas.sim.kernel import Kernel
 from prfaas.testing.control_world.books import Books
 from prfaas.testing.control_world.dice import Dice
-from prfaas.testing.control_world.kernel import Kernel
 from prfaas.testing.control_world.menu import Coverage, Fault, Upset
 from prfaas.testing.control_world.site import Site
 from prfaas.testing.control_world.storybook import LawBroken, Storybook

@@ -8,8 +8,8 @@ from prfaas.core.control.fallback import FallbackReason as R
 from prfaas.core.errors import Refused
 from prfaas.core.transfer.landings import ClaimKey, Landing
 from prfaas.core.wire.node_api import FINAL_STATES, LandingState
+from prfaas.sim.kernel import Thunk
 from prfaas.testing.control_world.gateway import Gateway, Job, failed
-from prfaas.testing.control_world.kernel import Thunk
 from prfaas.testing.control_world.menu import Fault
 from prfaas.testing.control_world.site import FINGERPRINT, Site
 from prfaas.testing.control_world.work import Work

@@ -18,11 +18,11 @@ from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.core.topology import Topology
+from prfaas.sim.kernel import Kernel
 from prfaas.testing.control_world import answers, shapes, transfers
 from prfaas.testing.control_world.deployment import Deployment
 from prfaas.testing.control_world.dice import Dice
 from prfaas.testing.control_world.gateway import Gateway, Job, Performers
-from prfaas.testing.control_world.kernel import Kernel
 from prfaas.testing.control_world.menu import Coverage, Fault, Upset
 from prfaas.testing.control_world.storybook import LawBroken, Storybook
 
