@@ -19,7 +19,7 @@ from prfaas.core.control.request import TRANSITIONS, RequestState
 from prfaas.testing.control_world.menu import Coverage
 from prfaas.testing.control_world.world import Setting, World
 
-SEEDS = range(10)
+SEEDS = range(12)
 SETTING = Setting(num_lives=2_000)
 #: The gateway counts these; they are no reason to decode elsewhere.
 NO_FALLBACK = {FallbackReason.NOT_LOADED}

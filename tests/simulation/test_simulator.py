@@ -61,7 +61,7 @@ def test_without_queueing_the_time_to_first_token_is_the_papers(name: str) -> No
     reckons, and a decode step that takes no time."""
     scenario = build_scenario(CASE_STUDY / f"{name}.yaml")
     solution = solve(scenario)
-    deployment = planned_deployment(scenario, solution, is_layer_wise=False)
+    deployment = planned_deployment(scenario, solution, is_layer_wise=False, is_fixed=True)
     instant = {k: replace(profile, step_s=1e-9) for k, profile in deployment.profiles.items()}
     lengths = quantiles_of(scenario.workload, 1000)
     arrivals = [Arrival(1000.0 * index, length, 1) for index, length in enumerate(lengths)]
@@ -108,7 +108,7 @@ def test_transfers_that_miss_their_deadline_are_computed_locally() -> None:
     """On a link that cannot carry them: everybody is answered, nothing is left, and the link carries nothing any more."""
     scenario = build_scenario(CASE_STUDY / "prfaas.yaml")
     thin = replace(scenario, links=tuple(replace(link, bytes_per_s=1e7) for link in scenario.links))
-    deployment = planned_deployment(thin, solve(scenario), terms=TransferTerms(deadline_s=10.0, lease_s=5.0))
+    deployment = planned_deployment(thin, solve(scenario), terms=TransferTerms(10.0, 5.0), is_fixed=True)
     requests = poisson(random.Random(2), 0.5, lengths_of(scenario.workload), 64)
     run = open_loop(deployment, itertools.islice(requests, 200), checks=True)
     fell_back = [life for life in run.ended if life.fallback]
@@ -122,12 +122,12 @@ def test_transfers_that_miss_their_deadline_are_computed_locally() -> None:
 
 
 def test_policies_route_as_in_the_gateway() -> None:
-    """Nothing leaves under `homogeneous`, everything under `naive`, what is longer than the threshold under `prfaas`."""
+    """Nothing leaves under `homogeneous`, everything under `naive`, what is longer under a fixed threshold."""
     remote = {}
     for name in ("prfaas", "homogeneous", "naive"):
         scenario = build_scenario(CASE_STUDY / f"{name}.yaml")
         assert scenario.policy is PolicyKind(name)
-        deployment = planned_deployment(scenario, solve(scenario))
+        deployment = planned_deployment(scenario, solve(scenario), is_fixed=True)
         requests = poisson(random.Random(1), 0.1, lengths_of(scenario.workload), 16)
         run = open_loop(deployment, itertools.islice(requests, 300))
         over = {life.number for life in run.ended if life.arrival.num_tokens > deployment.policy.threshold_tokens}

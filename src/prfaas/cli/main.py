@@ -174,7 +174,9 @@ def simulate(
     file: Annotated[Path, typer.Argument(help="Deployment file (YAML).", show_default=False)],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="Policy in place of the file's; several are compared under the same requests."),
+        typer.Option(
+            help="Policy in place of the file's; several are compared under the same requests, `all` with all others."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs with different requests.")] = 1,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,

@@ -123,6 +123,9 @@ def _bad_policy(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
         choice = "finds the threshold itself" if policy.kind == "prfaas" else "offloads everything"
         text = f"policy.routing_threshold_tokens: kind {policy.kind} {choice}; remove it, or write kind: fixed"
         yield ("policy", "routing_threshold_tokens"), text
+    if policy.kind != "prfaas" and policy.max_ttft is not None:
+        text = f"policy.max_ttft: kind {policy.kind} expects no times; remove it, or write kind: prfaas"
+        yield ("policy", "max_ttft"), text
 
 
 def _bad_links(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:

@@ -219,11 +219,18 @@ class Policy(Strict):
 
     kind: Literal["prfaas", "fixed", "homogeneous", "naive"] = Field(
         default="fixed",
-        description="`fixed`: over a fixed threshold. `homogeneous`: never. `prfaas`: over the best threshold, which is"
-        " searched when the gateway starts and needs all that planning needs. `naive`: always.",
+        description="`prfaas`: wherever the answer is expected to cost least, by queues, links and caches; needs all"
+        " that planning needs. `fixed`: over a fixed threshold. `homogeneous`: never. `naive`: always.",
     )
     routing_threshold_tokens: int = Field(
         default=16_384, ge=0, description="Prompts with more uncached tokens than this are offloaded (kind fixed)."
+    )
+    max_ttft: Seconds | None = Field(
+        default=None,
+        gt=0,
+        le=3600,
+        description="Refuse a request at once, with 429 and Retry-After, if its answer is expected to begin later than"
+        " this (kind prfaas).",
     )
 
 
@@ -297,6 +304,11 @@ class Gateway(Strict):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    trust_priority: bool = Field(
+        default=False,
+        description="Whether the field `priority` of a request, as vLLM has it, puts it before others that wait for a"
+        " prefill instance. Whoever may set it can keep others waiting.",
+    )
     max_inflight_requests: int = Field(
         default=1024, ge=1, description="More than this are refused with 429 and Retry-After."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -14,14 +15,18 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from prfaas.core.control.fleet import Instance
+from prfaas.core.control.view import SchedulerView, view
 from prfaas.gateway.api.errors import ApiError, bad_request
 from prfaas.gateway.api.http import JSON, Response
 from prfaas.gateway.service import Service
 from prfaas.gateway.upstream.link_feed import LinkFeed
+from prfaas.observe.scheduler_metrics import SchedulerMetrics
 
 STORY_PREFIX: Final = "/prfaas/requests/"
 MODEL_PREFIX: Final = "/v1/models/"
 MAX_STORY_WAIT_S: Final = 60.0
+#: A view takes milliseconds, and hundreds of them where instances are many.
+VIEW_EVERY_S: Final = 0.5
 
 
 class Admin:
@@ -30,6 +35,10 @@ class Admin:
     def __init__(self, service: Service, link_feed: LinkFeed) -> None:
         self._service = service
         self._link_feed = link_feed
+        self._view: SchedulerView | None = None
+        self._viewed_s = 0.0
+        self._viewed_policy = service.scheduler.policy
+        self._scheduler_metrics = SchedulerMetrics(service.metrics)
         self._created = int(time.time())
         self._routes: dict[str, Callable[[Response], Awaitable[None]]] = {
             "/v1/models": self._models,
@@ -39,6 +48,7 @@ class Admin:
             "/version": self._version,
             "/metrics": self._metrics,
             "/prfaas/links": self._links,
+            "/prfaas/scheduler": self._scheduler,
         }
 
     async def answer(self, method: str, path: str, query: bytes, response: Response) -> None:
@@ -86,7 +96,18 @@ class Admin:
     async def _version(self, response: Response) -> None:
         await _json(response, {"version": package_version()})
 
+    def _seen(self) -> SchedulerView:
+        now_s, scheduler = time.monotonic(), self._service.scheduler
+        is_old = now_s - self._viewed_s >= VIEW_EVERY_S or scheduler.policy is not self._viewed_policy
+        if self._view is None or is_old:
+            self._view, self._viewed_s, self._viewed_policy = view(scheduler, now_s), now_s, scheduler.policy
+        return self._view
+
+    async def _scheduler(self, response: Response) -> None:
+        await _json(response, asdict(self._seen()))
+
     async def _metrics(self, response: Response) -> None:
+        self._scheduler_metrics.show(self._seen())
         body = generate_latest(self._service.metrics.registry)
         await response.whole(200, body, CONTENT_TYPE_LATEST.encode())
 

@@ -14,6 +14,7 @@ from prfaas.gateway.admin import Admin
 from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import ClientGone, Receive, Response, Scope, Send, headers_of, read_body
 from prfaas.gateway.api.openai import ApiRequest, Endpoint, parse
+from prfaas.gateway.api.urgency import Urgency, urgency_of
 from prfaas.gateway.driver import Driver, outcome_of
 from prfaas.gateway.membership import Membership
 from prfaas.gateway.service import Service
@@ -101,9 +102,9 @@ class GatewayApp:
         settings = self._service.deployment.gateway
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
-                request, tracing = await self._read(endpoint, scope, receive, request_id, limit)
+                request, urgency, tracing = await self._read(endpoint, scope, receive, request_id, limit)
                 limit.reschedule(asyncio.get_running_loop().time() + settings.request_timeout)
-                await self._driven(request, tracing, receive, response, request_id, limit)
+                await self._driven(request, urgency, tracing, receive, response, request_id, limit)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -111,14 +112,17 @@ class GatewayApp:
 
     async def _read(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, request_id: str, limit: asyncio.Timeout
-    ) -> tuple[ApiRequest, RequestTracing]:
+    ) -> tuple[ApiRequest, Urgency, RequestTracing]:
         turned_away: tuple[str, int | None, str | None] = ("error", None, None)
         request: ApiRequest | None = None
+        urgency: Urgency | None = None
         tracing: RequestTracing | None = None
         try:
             raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body)
             tracing = self._service.tracing(scope, forwarded_headers(scope, request_id))
             request = parse(endpoint, raw, self._service.model.name)
+            trusts = self._service.deployment.gateway.trust_priority
+            urgency = urgency_of(headers_of(scope), request.body, trusts_priority=trusts)
         except ApiError as error:
             turned_away = (outcome_of(error.status), error.status, error.message)
             raise
@@ -126,13 +130,14 @@ class GatewayApp:
             turned_away = ("timeout", 504, "request timeout") if limit.expired() else ("cancelled", None, None)
             raise
         finally:
-            if request is None:
+            if urgency is None:
                 self._turn_away(RequestTurnedAway(request_id, endpoint, *turned_away), tracing)
-        return request, tracing
+        return request, urgency, tracing
 
     async def _driven(
         self,
         request: ApiRequest,
+        urgency: Urgency,
         tracing: RequestTracing,
         receive: Receive,
         response: Response,
@@ -141,7 +146,7 @@ class GatewayApp:
     ) -> None:
         driver = self.driver
         try:
-            await while_connected(driver.serve(request, response, tracing, request_id), receive, response)
+            await while_connected(driver.serve(request, urgency, response, tracing, request_id), receive, response)
         except (ClientGone, asyncio.CancelledError):
             if limit.expired():
                 await driver.quiesce(request_id)

@@ -29,6 +29,7 @@ from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import Response
 from prfaas.gateway.api.openai import ApiRequest
 from prfaas.gateway.api.streaming import EventStream
+from prfaas.gateway.api.urgency import Urgency
 from prfaas.gateway.live_request import LiveRequest
 from prfaas.gateway.prompt.prompt_tokens import PromptTokens
 from prfaas.gateway.prompt.tokenize import MAX_INLINE_CHARS, NotCountable
@@ -81,10 +82,10 @@ class Driver:
     def feed(self, event: e.Event) -> None:
         """Something has happened."""
         now_s = time.monotonic()
-        actions = self.scheduler.handle(event, now_s)
-        self._see(event)
-        self._service.journal.note(now_s, event, actions)
         try:
+            actions = self.scheduler.handle(event, now_s)
+            self._see(event)
+            self._service.journal.note(now_s, event, actions)
             for action in actions:
                 live = self._live.get(action.request_id)
                 if live is not None:
@@ -93,14 +94,14 @@ class Driver:
             self._arm(now_s)
 
     async def serve(
-        self, request: ApiRequest, response: Response, tracing: RequestTracing, request_id: str
+        self, request: ApiRequest, urgency: Urgency, response: Response, tracing: RequestTracing, request_id: str
     ) -> e.AnswerEnded:
         """One client's request, to the last byte of its answer. Cancel it when the client has left."""
         stream = None
         if request.stream:
             stream = EventStream(response, self._service.deployment.gateway.keep_alive)
             stream.arm()
-        live = LiveRequest(request_id, request, response, stream, tracing, PromptTokens())
+        live = LiveRequest(request_id, request, response, stream, tracing, PromptTokens(), urgency)
         self._live[request_id] = live
         try:
             self.feed(self._arrival(live))
@@ -156,7 +157,7 @@ class Driver:
         fits = at_most + (request.max_output_tokens or 1) <= limit
         return e.RequestArrived(
             live.request_id, secrets.token_hex(16), at_most, fits, request.obstacle, request.endpoint, request.stream,
-            request.stripped,
+            request.stripped, live.urgency.priority, live.urgency.tenant, live.urgency.max_ttft_s,
         )  # fmt: skip
 
     def _see(self, event: e.Event) -> None:
@@ -369,6 +370,8 @@ async def _refusal(action: a.Refuse) -> None:
     if action.code is a.RefusalCode.NO_HEALTHY_ENGINE:
         text = "no healthy engine can serve this model now"
         raise ApiError(503, text, code=action.code, retry_after_s=1)
+    if action.code is a.RefusalCode.TOO_BUSY:
+        raise ApiError(429, action.detail, code=action.code, retry_after_s=action.retry_after_s)
     raise ApiError(502, action.detail, code=action.code)
 
 

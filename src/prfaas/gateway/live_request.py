@@ -12,6 +12,7 @@ from prfaas.core.wire.node_api import Reserved
 from prfaas.gateway.api.http import Response
 from prfaas.gateway.api.openai import ApiRequest
 from prfaas.gateway.api.streaming import EventStream
+from prfaas.gateway.api.urgency import Urgency
 from prfaas.gateway.prompt.prompt_tokens import PromptTokens
 from prfaas.gateway.tracing import RequestTracing
 from prfaas.gateway.upstream.params import OffloadSpec
@@ -32,6 +33,7 @@ class LiveRequest:
     stream: EventStream | None
     tracing: RequestTracing
     prompt: PromptTokens
+    urgency: Urgency
     work: Work | None = None
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ended: AnswerEnded | None = None

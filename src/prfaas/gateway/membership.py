@@ -31,7 +31,7 @@ class Membership:
         """The deployment is this one from now on."""
         self._service.deployment = deployment
         self._driver.feed(e.TopologyChanged(topology))
-        self._driver.feed(e.PolicyChanged(policy.offload, policy.threshold_tokens))
+        self._driver.feed(e.PolicyChanged(policy.offload, policy.threshold_tokens, policy.model, policy.max_ttft_s))
         self._prober.watch(topology.instances)
         self._link_feed.watch(topology.senders)
 

@@ -62,7 +62,7 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
     """Read the model directory and lay out the fleet. `served` is what the deployment's policy comes to; the kind
     `prfaas` needs it. Raises OSError or ValueError for a broken tokenizer."""
     served = routing_threshold(deployment, None) if served is None else served
-    policy = RoutePolicy(offload=served.offload, threshold_tokens=served.threshold_tokens)
+    policy = RoutePolicy(served.offload, served.threshold_tokens, served.model, served.max_ttft_s)
     terms = TransferTerms(deadline_s=deployment.transfer.deadline, lease_s=deployment.transfer.lease)
     metrics, stories = build(CollectorRegistry(), "gateway"), Stories()
     return Service(

@@ -47,6 +47,26 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "prfaas_gateway_deployment_refused", "gauge", "gateway", "0 or 1",
         "1 while the deployment file is refused and what was read before stays in force.",
     ),
+    MetricSpec(
+        "prfaas_routing_threshold_tokens", "gauge", "gateway", "tokens",
+        "Prompts with more uncached tokens would go to this PrfaaS cluster now; -1 if none would.", ("cluster",),
+    ),
+    MetricSpec(
+        "prfaas_waiting_prompts", "gauge", "gateway", "prompts",
+        "Prompts that wait until an instance of this cluster has room.", ("cluster",),
+    ),
+    MetricSpec(
+        "prfaas_waiting_seconds", "gauge", "gateway", "seconds",
+        "What the prompts that wait there are expected to take, on one instance.", ("cluster",),
+    ),
+    MetricSpec(
+        "prfaas_prefill_time_factor", "gauge", "gateway", "ratio",
+        "Prefill times seen lately in this cluster, over those of its profile.", ("cluster",),
+    ),
+    MetricSpec(
+        "prfaas_link_expected_bytes_per_second", "gauge", "gateway", "bytes/s",
+        "What the scheduler expects this link to carry.", ("source", "target"),
+    ),
     MetricSpec("prfaas_inflight_requests", "gauge", "gateway", "requests", "Requests being served now."),
     MetricSpec(
         "prfaas_time_to_first_token_seconds", "histogram", "gateway", "seconds",

@@ -11,7 +11,7 @@ from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.lifecycle import was_loaded
-from prfaas.core.control.router import Considered, Route
+from prfaas.core.control.route import Considered, Option, Route
 from prfaas.observe.journal import Noted, RequestTurnedAway
 
 #: About 2 KiB each. Older ones are in the log.
@@ -53,6 +53,7 @@ class Story:
     total_s: float | None = None
     phases_s: dict[str, float] = field(default_factory=dict)
     considered: tuple[Considered, ...] = ()
+    options: tuple[Option, ...] = ()
     events: list[str] = field(default_factory=list)
     hidden: tuple[str, ...] = field(default=(), repr=False)
     began_s: float = 0.0
@@ -189,7 +190,7 @@ def _settled(story: Story, event: e.LandingSettled, at_s: float) -> None:
 
 def _routed(story: Story, route: Route, at_s: float) -> None:
     story.route, story.reason = str(route.kind), str(route.reason)
-    story.considered = route.considered
+    story.considered, story.options = route.considered, route.options
     if story.prompt_tokens is not None and story.uncached_tokens is None:
         story.uncached_tokens = route.num_uncached_tokens
     _reach(story, "routed", at_s)

@@ -13,17 +13,21 @@ from prfaas.core.errors import PrfaasError
 from prfaas.deployment.model import Deployment
 
 if TYPE_CHECKING:
+    from prfaas.core.model.serving_model import ServingModel
     from prfaas.deployment.document import Document
 
 
 @dataclass(frozen=True, slots=True)
 class ServedPolicy:
-    """`offload` False: nothing leaves. Otherwise prompts with more uncached tokens than `threshold_tokens` do. `why` is
-    a sentence for the log."""
+    """`offload` False: nothing leaves. Otherwise prompts with more uncached tokens than `threshold_tokens` do; with a
+    `model` that is only where the threshold begins, and whose answer would begin later than `max_ttft_s` is refused.
+    `why` is a sentence for the log."""
 
     offload: bool
     threshold_tokens: int
     why: str
+    model: ServingModel | None = None
+    max_ttft_s: float | None = None
 
 
 def routing_threshold(deployment: Deployment, path: Path | None) -> ServedPolicy:
@@ -59,6 +63,7 @@ def planning_problems(deployment: Deployment, document: Document) -> list[str]:
 
 
 def _planned(deployment: Deployment, path: Path | None) -> ServedPolicy:
+    from prfaas.core.planning.serving import served_threshold_tokens, serving_model
     from prfaas.core.planning.solve import solve
     from prfaas.deployment.document import DeploymentError, read_document
     from prfaas.scenario.build import scenario_of
@@ -67,7 +72,8 @@ def _planned(deployment: Deployment, path: Path | None) -> ServedPolicy:
         raise DeploymentError("policy.kind: prfaas is planned from a file, and there is none; write kind: fixed")
     document = read_document(path)
     try:
-        solution = solve(scenario_of(deployment, document))
+        scenario = scenario_of(deployment, document)
+        solution = solve(scenario)
     except DeploymentError:
         raise
     except PrfaasError as error:
@@ -75,8 +81,7 @@ def _planned(deployment: Deployment, path: Path | None) -> ServedPolicy:
     if not solution.system_rps > 0:
         text = "no request can be served by any threshold; check prefill_instances, duties and links"
         raise DeploymentError(document.problem(("policy", "kind"), text))
-    if not solution.offload_fraction:
-        return ServedPolicy(False, round(solution.threshold_tokens), "policy prfaas: offloading would bring nothing")
-    threshold = max(0, round(solution.threshold_tokens))
+    threshold = served_threshold_tokens(solution)
     found = f"{solution.offload_fraction:.1%} of requests, {solution.system_rps:.3g} requests/s at most"
-    return ServedPolicy(True, threshold, f"policy prfaas: over {threshold} uncached tokens, as planned: {found}")
+    why = f"policy prfaas: the threshold begins at {threshold} uncached tokens, as planned ({found}), and moves"
+    return ServedPolicy(True, threshold, why, serving_model(scenario, deployment.slo.tpot), deployment.policy.max_ttft)

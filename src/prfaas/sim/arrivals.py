@@ -18,11 +18,13 @@ _SMALLEST: Final = 1e-300
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request. `num_tokens` of its prompt are uncached."""
+    """One request. `num_tokens` of its prompt are uncached. The rest: see RequestArrived."""
 
     at_s: float
     num_tokens: int
     num_output_tokens: int
+    priority: int = 0
+    tenant: str = ""
 
 
 #: Draws one uncached prompt length, in tokens.
@@ -51,6 +53,21 @@ def _log_normal(workload: TruncatedLogNormal) -> DrawLength:
         return max(1, round(min(max(length, workload.min_tokens), workload.max_tokens)))
 
     return draw
+
+
+def varying(
+    rng: random.Random,
+    rate_rps: Callable[[float], float],
+    max_rate_rps: float,
+    lengths: Callable[[float], DrawLength],
+    num_output_tokens: int,
+) -> Iterator[Arrival]:
+    """Without end; rate and lengths depend on the time. Poisson, by thinning: at no time more than `max_rate_rps`."""
+    at_s = 0.0
+    while True:
+        at_s += rng.expovariate(max_rate_rps)
+        if rng.random() * max_rate_rps < rate_rps(at_s):
+            yield Arrival(at_s, lengths(at_s)(rng), num_output_tokens)
 
 
 def poisson(rng: random.Random, rate_rps: float, lengths: DrawLength, num_output_tokens: int) -> Iterator[Arrival]:

@@ -11,6 +11,7 @@ from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.model.curve import Curve
 from prfaas.core.planning.scenario import PlanningError, PolicyKind, Scenario
+from prfaas.core.planning.serving import moves_threshold, served_threshold_tokens, serving_model
 from prfaas.core.planning.solution import Solution
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
 from prfaas.sim.engine import EngineProfile
@@ -22,7 +23,8 @@ DEFAULT_TERMS: Final = TransferTerms(deadline_s=60.0, lease_s=30.0)
 @dataclass(frozen=True)
 class SimulatedDeployment:
     """`profiles` are by instance. A link without bandwidth has no limit, one without round-trip time no delay.
-    `kv_bytes`: what crosses of a prompt of l uncached tokens. `is_layer_wise`: it leaves while prefill goes on."""
+    `kv_bytes`: what crosses of a prompt of l uncached tokens. `is_layer_wise`: it leaves while prefill goes on.
+    Nodes say how their links are every `telemetry_s`."""
 
     topology: Topology
     profiles: dict[str, EngineProfile]
@@ -30,6 +32,7 @@ class SimulatedDeployment:
     policy: RoutePolicy
     terms: TransferTerms = DEFAULT_TERMS
     is_layer_wise: bool = True
+    telemetry_s: float = 1.0
 
 
 def planned_deployment(
@@ -39,9 +42,13 @@ def planned_deployment(
     terms: TransferTerms = DEFAULT_TERMS,
     rtts_s: Mapping[tuple[str, str], float] = MappingProxyType({}),
     is_layer_wise: bool = True,
+    tpot_slo_s: float | None = None,
+    max_ttft_s: float | None = None,
+    is_fixed: bool = False,
 ) -> SimulatedDeployment:
-    """A scenario with the split and the threshold of a plan. `rtts_s` are by source and target of a link. Raises
-    PlanningError if it is not known how long a decode step takes."""
+    """A scenario with the split and the threshold of a plan. `rtts_s` are by source and target of a link. `is_fixed`:
+    the threshold stays where it is planned, whatever the policy. Raises PlanningError if it is not known how long a
+    decode step takes."""
     clusters = [Cluster(pd.name, Role.PD) for pd in scenario.pd]
     clusters += [Cluster(name, Role.PRFAAS) for name in scenario.prfaas_by_name]
     instances: list[Instance] = []
@@ -67,17 +74,12 @@ def planned_deployment(
     ]
     topology = Topology(tuple(clusters), tuple(instances), complete_links(clusters, links) if links else ())
     policy = RoutePolicy(
-        offload=_offloads(scenario, solution),
-        threshold_tokens=max(0, round(solution.threshold_tokens)),
+        offload=scenario.policy is not PolicyKind.HOMOGENEOUS,
+        threshold_tokens=served_threshold_tokens(solution),
+        model=serving_model(scenario, tpot_slo_s) if moves_threshold(scenario) and not is_fixed else None,
+        max_ttft_s=max_ttft_s,
     )
     return SimulatedDeployment(topology, profiles, scenario.kv_bytes, policy, terms, is_layer_wise)
-
-
-def _offloads(scenario: Scenario, solution: Solution) -> bool:
-    """As the gateway takes the kinds of policies: only a searched threshold may come to nothing."""
-    if scenario.policy is PolicyKind.PRFAAS:
-        return bool(solution.offload_fraction)
-    return scenario.policy is not PolicyKind.HOMOGENEOUS
 
 
 def _instance(cluster: str, index: int, duty: Duty) -> Instance:

@@ -63,6 +63,18 @@ class SharedLink:
         return sum(transfer.rate_bytes_per_s for transfer in self._transfers)
 
     @property
+    def backlog_bytes(self) -> float:
+        """What is final and has not been sent, of all transfers."""
+        self._advance()
+        now_s = self._kernel.now_s
+        return sum(transfer.backlog_bytes(now_s) for transfer in self._transfers)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What it can carry now."""
+        return self._bytes_per_s
+
+    @property
     def sent_bytes(self) -> float:
         """Of all transfers, up to now."""
         self._advance()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from prfaas.sim.arrivals import Arrival, DrawLength
+from prfaas.sim.conditions import Condition, happens
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.simulation import Life, Simulation
 
@@ -93,11 +94,15 @@ def open_loop(
     arrivals: Iterable[Arrival],
     *,
     checks: bool = False,
+    conditions: Iterable[tuple[float, Condition]] = (),
     on_progress: Callable[[int], object] = lambda num_ended: None,
 ) -> Run:
-    """All of `arrivals`, which end, to the end of the last one. `on_progress` is told now and then how many have."""
+    """All of `arrivals`, which end, to the end of the last one, while `conditions` happen at their times.
+    `on_progress` is told now and then how many have ended."""
     run = Run(deployment, checks=checks)
     kernel = run.simulation.kernel
+    for at_s, condition in conditions:
+        kernel.at(at_s, happens, run.simulation, condition)
     run.simulation.follow(iter(arrivals))
     run.sample()
     while kernel.step():

@@ -42,6 +42,8 @@ class Life:
     prompt: Prefill | None = field(default=None, repr=False)
     engine: Engine | None = field(default=None, repr=False)
     transfer: Transfer | None = field(default=None, repr=False)
+    sequence: Sequence | None = field(default=None, repr=False)
+    attempt: int = 0
     is_prefilling: bool = False
     has_landed: bool = False
 
@@ -94,6 +96,7 @@ class Simulation:
             a.NoteUncached: lambda life, action: None,
             a.Close: self._close,
         }
+        self._links_seen: Planned | None = None
         for name in deployment.profiles:
             self._handle(e.EngineSeen(name, True))
             self._handle(e.NodeSeen(name, True))
@@ -109,7 +112,14 @@ class Simulation:
         life = Life(self._num_lives, arrival)
         self.lives[life.request_id] = life
         tokens = arrival.num_tokens
-        self._handle(e.RequestArrived(life.request_id, f"t{life.number}", tokens, True, None, "completions", True))
+        if self._links_seen is None and self.links and self.scheduler.dispatch is not None:
+            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links)
+        self._handle(
+            e.RequestArrived(
+                life.request_id, f"t{life.number}", tokens, endpoint="completions", is_stream=True,
+                priority=arrival.priority, tenant=arrival.tenant,
+            )
+        )  # fmt: skip
         return life
 
     def run(self, until_s: float) -> None:
@@ -124,6 +134,43 @@ class Simulation:
     def _arrives(self, arrival: Arrival) -> None:
         self.submit(arrival)
         self._plan_arrival()
+
+    # What conditions do
+
+    def tell(self, event: e.Event) -> None:
+        """Something has happened outside."""
+        self._handle(event)
+
+    def kill(self, name: str) -> None:
+        """An engine loses what it has; an empty one takes its place, which nobody is told of yet."""
+        self.engines[name] = Engine(self.kernel, self.deployment.profiles[name])
+
+    def revive(self, name: str) -> None:
+        self._handle(e.EngineSeen(name, True))
+
+    def prefill_breaks(self, life: Life, failure: Failure) -> None:
+        """Its engine is gone, with what had not been sent."""
+        life.is_prefilling, life.prompt = False, None
+        self.tell(e.PrefillEnded(life.request_id, failure))
+
+    def abort(self, life: Life, failure: Failure) -> None:
+        """Its transfer will not land."""
+        self._stop_transfer(life)
+        if not life.has_landed:
+            life.has_landed = True
+            self.tell(e.LandingEnded(life.request_id, failure=failure))
+
+    def _see_links(self) -> None:
+        """As the sending nodes tell: only bytes that queue show what a link carries."""
+        self._links_seen = None
+        for (source, target), link in self.links.items():
+            queued = link.backlog_bytes
+            sender = self.deployment.topology.instances_of(source)[0].name
+            receiver = next(i.name for i in self.deployment.topology.instances_of(target) if i.duty.decodes)
+            verdict, delivered = "pressed" if queued > 0 else "clear", link.rate_bytes_per_s
+            self._handle(e.LinkSeen(sender, receiver, verdict, None, round(queued), delivered))
+        if self.lives or self.expects_more:
+            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links)
 
     # The scheduler's door
 
@@ -177,20 +224,24 @@ class Simulation:
         life.engine = engine
         life.prompt = Prefill(
             life.arrival.num_tokens,
-            on_start=lambda ends_s: self._prefill_starts(life, ends_s),
-            on_done=lambda: self._prefill_done(life),
+            on_start=lambda ends_s: self._prefill_starts(life, engine, ends_s),
+            on_done=lambda: self._prefill_done(life, engine),
         )
         engine.prefill(life.prompt)
 
-    def _prefill_starts(self, life: Life, ends_s: float) -> None:
-        link = self.links.get(self._pair(life))
+    def _prefill_starts(self, life: Life, engine: Engine, ends_s: float) -> None:
+        if self.engines[life.prefill] is not engine:
+            return  # it has died
+        link = self.links.get(self.pair_of(life))
         if link is not None and self.deployment.is_layer_wise:
             life.transfer = link.send(life.kv_bytes, self.kernel.now_s, ends_s, lambda: self._sent(life))
 
-    def _prefill_done(self, life: Life) -> None:
+    def _prefill_done(self, life: Life, engine: Engine) -> None:
+        if self.engines[life.prefill] is not engine or not life.is_prefilling:
+            return
         now_s = self.kernel.now_s
         self.kernel.after(self._way_s(life), self._prefill_told, life)
-        link = self.links.get(self._pair(life))
+        link = self.links.get(self.pair_of(life))
         if link is None:
             self._sent(life)
         elif not self.deployment.is_layer_wise:
@@ -217,22 +268,25 @@ class Simulation:
             if life.prompt is not None and life.engine is not None:
                 life.engine.drop_prefill(life.prompt)
             self._feed(e.PrefillEnded(life.request_id, _STOPPED))
-        if life.transfer is not None:
-            self.links[self._pair(life)].stop(life.transfer)
-            life.transfer = None
+        self._stop_transfer(life)
         if not life.has_landed:
             life.has_landed = True
             self._feed(e.LandingEnded(life.request_id, failure=_STOPPED))
 
+    def _stop_transfer(self, life: Life) -> None:
+        if life.transfer is not None:
+            self.links[self.pair_of(life)].stop(life.transfer)
+            life.transfer = None
+
     def _decode(self, life: Life, action: a.Decode) -> None:
-        life.decode = action.instance
+        life.decode, life.attempt = action.instance, action.attempt
         engine = self.engines[action.instance]
         if action.fallback is not None:
             life.fallback = str(action.fallback.reason)
-        sequence = Sequence(
+        sequence = life.sequence = Sequence(
             life.arrival.num_output_tokens,
-            on_first=lambda: self._began(life, action.attempt),
-            on_done=lambda: self._ended(life),
+            on_first=lambda: self._began(life, sequence, action.attempt),
+            on_done=lambda: self._ended(life, sequence),
         )
         if action.is_landed:
             engine.decode(sequence)
@@ -240,13 +294,16 @@ class Simulation:
         life.route, life.reason = str(action.route.kind), str(action.route.reason)
         engine.prefill(Prefill(life.arrival.num_tokens, lambda ends_s: None, lambda: engine.decode(sequence)))
 
-    def _began(self, life: Life, attempt: int) -> None:
-        life.began_s = self.kernel.now_s
-        self._handle(e.AnswerBegan(life.request_id, attempt))
+    def _began(self, life: Life, sequence: Sequence, attempt: int) -> None:
+        if life.sequence is sequence:  # or the engine has died, and this is its ghost
+            life.began_s = self.kernel.now_s
+            self._handle(e.AnswerBegan(life.request_id, attempt))
 
-    def _ended(self, life: Life) -> None:
-        life.ended_s, life.outcome = self.kernel.now_s, "ok"
-        self._handle(e.AnswerEnded(life.request_id, "ok", 200, None, life.arrival.num_output_tokens))
+    def _ended(self, life: Life, sequence: Sequence) -> None:
+        if life.sequence is sequence:
+            life.sequence = None
+            life.ended_s, life.outcome = self.kernel.now_s, "ok"
+            self._handle(e.AnswerEnded(life.request_id, "ok", 200, None, life.arrival.num_output_tokens))
 
     def _refuse(self, life: Life, action: a.Refuse) -> None:
         life.route, life.reason = str(action.route.kind), str(action.route.reason)
@@ -263,14 +320,15 @@ class Simulation:
     def _close(self, life: Life, action: a.Close) -> None:
         del self.lives[life.request_id]
         # What it held is as large as itself, and runs of a million keep every life.
-        life.prompt = life.engine = life.transfer = None
+        life.prompt = life.engine = life.transfer = life.sequence = None
         self._on_end(life)
 
     # The ways between clusters
 
-    def _pair(self, life: Life) -> tuple[str, str]:
+    def pair_of(self, life: Life) -> tuple[str, str]:
+        """The clusters that its KVCache leaves and reaches."""
         instances = self.scheduler.fleet.instances
         return instances[life.prefill].cluster, instances[life.decode].cluster
 
     def _way_s(self, life: Life) -> float:
-        return self._delay_s.get(self._pair(life), 0.0)
+        return self._delay_s.get(self.pair_of(life), 0.0)

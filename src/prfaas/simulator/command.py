@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO, get_args
@@ -27,11 +27,15 @@ from prfaas.scenario.build import scenario_of
 from prfaas.scenario.workload import read_trace_file
 from prfaas.sim.arrivals import Arrival, lengths_of, poisson
 from prfaas.sim.deployment import SimulatedDeployment, planned_deployment
+from prfaas.sim.policies import POLICIES
 from prfaas.sim.runs import Run, open_loop
 from prfaas.sim.simulation import Life
 from prfaas.simulator.results import Results, results_of
 
 KINDS: Final = tuple(get_args(Policy.model_fields["kind"].annotation))
+#: What `--policy` takes: the kinds of a deployment file, and how others choose.
+NAMES: Final = (*KINDS, *POLICIES)
+ALL: Final = "all"
 #: Of a run, unless the command line or a trace says it.
 DEFAULT_NUM_REQUESTS: Final = 5_000
 #: Of the rate that the plan of the first policy promises, where neither the file nor the command line says a rate.
@@ -66,6 +70,14 @@ class _Case:
     deployment: SimulatedDeployment
     tpot_slo_s: float | None
 
+    def seeded(self, seed: int) -> SimulatedDeployment:
+        """What others choose may depend on a seed."""
+        choose = POLICIES.get(self.policy)
+        if choose is None:
+            return self.deployment
+        policy = replace(self.deployment.policy, choose=choose(seed), binds_late=False, max_ttft_s=None)
+        return replace(self.deployment, policy=policy)
+
 
 @dataclass(frozen=True, slots=True)
 class _Load:
@@ -81,7 +93,8 @@ def run(options: SimulateOptions) -> int:
     try:
         _check(options)
         deployment, document = read_deployment(options.file)
-        kinds = dict.fromkeys(options.policies or (deployment.policy.kind,))
+        asked = options.policies or (deployment.policy.kind,)
+        kinds = dict.fromkeys(name for one in asked for name in (NAMES if one == ALL else (one,)))
         cases = [_case(deployment, document, kind) for kind in kinds]
         load = _load(options, deployment, cases[0])
         results = _simulated(options, cases, load)
@@ -99,8 +112,8 @@ def run(options: SimulateOptions) -> int:
 
 def _check(options: SimulateOptions) -> None:
     for kind in options.policies:
-        if kind not in KINDS:
-            raise BadSimulation(f"--policy {kind}: there is {', '.join(KINDS)}")
+        if kind not in (*NAMES, ALL):
+            raise BadSimulation(f"--policy {kind}: there is {', '.join(NAMES)}, and {ALL}")
     if sum(given is not None for given in (options.rate_rps, options.load, options.trace)) > 1:
         raise BadSimulation("--rate, --load and --trace each say how many requests come; give one of them")
     if options.trace is not None and (options.num_seeds > 1 or options.first_seed):
@@ -114,9 +127,13 @@ def _check(options: SimulateOptions) -> None:
         raise BadSimulation(f"--requests {options.requests}: that file is read; name another one to write")
 
 
-def _case(deployment: Deployment, document: Document, kind: str) -> _Case:
+def _case(deployment: Deployment, document: Document, name: str) -> _Case:
+    """Of a kind, or of how others choose: with the clusters as `prfaas` would have them."""
+    kind = "prfaas" if name in POLICIES else name
     if kind != deployment.policy.kind:
-        policy = deployment.policy.model_copy(update={"kind": kind})
+        # Others have no use for it, and shall be compared all the same.
+        max_ttft = deployment.policy.max_ttft if kind == "prfaas" else None
+        policy = deployment.policy.model_copy(update={"kind": kind, "max_ttft": max_ttft})
         deployment = deployment.model_copy(update={"policy": policy})
         problems = [document.problem(field, text) for field, text in contradictions(deployment)]
         if problems:
@@ -133,8 +150,11 @@ def _case(deployment: Deployment, document: Document, kind: str) -> _Case:
         raise BadSimulation(f"{document.path}: policy {kind}: {text}")
     terms = TransferTerms(deployment.transfer.deadline, deployment.transfer.lease)
     rtts_s = {(link.from_, link.to): link.rtt for link in deployment.links if link.rtt is not None}
-    simulated = planned_deployment(scenario, solution, terms=terms, rtts_s=rtts_s)
-    return _Case(kind, scenario, solution, simulated, deployment.slo.tpot)
+    simulated = planned_deployment(
+        scenario, solution, terms=terms, rtts_s=rtts_s, tpot_slo_s=deployment.slo.tpot,
+        max_ttft_s=deployment.policy.max_ttft,
+    )  # fmt: skip
+    return _Case(name, scenario, solution, simulated, deployment.slo.tpot)
 
 
 def _load(options: SimulateOptions, deployment: Deployment, first: _Case) -> _Load:
@@ -177,7 +197,7 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: _Load) -> lis
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
-                done = open_loop(case.deployment, load.arrivals(seed), on_progress=progress.show)
+                done = open_loop(case.seeded(seed), load.arrivals(seed), on_progress=progress.show)
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(

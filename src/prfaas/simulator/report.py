@@ -28,6 +28,23 @@ _ROWS: Sequence[tuple[str, Callable[[Results], float | None], str]] = (
     ("refused or failed", lambda r: float(r.num_refused + r.num_failed), ".0f"),
 )
 
+#: Of many policies: one row each.
+_COLUMNS: Sequence[tuple[str, Callable[[Results], float | None], str]] = (
+    ("answered/s", lambda r: r.system_rps, ".2f"),
+    ("in SLO/s", lambda r: r.goodput_rps, ".2f"),
+    ("TTFT mean", lambda r: r.ttft_s_mean, ".2f"),
+    ("p50", lambda r: r.ttft_s_p50, ".2f"),
+    ("p90", lambda r: r.ttft_s_p90, ".2f"),
+    ("p99, s", lambda r: r.ttft_s_p99, ".2f"),
+    ("e2e p50", lambda r: r.e2e_s_p50, ".1f"),
+    ("p99, s", lambda r: r.e2e_s_p99, ".1f"),
+    ("offloaded", lambda r: r.offload_fraction, ".0%"),
+    ("fell back", lambda r: float(r.num_fallbacks), ".0f"),
+    ("refused", lambda r: float(r.num_refused + r.num_failed), ".0f"),
+)
+#: More policies than this are rows, not columns.
+MAX_COLUMNS = 4
+
 _WORDS = {
     "stable": "stable (queues do not grow)",
     "backlogged": "backlogged (queues grow)",
@@ -46,31 +63,47 @@ def print_results(name: str, load: str, results: Sequence[Results]) -> None:
     for policy, runs in by_policy.items():
         console.print(f"{policy}: {_setup(runs[0])}; {_stability(runs)}", highlight=False)
     console.print()
+    console.print(_side_by_side(by_policy) if len(by_policy) <= MAX_COLUMNS else _one_below_the_other(by_policy))
+    num_seeds = max(len(runs) for runs in by_policy.values())
+    if num_seeds > 1:
+        brackets = ", lowest and highest in brackets" if len(by_policy) <= MAX_COLUMNS else ""
+        console.print(f"\nMedians over {num_seeds} seeds{brackets}.", highlight=False)
+
+
+def _side_by_side(by_policy: dict[str, list[Results]]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for policy in by_policy:
         table.add_column(policy, justify="right")
     for label, value, form in _ROWS:
         table.add_row(label, *(_cell([value(run) for run in runs], form) for runs in by_policy.values()))
-    console.print(table)
-    num_seeds = max(len(runs) for runs in by_policy.values())
-    if num_seeds > 1:
-        console.print(f"\nMedians over {num_seeds} seeds, lowest and highest in brackets.", highlight=False)
+    return table
+
+
+def _one_below_the_other(by_policy: dict[str, list[Results]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for label, _, _ in _COLUMNS:
+        table.add_column(label, justify="right")
+    for policy, runs in by_policy.items():
+        cells = (_cell([value(run) for run in runs], form, with_range=False) for _, value, form in _COLUMNS)
+        table.add_row(policy, *cells)
+    return table
 
 
 def _setup(result: Results) -> str:
     threshold = result.routing_threshold_tokens_final
     split = f"{result.num_pd_prefill_final} prefill and {result.num_pd_decode_final} decode instances"
-    return f"{split}, nothing offloaded" if threshold is None else f"{split}, threshold {threshold:,} tokens"
+    return split if threshold is None else f"{split}, threshold {threshold:,} tokens at the end"
 
 
 def _stability(runs: Sequence[Results]) -> str:
     return " or ".join(_WORDS[name] for name in sorted({run.stability for run in runs}))
 
 
-def _cell(values: Sequence[float | None], form: str) -> str:
+def _cell(values: Sequence[float | None], form: str, *, with_range: bool = True) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
     middle = f"{statistics.median(known):{form}}"
-    return middle if len(known) == 1 else f"{middle} [{min(known):{form}}, {max(known):{form}}]"
+    return middle if len(known) == 1 or not with_range else f"{middle} [{min(known):{form}}, {max(known):{form}}]"

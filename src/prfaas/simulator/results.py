@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Final
 
-from prfaas.core.control.router import RouteKind
+from prfaas.core.control.route import RouteKind
 from prfaas.core.topology import Duty
 from prfaas.sim.runs import Run
 from prfaas.sim.simulation import Life
@@ -76,7 +76,6 @@ def results_of(run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wa
     tpot_s = [tpot for life in answered if (tpot := tpot_of(life)) is not None]
     sent = [sample.sent_bytes for sample in run.samples if from_s <= sample.at_s <= to_s]
     members = run.simulation.scheduler.fleet.instances.values()
-    policy_now = run.simulation.scheduler.policy
     return Results(
         policy=policy,
         seed=seed,
@@ -101,13 +100,22 @@ def results_of(run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wa
         offload_fraction=sum(1 for life in counted if life.route == RouteKind.REMOTE) / len(counted),
         egress_bytes_per_s_mean=(sent[-1] - sent[0]) / (len(sent) - 1) / run.sample_s if len(sent) > 1 else 0.0,
         egress_bytes_per_s_max=max((after - before for before, after in pairwise(sent)), default=0.0) / run.sample_s,
-        routing_threshold_tokens_final=policy_now.threshold_tokens if policy_now.offload else None,
+        routing_threshold_tokens_final=_threshold_tokens(run),
         num_pd_prefill_final=sum(1 for i in members if _is_pd(run, i.cluster) and i.duty is Duty.PREFILL),
         num_pd_decode_final=sum(1 for i in members if i.duty.decodes),
         stability=stability(run, from_s, to_s, len(counted) / span_s),
         simulated_s=max(life.ended_s or 0.0 for life in ended),
         wall_s=wall_s,
     )
+
+
+def _threshold_tokens(run: Run) -> int | None:
+    """The solved one where it moves; None where nothing leaves, or where another rule chooses."""
+    policy, dispatch = run.simulation.scheduler.policy, run.simulation.scheduler.dispatch
+    if not policy.offload or policy.choose is not None:
+        return None
+    solved = policy.threshold_tokens if dispatch is None else dispatch.estimates.threshold_tokens()
+    return round(solved) if math.isfinite(solved) else None
 
 
 def stability(run: Run, from_s: float, to_s: float, offered_rps: float) -> str:

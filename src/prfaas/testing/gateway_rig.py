@@ -20,6 +20,7 @@ from prfaas.deployment.model import Deployment
 from prfaas.gateway.app import GatewayApp
 from prfaas.gateway.server import running
 from prfaas.gateway.service import Service, build_service
+from prfaas.scenario.served_policy import ServedPolicy
 from prfaas.testing.fake_engine import FakeEngine
 from prfaas.testing.fake_kvnode import FakeKVNode
 
@@ -116,10 +117,12 @@ async def gateway_rig(
     gateway: dict[str, Any] | None = None,
     transfer: dict[str, Any] | None = None,
     policy: str = "fixed",
+    served: ServedPolicy | None = None,
     max_model_tokens: int = 4096,
     kv_group_kinds: tuple[KVGroupKind, ...] = (KVGroupKind.FULL_ATTENTION,),
 ) -> AsyncIterator[Rig]:
-    """Start everything; `model_dir` comes from `write_tiny_model`."""
+    """Start everything; `model_dir` comes from `write_tiny_model`. `served` takes the place of what `policy` comes
+    to."""
     async with AsyncExitStack() as stack:
         made = [FakeKVNode(f"pd-{i}", kv_group_kinds=kv_group_kinds) for i in range(num_decoders)]
         decode_nodes = [await stack.enter_async_context(node) for node in made]
@@ -145,7 +148,7 @@ async def gateway_rig(
                 "transfer": transfer or {},
             }
         )
-        service = build_service(deployment, model_dir)
+        service = build_service(deployment, model_dir, served)
         app = await stack.enter_async_context(running(service, probe_interval_s=0.05))
         url = await stack.enter_async_context(_served(app))
         session = await stack.enter_async_context(aiohttp.ClientSession())

@@ -23,9 +23,9 @@ FOR_EVER: Final = TransferTerms(deadline_s=1e9, lease_s=1e9)
 
 
 def saturated_rps(scenario: Scenario, seed: int, run_s: float, num_clients: int) -> tuple[float, float]:
-    """(Eq. 6's Λ_max, what a closed loop of many clients gets)."""
+    """(Eq. 6's Λ_max, what a closed loop of many clients gets at the planned threshold)."""
     solution = solve(scenario)
-    deployment = planned_deployment(scenario, solution, terms=FOR_EVER)
+    deployment = planned_deployment(scenario, solution, terms=FOR_EVER, is_fixed=True)
     load = ClosedLoop(
         deployment, random.Random(seed), lengths_of(scenario.workload), num_clients=num_clients,
         num_output_tokens=round(scenario.mean_output_tokens),

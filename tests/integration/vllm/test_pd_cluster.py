@@ -20,6 +20,7 @@ import pytest
 
 from prfaas.core.planning.plan import make_plan
 from prfaas.scenario.build import build_scenario
+from prfaas.testing.deployed import http as get
 from prfaas.testing.node_pair import wait_until
 from prfaas.testing.pd_site import DECODE, PREFILL, PRFAAS, Kill, PdSite
 from prfaas.testing.site import MODEL_NAME, Answer
@@ -68,7 +69,7 @@ def take_policy(site: PdSite, policy: dict[str, Any]) -> None:
     [
         ({"kind": "homogeneous"}, ("pd_prefill", "policy"), ("pd_prefill", "policy")),
         ({"kind": "naive"}, ("remote", "above_threshold"), ("remote", "above_threshold")),
-        ({"kind": "prfaas"}, ("remote", "above_threshold"), ("pd_prefill", "below_threshold")),
+        ({"kind": "prfaas"}, None, None),
         (
             {"kind": "fixed", "routing_threshold_tokens": 700},
             ("remote", "above_threshold"),
@@ -78,21 +79,28 @@ def take_policy(site: PdSite, policy: dict[str, Any]) -> None:
     ids=lambda value: value.get("kind") if isinstance(value, dict) else "",
 )
 def test_each_policy_kind_is_served(
-    site: PdSite, policy: dict[str, Any], of_long: tuple[str, str], of_short: tuple[str, str]
+    site: PdSite, policy: dict[str, Any], of_long: tuple[str, str] | None, of_short: tuple[str, str] | None
 ) -> None:
-    """The running gateway takes the kind over from the file; each length goes its way, and its answer is exact."""
+    """The running gateway takes the kind over from the file; each length goes its way, and its answer is exact. Which way
+    is the cheapest depends on how fast this machine is just now: either of the two, and with what it was expected to
+    take."""
     log_before = len(site.log("gateway"))
     take_policy(site, policy)
     for name, num_tokens, expected in (("long", site.long_tokens, of_long), ("short", site.short_tokens, of_short)):
         case = prompt_case(site, num_tokens, f"{policy['kind']} {name}")
         answer = site.ask(case.prompt, NUM_TOKENS - 1)
         story = site.story(answer)
+        if expected is None:
+            expected = {"remote": ("remote", "above_threshold")}.get(story["route"], ("pd_prefill", "below_threshold"))
+            assert {option["kind"] for option in story["options"]} == {"remote", "pd_prefill"}, story
         assert (story["route"], story["reason"], story["fallback_reason"]) == (*expected, None), story
         assert story["tokens_loaded"] == num_tokens - 1, story
         assert distance(case, answer) == 0.0
     if policy["kind"] == "prfaas":
         planned = make_plan(build_scenario(site.file)).to_json()["routing_threshold_tokens"]
-        assert f"over {planned} uncached tokens, as planned" in site.log("gateway")[log_before:]
+        assert f"begins at {planned} uncached tokens, as planned" in site.log("gateway")[log_before:]
+        seen, _ = get(f"{site.gateway}/prfaas/scheduler")
+        assert (seen["moves"], seen["threshold_tokens"], seen["num_lengths_seen"]) == (True, planned, 2)
         assert site.short_tokens < planned < site.long_tokens
 
 

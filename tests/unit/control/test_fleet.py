@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from prfaas.core.control import events as e
 from prfaas.core.control.fleet import MAX_SILENT_PROBES, Fleet, Instance
-from prfaas.core.control.router import RouteKind
+from prfaas.core.control.route import RouteKind
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.core.topology import Duty
 from tests.unit.control.driving import BLOCK, ONE_OF_EACH, POLICY, TERMS, Drive, chain, failure, member, topology_of

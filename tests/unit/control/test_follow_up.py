@@ -11,7 +11,8 @@ import yaml
 import prfaas
 from prfaas.core.cache.engine_cache import EngineCache
 from prfaas.core.cache.hashing import TokenChain, chain_tokens, pack_tokens
-from prfaas.core.control.router import Candidate, RequestFacts, RouteKind, RoutePolicy, decide
+from prfaas.core.control.route import RouteKind
+from prfaas.core.control.router import Candidate, RequestFacts, RoutePolicy, decide
 from prfaas.core.model.hf_config import cache_size_of
 from prfaas.core.model.layout import KVGroupKind
 

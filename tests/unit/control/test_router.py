@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.core.cache.engine_cache import PrefixMatch
-from prfaas.core.control.router import Candidate, Reach, RequestFacts, RouteKind, RoutePolicy, decide, least_busy
+from prfaas.core.control.route import RouteKind
+from prfaas.core.control.router import Candidate, Reach, RequestFacts, RoutePolicy, decide, least_busy
 from prfaas.core.topology import Duty
 
 POLICY = RoutePolicy(offload=True, threshold_tokens=100)

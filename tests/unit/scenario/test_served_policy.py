@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from prfaas.core.control.events import EngineSeen, NodeSeen
+from prfaas.core.control.lifecycle import TransferTerms
+from prfaas.core.control.router import RoutePolicy
+from prfaas.core.control.scheduler import Scheduler
+from prfaas.core.control.view import thresholds_now
 from prfaas.core.planning.plan import make_plan
 from prfaas.deployment.document import DeploymentError
 from prfaas.deployment.load import load_deployment, read_deployment
+from prfaas.deployment.topology import topology_of
 from prfaas.scenario.build import build_scenario
 from prfaas.scenario.served_policy import ServedPolicy, planning_problems, routing_threshold
 
@@ -62,10 +68,17 @@ def test_the_threshold_that_is_served_is_the_planned_one(tmp_path: Path) -> None
 
 
 def test_a_link_that_brings_nothing_is_not_used(tmp_path: Path) -> None:
-    """The plan says so, and the gateway keeps to it."""
+    """As planned and, by the same figures, as long as the link carries no more."""
     found = served(tmp_path, "prfaas", GOOD.replace("100Gbps", "1Mbps"))
-    assert not found.offload
-    assert "would bring nothing" in found.why
+    assert "0.0% of requests" in found.why
+    assert found.model is not None
+    topology = topology_of(load_deployment(tmp_path / "d.yaml"))
+    scheduler = Scheduler(topology, RoutePolicy(True, found.threshold_tokens, found.model), TransferTerms(60.0, 30.0))
+    for instance in topology.instances:
+        scheduler.handle(EngineSeen(instance.name, True), 0.0)
+        scheduler.handle(NodeSeen(instance.name, True), 0.0)
+    assert scheduler.dispatch is not None
+    assert thresholds_now(scheduler.fleet, scheduler.dispatch, 0.0) == {"west": None}
 
 
 @pytest.mark.parametrize(

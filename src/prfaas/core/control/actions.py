@@ -19,7 +19,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from prfaas.core.control.fallback import Failure
-from prfaas.core.control.router import Route
+from prfaas.core.control.route import Route
 from prfaas.core.record import record
 
 
@@ -99,17 +99,19 @@ class RefusalCode(StrEnum):
 
     NO_HEALTHY_ENGINE = "no_healthy_engine"
     UPSTREAM_DOWN = "upstream_down"
+    TOO_BUSY = "too_busy"
 
 
 @record
 class Refuse:
-    """Tell the client that it gets no answer."""
+    """Tell the client that it gets no answer; `retry_after_s`, when to ask again, if that is known."""
 
     request_id: str
     code: RefusalCode
     detail: str
     route: Route
     fallback: Failure | None = None
+    retry_after_s: int | None = None
 
 
 @record

@@ -11,6 +11,8 @@ from dataclasses import field
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.fallback import Failure
+from prfaas.core.control.route import Route
+from prfaas.core.model.serving_model import ServingModel
 from prfaas.core.record import record
 from prfaas.core.topology import Topology
 
@@ -19,7 +21,8 @@ from prfaas.core.topology import Topology
 class RequestArrived:
     """A valid request. Its prompt has at most `max_prompt_tokens`; `fits` says that these and the output asked for fit
     the model's context. `obstacle` names a feature that forbids prefilling elsewhere. `transfer_id` is fresh: the name
-    of this request's transfer, if it gets one. The rest is for whoever reads the journal."""
+    of this request's transfer, if it gets one. While prompts wait, lower `priority` goes first, and tenants share
+    fairly. `max_ttft_s`: an answer that begins later is worth nothing. The rest is for whoever reads the journal."""
 
     request_id: str
     transfer_id: str
@@ -29,6 +32,9 @@ class RequestArrived:
     endpoint: str = ""
     is_stream: bool = False
     stripped_fields: tuple[str, ...] = ()
+    priority: int = 0
+    tenant: str = ""
+    max_ttft_s: float | None = None
 
 
 @record
@@ -46,6 +52,15 @@ class PromptUncountable:
 
     request_id: str
     obstacle: str | None
+
+
+@record
+class TurnCame:
+    """A prompt need wait no more: an instance has room for it, as `route` says, or without one it is placed anew. Made
+    by the scheduler itself."""
+
+    request_id: str
+    route: Route | None
 
 
 @record
@@ -204,13 +219,15 @@ class NodeSilent:
 
 @record
 class LinkSeen:
-    """What a sending node says of its link to another node. `queued_bytes` have not left it yet; None: not said."""
+    """What a sending node says of its link to another node. `queued_bytes` have not left it yet, or are still to be
+    computed; `delivered_bytes_per_s` of late. None: not said."""
 
     source: str
     target: str
     verdict: str
     capacity_bytes_per_s: float | None = None
     queued_bytes: int | None = None
+    delivered_bytes_per_s: float | None = None
 
 
 @record
@@ -233,6 +250,8 @@ class PolicyChanged:
 
     offload: bool
     threshold_tokens: int
+    model: ServingModel | None = None
+    max_ttft_s: float | None = None
 
 
 @record
@@ -244,6 +263,7 @@ RequestEvent = (
     RequestArrived
     | PromptCounted
     | PromptUncountable
+    | TurnCame
     | LandingReserved
     | ReserveFailed
     | PrefillEnded

@@ -9,14 +9,16 @@ Laws of this file:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from prfaas.core.cache.engine_cache import NO_MATCH, EngineCache, PrefixMatch
 from prfaas.core.cache.hashing import TokenChain
-from prfaas.core.control.router import Candidate, RouteKind
-from prfaas.core.topology import Duty, Topology
+from prfaas.core.control.prefill_work import PrefillWork
+from prfaas.core.control.route import RouteKind
+from prfaas.core.control.router import Candidate
+from prfaas.core.topology import Duty, Role, Topology
 from prfaas.core.topology import Instance as Member
 
 #: 32-byte names, about 150 bytes each with their table: 40 MB per engine at most; 140 million tokens at 544 a block.
@@ -40,6 +42,7 @@ class Instance:
     num_inflight: int = 0
     num_landings: int = 0
     num_silent_probes: int = 0
+    work: PrefillWork = field(default_factory=PrefillWork)
     _reported: int | None = None
     _inflight_at_report: int = 0
 
@@ -54,6 +57,14 @@ class Instance:
     @property
     def duty(self) -> Duty:
         return self.member.duty
+
+    @property
+    def may_decode(self) -> bool:
+        return self.engine_healthy and not self.is_draining
+
+    @property
+    def may_prefill_for_others(self) -> bool:
+        return self.engine_healthy and self.node_ready and not self.is_draining
 
     @property
     def is_idle(self) -> bool:
@@ -109,6 +120,8 @@ class Fleet:
     def __init__(self, topology: Topology) -> None:
         self.topology = Topology((), (), ())
         self.instances: dict[str, Instance] = {}
+        self._prefill_clusters: dict[str, tuple[str, ...]] = {}
+        self._links_from: dict[str, tuple[tuple[str, str], ...]] = {}
         self.decoders: tuple[Instance, ...] = ()
         self.prefillers: tuple[Instance, ...] = ()
         #: Some instance has left and is kept until it is idle.
@@ -131,6 +144,11 @@ class Fleet:
         return tuple(sorted({i.block_tokens for i in self.decoders if i.block_tokens}))
 
     @property
+    def all_block_sizes(self) -> tuple[int, ...]:
+        """Of those that prefill for others too: what they hold they need not compute."""
+        return tuple(sorted({i.block_tokens for i in self.instances.values() if i.block_tokens}))
+
+    @property
     def prefills_in_pd(self) -> bool:
         """Whether some decode instance leaves prompts to prefill instances of its cluster."""
         return any(i.duty is Duty.DECODE and not i.is_draining for i in self.decoders)
@@ -142,10 +160,36 @@ class Fleet:
         members = [m for m in self.topology.prefillers_for(cluster) if (m.cluster == cluster) is at_home]
         return [self.instances[member.name].candidate() for member in members]
 
+    def working_decoders(self, cluster: str) -> list[Instance]:
+        """Of one cluster, in file order."""
+        return [instance for instance in self._decoders_of.get(cluster, ()) if instance.may_decode]
+
+    def working_prefillers(self, cluster: str) -> list[Instance]:
+        """Those that prefill for others, of one cluster, in file order."""
+        return [instance for instance in self._prefillers_of.get(cluster, ()) if instance.may_prefill_for_others]
+
+    def prefill_clusters(self, decode_cluster: str) -> tuple[str, ...]:
+        """Clusters with instances that can prefill for a PD cluster: itself first, then those linked to it."""
+        return self._prefill_clusters.get(decode_cluster, ())
+
+    def links_from(self, cluster: str) -> tuple[tuple[str, str], ...]:
+        """Source and target of every link on which KVCache leaves a PrfaaS cluster."""
+        return self._links_from.get(cluster, ())
+
+    def longest_rtt_s(self, cluster: str) -> float:
+        """Over the links on which KVCache leaves a cluster; 0.0 for one of a PD cluster."""
+        return self._longest_rtts_s.get(cluster, 0.0)
+
+    def rtt_s(self, source: str, target: str) -> float:
+        """0.0 inside a cluster, and where nobody has said."""
+        return self._rtts_s.get((source, target), 0.0)
+
     def apply(self, topology: Topology) -> None:
         """Take over another topology. An instance whose engine or node has moved is a new one under the old name: what
         was known of it is forgotten, what is in flight there is not."""
-        joined = _pairs(topology) - _pairs(self.topology)
+        joined: dict[str, set[str]] = {}
+        for sender, _, target, _ in _pairs(topology) - _pairs(self.topology):
+            joined.setdefault(sender, set()).add(target)
         self.topology = topology
         left = dict(self.instances)
         self.instances = {}
@@ -156,7 +200,7 @@ class Fleet:
             elif replace(known.member, duty=member.duty) != member:
                 known = Instance(member, num_inflight=known.num_inflight, num_landings=known.num_landings)
             known.member, known.is_draining = member, False
-            known.cut_off_from |= {target for sender, _, target, _ in joined if sender == member.name}
+            known.cut_off_from |= joined.get(member.name, set())
             self.instances[member.name] = known
         for instance in left.values():
             instance.is_draining = True
@@ -173,6 +217,25 @@ class Fleet:
         self.is_draining = any(i.is_draining for i in self.instances.values())
         self.decoders = tuple(i for i in self.instances.values() if i.duty.decodes)
         self.prefillers = tuple(i for i in self.instances.values() if not i.duty.decodes)
+        self._decoders_of = _by_cluster(self.decoders)
+        self._prefillers_of = _by_cluster(self.prefillers)
+        self._rtts_s = {(link.source, link.target): link.rtt_s or 0.0 for link in self.topology.links}
+        self._prefill_clusters, self._links_from = {}, {}
+        for pd in self.topology.clusters_of(Role.PD):
+            far = [c.name for c in self.topology.clusters_of(Role.PRFAAS) if (c.name, pd.name) in self._rtts_s]
+            self._prefill_clusters[pd.name] = tuple(c for c in (pd.name, *far) if c in self._prefillers_of)
+            for source in far:
+                self._links_from[source] = (*self._links_from.get(source, ()), (source, pd.name))
+        self._longest_rtts_s = {
+            source: max(self._rtts_s[pair] for pair in pairs) for source, pairs in self._links_from.items()
+        }
+
+
+def _by_cluster(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
+    found: dict[str, list[Instance]] = {}
+    for instance in instances:
+        found.setdefault(instance.cluster, []).append(instance)
+    return found
 
 
 def _pairs(topology: Topology) -> set[tuple[str, str, str, str]]:

@@ -10,20 +10,29 @@ Laws of this file:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
+from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.placer import reason_of
 from prfaas.core.control.request import LandingPhase, Request, RequestState
-from prfaas.core.control.router import RequestFacts, Route, RouteKind, RoutePolicy, decide, least_busy
+from prfaas.core.control.route import Option, Route, RouteKind
+from prfaas.core.control.router import RequestFacts, RoutePolicy, decide, least_busy
 from prfaas.core.control.timers import TimerKind, Timers
 from prfaas.core.record import record
 
 #: A landing is renewed thrice within its lease, so that one lost renewal does not end it.
 RENEWALS_PER_LEASE: Final = 3
+#: In a full deployment answers begin later than was expected when they were let in: half of them by a twelfth, one in a
+#: hundred by a half (docs/benchmarks/scheduler.md). So much is left for that.
+LATER_THAN_EXPECTED: Final = 1.25
+#: Nobody can say what is in a minute.
+MAX_RETRY_AFTER_S: Final = 60
 
 S = RequestState
 P = LandingPhase
@@ -46,9 +55,12 @@ class Lifecycle:
         self.terms = terms
         self.timers = Timers()
         self.out: list[a.Action] = []
+        self.dispatch: Dispatch | None = None
+        self.now_s = 0.0
         self._handlers: dict[type, Callable[[Request, Any, float], None]] = {
             e.PromptCounted: self._counted,
             e.PromptUncountable: self._uncountable,
+            e.TurnCame: self._turn_came,
             e.LandingReserved: self._reserved,
             e.ReserveFailed: self._reserve_failed,
             e.PrefillEnded: self._prefill_ended,
@@ -73,6 +85,7 @@ class Lifecycle:
         request.obstacle = facts.obstacle
         below = facts.max_prompt_tokens <= self.policy.threshold_tokens
         surely_short = facts.obstacle is None and facts.fits and below and not self.fleet.prefills_in_pd
+        surely_short = surely_short and self.dispatch is None
         if surely_short:
             request.counts_late = True
             self._route(request, facts.max_prompt_tokens, now_s)
@@ -80,7 +93,8 @@ class Lifecycle:
             self._route(request, None, now_s)
         else:
             request.is_counting = True
-            self.out.append(a.CountPrompt(request.request_id, self.fleet.block_sizes))
+            sizes = self.fleet.block_sizes if self.dispatch is None else self.fleet.all_block_sizes
+            self.out.append(a.CountPrompt(request.request_id, sizes))
 
     def due(self, request: Request, kind: TimerKind, due_s: float, now_s: float) -> e.DeadlinePassed | None:
         """A timer of this request has come up; returns the event that it means, if that changes the request."""
@@ -110,6 +124,16 @@ class Lifecycle:
             self._route(request, None, now_s)
 
     def _route(self, request: Request, num_tokens: int | None, now_s: float) -> None:
+        may_choose = request.num_prompt_tokens is not None and request.num_prompt_tokens > 1
+        if self.dispatch is not None and may_choose and request.obstacle is None:
+            option = self._place(request, self.dispatch, now_s)
+            if option is not None:
+                self.dispatch.arrived(option, now_s)
+                return
+        self._decided(request, num_tokens, now_s)
+
+    def _decided(self, request: Request, num_tokens: int | None, now_s: float) -> None:
+        """By the threshold that the policy has."""
         decoders = [instance.candidate(request.chains) for instance in self.fleet.decoders]
         route = decide(RequestFacts(num_tokens, request.obstacle), self.policy, decoders, self.fleet.reach)
         request.route = route
@@ -119,6 +143,52 @@ class Lifecycle:
             self._reserve(request, route, now_s)
         else:
             self._decode(request, route.decode)
+
+    def _place(self, request: Request, dispatch: Dispatch, now_s: float) -> Option | None:
+        """Let it go the cheapest way, in a cluster's queue or at a decode instance; None if it has no way."""
+        options = dispatch.options(request, now_s)
+        if not options:
+            return None
+        bound_s = self._bound_s(request, now_s)
+        in_time = [option for option in options if option.finish_s <= bound_s]
+        option = dispatch.chosen(request, in_time or options)
+        request.route = Route(option.kind, reason_of(option), option.decode, "", option.num_uncached_tokens,
+                              options=tuple(options))  # fmt: skip
+        if not in_time:
+            late_s = min(option.finish_s for option in options) - bound_s
+            detail = f"the answer is expected to begin {late_s:.1f} s later than it may"
+            retry_after_s = min(max(1, math.ceil(late_s)), MAX_RETRY_AFTER_S)
+            self._refuse(request, a.RefusalCode.TOO_BUSY, detail, None, retry_after_s)
+        elif option.kind is RouteKind.LOCAL:
+            self._decode(request, option.decode)
+        else:
+            request.state = S.WAITING
+            dispatch.wait(request, option)
+        return option
+
+    def _bound_s(self, request: Request, now_s: float) -> float:
+        """Within which its answer must be expected to begin, from now. Who was let in is not sent away."""
+        bounds = [s for s in (self.policy.max_ttft_s, request.arrived.max_ttft_s) if s is not None]
+        if not bounds or request.state is not S.COUNTING:
+            return math.inf
+        return (min(bounds) - (now_s - request.arrived_s)) / LATER_THAN_EXPECTED
+
+    def _turn_came(self, request: Request, event: e.TurnCame, now_s: float) -> None:
+        dispatch, seen = self.dispatch, request.route
+        assert seen is not None, "who waits was routed"
+        if event.route is not None:
+            assert dispatch is not None, "who gets an instance was dispatched"
+            dispatch.bound(request)
+            request.route = Route(
+                event.route.kind, event.route.reason, event.route.decode, event.route.prefill,
+                event.route.num_uncached_tokens, options=seen.options,
+            )  # fmt: skip
+            self._reserve(request, request.route, now_s)
+            return
+        if dispatch is not None:
+            dispatch.left(request)
+        if dispatch is None or self._place(request, dispatch, now_s) is None:
+            self._decided(request, request.num_prompt_tokens, now_s)
 
     # The transfer
 
@@ -135,6 +205,8 @@ class Lifecycle:
         # From now on, not from the node's answer: else all that come meanwhile would choose the same one.
         request.prefill, request.prefill_instance = route.prefill, self.fleet.instances[route.prefill]
         request.prefill_instance.num_inflight += 1
+        if self.dispatch is not None:
+            self._computes_at(request, self.dispatch, request.prefill_instance, request.num_prompt_tokens)
         due_s = now_s + self.terms.deadline_s
         request.deadline_s = self.timers.set(due_s, request.request_id, TimerKind.DEADLINE)
         self.out.append(
@@ -174,6 +246,8 @@ class Lifecycle:
         request.state = S.PREFILLING
         request.prefill_instance = prefill
         self._renew_later(request, now_s)
+        if self.dispatch is not None:
+            self.dispatch.begins(request, now_s)
         left_s = max(0.0, request.deadline_s - now_s)
         self.out.append(a.Prefill(request.request_id, route.prefill, route.decode, left_s))
         self.out.append(a.AwaitLanding(request.request_id, route.decode))
@@ -188,13 +262,17 @@ class Lifecycle:
             self._fall_back(request, event.failure)
 
     def _prefill_ended(self, request: Request, event: e.PrefillEnded, now_s: float) -> None:
-        self._prefill_over(request, event.failure)
+        self._prefill_over(request, event.failure, is_done=event.failure is None)
         if event.failure is not None and request.state is S.PREFILLING:
             self._fall_back(request, event.failure)
 
-    def _prefill_over(self, request: Request, failure: Failure | None) -> None:
+    def _prefill_over(self, request: Request, failure: Failure | None, *, is_done: bool = False) -> None:
         if not request.prefill:
             return
+        if self.dispatch is not None and request.works_at is request.prefill_instance:
+            self.dispatch.worked(request, self.now_s, is_done=is_done)
+        if is_done and request.prefill_instance is not None:
+            _ran_locally(request, request.prefill_instance)
         self.fleet.instances[request.prefill].num_inflight -= 1
         asked, request.prefill, request.prefill_instance = request.prefill_instance, "", None
         if failure is not None and failure.refused and asked is not None:
@@ -214,6 +292,8 @@ class Lifecycle:
             return
         request.deadline_s = None
         request.num_landed_bytes = event.num_bytes
+        if self.dispatch is not None:
+            self.dispatch.crossed(request)
         self._decode(request, request.landing_at, is_landed=True)
 
     def _deadline_passed(self, request: Request, event: e.DeadlinePassed, now_s: float) -> None:
@@ -242,10 +322,20 @@ class Lifecycle:
         request.attempt += 1
         request.state = S.LOADING if is_landed else S.COMPUTING
         self._decodes_at(request, instance)
+        if self.dispatch is not None and not is_landed and request.num_prompt_tokens is not None:
+            self._computes_at(request, self.dispatch, self.fleet.instances[instance], request.num_prompt_tokens)
         self.out.append(
             a.Decode(request.request_id, request.attempt, instance, request.route, is_landed,
                      request.num_landed_bytes if is_landed else 0, fallback, is_retry)
         )  # fmt: skip
+
+    def _computes_at(self, request: Request, dispatch: Dispatch, instance: Instance, num_tokens: int) -> None:
+        uncached = num_tokens - instance.match(request.chains).reusable_prefix_tokens
+        dispatch.works(request, instance, max(1, uncached), self.now_s)
+
+    def _computes_no_more(self, request: Request, *, is_done: bool = False) -> None:
+        if self.dispatch is not None:
+            self.dispatch.worked(request, self.now_s, is_done=is_done)
 
     def _answer_began(self, request: Request, event: e.AnswerBegan, now_s: float) -> None:
         if request.state is S.ENDED:
@@ -255,6 +345,7 @@ class Lifecycle:
             request.renew_s = None
             self.out.append(a.SettleLanding(request.request_id, request.landing_at))
         elif request.decode_instance is not None:
+            self._computes_no_more(request, is_done=True)
             _ran_locally(request, request.decode_instance)
         request.answered_by = request.decode_instance
         request.state = S.ANSWERING
@@ -263,6 +354,7 @@ class Lifecycle:
         if request.state is S.ENDED:
             return
         failed, was_loading = request.decode, request.state is S.LOADING
+        self._computes_no_more(request)
         if event.failure.refused and request.decode_instance is not None:
             request.decode_instance.engine_silent(refused=True)
         may_retry, request.may_retry = request.may_retry, False
@@ -294,12 +386,20 @@ class Lifecycle:
         else:
             self._decode(request, chosen.name, fallback=failure, is_retry=is_retry)
 
-    def _refuse(self, request: Request, code: a.RefusalCode, detail: str, failure: Failure | None) -> None:
+    def _refuse(
+        self,
+        request: Request,
+        code: a.RefusalCode,
+        detail: str,
+        failure: Failure | None,
+        retry_after_s: int | None = None,
+    ) -> None:
         assert request.route is not None, "only routed requests are refused"
         self._decodes_at(request, "")
+        self._computes_no_more(request)
         request.attempt += 1
         request.state = S.ANSWERING
-        self.out.append(a.Refuse(request.request_id, code, detail, request.route, failure))
+        self.out.append(a.Refuse(request.request_id, code, detail, request.route, failure, retry_after_s))
 
     # The end
 
@@ -320,12 +420,15 @@ class Lifecycle:
 
     def _end(self, request: Request) -> None:
         self._give_up_transfer(request)
+        self._computes_no_more(request)
         self._decodes_at(request, "")
         request.state = S.ENDED
 
     def _give_up_transfer(self, request: Request) -> None:
         """Idempotent. A landing that is being settled is freed by that."""
         request.deadline_s = request.renew_s = None
+        if self.dispatch is not None:
+            self.dispatch.left(request)
         if request.state is S.PREFILLING:
             self.out.append(a.StopPrefill(request.request_id))
         elif request.state is S.RESERVING:

@@ -18,13 +18,14 @@ from typing import Final
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control import events as e
 from prfaas.core.control.fleet import Instance
-from prfaas.core.control.router import Route
+from prfaas.core.control.route import Option, Route
 
 
 class RequestState(StrEnum):
     """Where a request is."""
 
     COUNTING = "counting"
+    WAITING = "waiting"
     RESERVING = "reserving"
     PREFILLING = "prefilling"
     LOADING = "loading"
@@ -62,10 +63,15 @@ _GONE: Final[dict[type, frozenset[RequestState]]] = {e.RequestAbandoned: frozens
 #: state -> event -> states afterwards. docs/control.md shows it; `make docs` renews that.
 TRANSITIONS: Final[dict[RequestState, dict[type, frozenset[RequestState]]]] = {
     S.COUNTING: {
-        e.PromptCounted: frozenset({S.RESERVING, *_LOCALLY}),
+        e.PromptCounted: frozenset({S.WAITING, S.RESERVING, *_LOCALLY}),
         e.PromptUncountable: _LOCALLY,
         # A prompt that does not fit is refused by whoever counts it.
         e.AnswerEnded: frozenset({S.ENDED}),
+        **_GONE,
+    },
+    S.WAITING: {
+        # Its own cluster has lost everyone who could prefill it: it may wait for another one.
+        e.TurnCame: frozenset({S.RESERVING, S.WAITING, *_LOCALLY}),
         **_GONE,
     },
     S.RESERVING: {
@@ -120,6 +126,15 @@ LANDING_TRANSITIONS: Final[dict[LandingPhase, frozenset[LandingPhase]]] = {
 
 
 @dataclass(eq=False, slots=True)
+class Crossing:
+    """What of a request is still to cross, from one cluster to another. `is_bound`: an instance sends it."""
+
+    pair: tuple[str, str]
+    num_bytes: float
+    is_bound: bool = False
+
+
+@dataclass(eq=False, slots=True)
 class Request:
     """What the scheduler knows of one request. Names of instances are empty for none: on `decode` and `prefill` it
     counts as in flight now, beside `landing_at` is its landing. The prefix that `skip_tokens` leaves out was held by
@@ -149,6 +164,10 @@ class Request:
     num_landed_bytes: int = 0
     deadline_s: float | None = None
     renew_s: float | None = None
+    option: Option | None = field(default=None, repr=False)
+    works_at: Instance | None = field(default=None, repr=False)
+    num_work_tokens: int = 0
+    crossing: Crossing | None = None
     counts_late: bool = False
     is_counting: bool = False
 

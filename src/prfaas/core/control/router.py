@@ -15,39 +15,13 @@ Laws of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import field
-from enum import StrEnum
 from types import MappingProxyType
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
+from prfaas.core.control.route import Choose, Considered, Route, RouteKind, RouteReason
+from prfaas.core.model.serving_model import ServingModel
 from prfaas.core.record import record
 from prfaas.core.topology import Duty
-
-
-class RouteKind(StrEnum):
-    """`LOCAL`: the decode engine computes the prompt. `PD_PREFILL`: a prefill instance of its own cluster does.
-    `REMOTE`: a PrfaaS cluster does. `NONE`: no healthy path."""
-
-    LOCAL = "local"
-    PD_PREFILL = "pd_prefill"
-    REMOTE = "remote"
-    NONE = "none"
-
-
-class RouteReason(StrEnum):
-    """Why a route was taken, before what a request's own features forbid (see `RequestFacts.obstacle`)."""
-
-    ABOVE_THRESHOLD = "above_threshold"
-    BELOW_THRESHOLD = "below_threshold"
-    POLICY = "policy"
-    PROMPT_TOO_SHORT = "prompt_too_short"
-    PREFIX_CACHED = "prefix_cached"
-    UNCOUNTED = "uncounted"
-    NO_LANDING_NODE = "no_landing_node"
-    PRFAAS_UNHEALTHY = "prfaas_unhealthy"
-    NO_PD_PREFILL = "no_pd_prefill"
-    NO_HEALTHY_ENGINE = "no_healthy_engine"
-
 
 #: Reasons to stay that say nothing against prefilling in another instance of the same cluster.
 _MAY_PREFILL_IN_PD = frozenset({RouteReason.BELOW_THRESHOLD, RouteReason.POLICY, RouteReason.PRFAAS_UNHEALTHY})
@@ -81,34 +55,17 @@ class RequestFacts:
 
 @record
 class RoutePolicy:
-    """`offload`: PrfaaS clusters may be used at all."""
+    """`offload`: PrfaaS clusters may be used at all. With a `model` of the deployment the threshold is where it begins,
+    and moves by itself; then a request is refused at once if its answer is expected to begin later than `max_ttft_s`.
+    `choose` takes another way than the cheapest: policies of others, to compare with. They move nothing that waits, and
+    unless one `binds_late` an instance gets its prompts as they come."""
 
     offload: bool
     threshold_tokens: int
-
-
-@record
-class Considered:
-    """One instance that could have served a leg: what was known of it, and why it was not taken, None if it was."""
-
-    instance: str
-    leg: str
-    load: int
-    uncached_tokens: int | None
-    ruled_out: str | None
-
-
-@record
-class Route:
-    """`decode` is empty for `NONE`, `prefill` where the decode engine computes the prompt. `reason` is what decided;
-    `considered` is what it was decided between."""
-
-    kind: RouteKind
-    reason: str
-    decode: str = ""
-    prefill: str = ""
-    num_uncached_tokens: int | None = None
-    considered: tuple[Considered, ...] = field(default=(), compare=False)
+    model: ServingModel | None = None
+    max_ttft_s: float | None = None
+    choose: Choose | None = None
+    binds_late: bool = True
 
 
 #: Prefill candidates that can send to a decode instance, by kind of route and decode instance's name.

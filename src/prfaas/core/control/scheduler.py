@@ -9,10 +9,12 @@ Laws of this file:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import cast, get_args
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
+from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fleet import Fleet, Instance
 from prfaas.core.control.lifecycle import Lifecycle, TransferTerms
 from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, RequestState
@@ -30,6 +32,9 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.links: dict[tuple[str, str], e.LinkSeen] = {}
         self._life = Lifecycle(self.fleet, policy, terms)
+        #: Told of every step of every request: its id, its state, the kind of event, its state afterwards.
+        self.on_step: Callable[[str, RequestState, type, RequestState], object] | None = None
+        self._follow(policy, 0.0)
 
     @property
     def policy(self) -> RoutePolicy:
@@ -38,11 +43,18 @@ class Scheduler:
     @property
     def next_due_s(self) -> float | None:
         """When a `Tick` will have something to do; None if never."""
-        return self._life.timers.next_due_s
+        dispatch = self._life.dispatch
+        due_s, turn_s = self._life.timers.next_due_s, None if dispatch is None else dispatch.next_due_s
+        return turn_s if due_s is None else due_s if turn_s is None else min(due_s, turn_s)
+
+    @property
+    def dispatch(self) -> Dispatch | None:
+        """None for a policy whose threshold is fixed."""
+        return self._life.dispatch
 
     def handle(self, event: e.Event, now_s: float) -> list[a.Action]:
         """What to do now that `event` has happened. `now_s` never falls."""
-        self._life.out = []
+        self._life.out, self._life.now_s = [], now_s
         if isinstance(event, e.RequestArrived):
             self._arrived(event, now_s)
         elif type(event) in _OF_REQUEST:
@@ -50,7 +62,10 @@ class Scheduler:
         elif isinstance(event, e.Tick):
             self._tick(now_s)
         else:
-            self._world(event)
+            self._world(event, now_s)
+        if self._life.dispatch is not None:
+            for turn in self._life.dispatch.turns(now_s):
+                self._step(turn, now_s)
         if self.fleet.is_draining:
             self.fleet.forget_drained()
         return self._life.out
@@ -73,24 +88,58 @@ class Scheduler:
         assert request.state in allowed, (
             f"{event.request_id}: {type(event).__name__} led from {before} to {request.state}"
         )
+        if self.on_step is not None:
+            self.on_step(event.request_id, before, type(event), request.state)
         if request.is_over:
             del self.requests[event.request_id]
             self._life.out.append(a.Close(event.request_id))
 
     def _tick(self, now_s: float) -> None:
         timers = self._life.timers
+        if self._life.dispatch is not None:
+            self._life.dispatch.tick(now_s)
         while (timer := timers.take_due(now_s)) is not None:
             request = self.requests.get(timer.request_id)
             meant = None if request is None else self._life.due(request, timer.kind, timer.due_s, now_s)
             if meant is not None:
                 self._step(meant, now_s)
 
-    def _world(self, event: e.Event) -> None:
+    def _world(self, event: e.Event, now_s: float) -> None:
+        before = None if self._life.dispatch is None else self._usable(event)
+        self._change(event, now_s)
+        if self._life.dispatch is not None:
+            self._life.dispatch.saw(event, now_s, has_changed=before is None or before != self._usable(event))
+
+    def _usable(self, event: e.Event) -> object:
+        """What of the instance that an event is about bears on who can be used; None where it may be anything."""
+        if isinstance(event, e.LinkSeen | e.LinksLost):
+            return ()
+        instance = self.fleet.instances.get(getattr(event, "instance", ""))
+        if instance is None:
+            return None
+        return instance.may_decode, instance.node_ready, instance.cut_off_from
+
+    def _follow(self, policy: RoutePolicy, now_s: float) -> None:
+        """From now on. What was measured under another model is forgotten, and what waits is placed anew."""
+        self._life.policy = policy
+        before = self._life.dispatch
+        if before is not None and before.estimates.model == policy.model and before.is_like(policy):
+            before.may_offload = policy.offload
+            return
+        waiting = [] if before is None else before.release()
+        after = self._life.dispatch = None if policy.model is None else Dispatch(self.fleet, self.requests, policy)
+        if after is not None:
+            for request in self.requests.values():
+                after.adopt(request, now_s)
+        for request_id in waiting:
+            self._step(e.TurnCame(request_id, None), now_s)
+
+    def _change(self, event: e.Event, now_s: float) -> None:
         match event:
             case e.TopologyChanged(topology):
                 self.fleet.apply(topology)
-            case e.PolicyChanged(offload, threshold_tokens):
-                self._life.policy = RoutePolicy(offload, threshold_tokens)
+            case e.PolicyChanged(offload, threshold_tokens, model, max_ttft_s):
+                self._follow(RoutePolicy(offload, threshold_tokens, model, max_ttft_s), now_s)
             case e.LinkSeen(source, target):
                 self.links[source, target] = event
             case e.LinksLost(source):
@@ -113,6 +162,8 @@ class Scheduler:
             assert instance.num_inflight == inflight[name], (name, instance.num_inflight, inflight[name])
             assert instance.num_landings == landings[name], (name, instance.num_landings, landings[name])
             instance.cache.check()
+        if self.dispatch is not None:
+            self.dispatch.check()
         missing = (inflight.keys() | landings.keys()) - self.fleet.instances.keys()
         assert not missing, f"requests are at instances that are gone: {missing}"
 

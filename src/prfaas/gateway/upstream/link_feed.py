@@ -82,6 +82,8 @@ class LinkFeed:
                 logger.info("link from=%s to=%s verdict=%s", source, target, report.verdict)
             gauge = self._metrics.gauge("prfaas_gateway_link_verdict", source=source, target=target)
             gauge.set(report.verdict.level)
-            capacity, queued = report.capacity_bytes_per_s, report.queued_bytes
-            self._feed(e.LinkSeen(source, target, report.verdict, capacity, queued))
+            capacity, queued, delivered = (
+                report.capacity_bytes_per_s, report.queued_bytes, report.delivered_bytes_per_s
+            )  # fmt: skip
+            self._feed(e.LinkSeen(source, target, report.verdict, capacity, queued, delivered))
         self.links[source] = dict(links)

@@ -19,6 +19,8 @@ from prfaas.testing.control_world.site import KINDS, Site
 #: An instance that has left is switched off so much later.
 LINGER_S: Final = 20.0
 THRESHOLDS: Final = (0, 200, 1_500, 10_000)
+#: With a model the threshold moves by itself.
+MODELS: Final = (None, shapes.MODEL)
 #: Landing phases in which something of a request is on its node.
 _ON_NODE: Final = (LandingPhase.ASKED, LandingPhase.ABANDONED, LandingPhase.HELD, LandingPhase.SETTLING,
                    LandingPhase.DROPPING)  # fmt: skip
@@ -40,7 +42,7 @@ class Deployment:
         self.sites: list[Site] = []
         self._by_name: dict[str, Site] = {}
         members = tuple(self._build(shapes.member(*who)) for who in shapes.BEGINNINGS[beginning])
-        self.policy = e.PolicyChanged(offload=True, threshold_tokens=dice.random.choice(THRESHOLDS[:3]))
+        self.policy = e.PolicyChanged(True, dice.random.choice(THRESHOLDS[:3]), dice.random.choice(MODELS))
         self.topology = shapes.topology(members)
 
     def site(self, name: str) -> Site:
@@ -173,7 +175,7 @@ class Deployment:
 
     def _policy_changes(self) -> None:
         random = self._dice.random
-        event = e.PolicyChanged(offload=random.random() < 0.9, threshold_tokens=random.choice(THRESHOLDS))
+        event = e.PolicyChanged(random.random() < 0.9, random.choice(THRESHOLDS), random.choice(MODELS))
         self._gateway().coverage.upsets[Upset.POLICY_CHANGES] += 1
         self.policy = event
         self._gateway().feed(event)

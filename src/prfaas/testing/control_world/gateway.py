@@ -86,6 +86,7 @@ class Gateway:
         self.books = Books(scheduler, deadline_s, self._works, lambda name: places.site(name).url)
         self._performers = performers
         self._armed_s: float | None = None
+        scheduler.on_step = self._note_step
 
     # Feeding
 
@@ -95,12 +96,13 @@ class Gateway:
             return
         request_id = getattr(event, "request_id", "")
         now_s = self.kernel.now_s
-        before = self._states(event)
+        was = self.state_of(request_id)
         self.books.saw(event, now_s)
         self.storybook.note(now_s, request_id, "event", event)
         try:
             actions = self.scheduler.handle(event, now_s)
-            self._note_steps(before, event)
+            if isinstance(event, e.AnswerEnded | e.RequestAbandoned) and was not in (None, RequestState.ENDED):
+                self.coverage.outcomes[f"ended {event.outcome}"] += 1
             for action in actions:
                 self.storybook.note(now_s, action.request_id, "action", action)
                 self.books.did(action)
@@ -190,26 +192,8 @@ class Gateway:
     def _works(self, name: str) -> bool:
         return self.places.site(name).engine_up
 
-    def _states(self, event: e.Event) -> dict[str, tuple[RequestState, type]]:
-        """Of the requests that this event may change, with the kind of event that it is for them."""
-        if isinstance(event, e.Tick):
-            due_s = self.kernel.now_s
-            return {
-                request.request_id: (request.state, e.DeadlinePassed)
-                for request in self.scheduler.requests.values()
-                if request.deadline_s is not None and request.deadline_s <= due_s
-            }
-        request = self.scheduler.requests.get(getattr(event, "request_id", ""))
-        return {} if request is None else {request.request_id: (request.state, type(event))}
-
-    def _note_steps(self, before: dict[str, tuple[RequestState, type]], event: e.Event) -> None:
-        for request_id, (state, kind) in before.items():
-            after = self.state_of(request_id) or RequestState.ENDED
-            self.coverage.steps[state, kind, after] += 1
-        if isinstance(event, e.AnswerEnded | e.RequestAbandoned) and before:
-            state, _ = before[event.request_id]
-            if state is not RequestState.ENDED:
-                self.coverage.outcomes[f"ended {event.outcome}"] += 1
+    def _note_step(self, request_id: str, before: RequestState, kind: type, after: RequestState) -> None:
+        self.coverage.steps[before, kind, after] += 1
 
     def _perform(self, action: a.Action) -> None:
         job = self.jobs[action.request_id]
@@ -257,7 +241,7 @@ class Gateway:
                 account.num_renewals_lost += 1
 
         if any(request.deadline_s == due_s for request in self.scheduler.requests.values()):
-            self._power_may_fail(due_s - self.kernel.now_s, 2.0)
+            self._power_may_fail(due_s - self.kernel.now_s, 5.0)
 
         def ticks() -> None:
             if self._armed_s == due_s:

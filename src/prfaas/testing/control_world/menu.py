@@ -87,7 +87,7 @@ class Upset(StrEnum):
 
 
 _LEGS: Final = (S.LOADING, S.COMPUTING)
-_OPEN: Final = (S.COUNTING, S.RESERVING, S.PREFILLING, S.LOADING, S.COMPUTING, S.ANSWERING)
+_OPEN: Final = (S.COUNTING, S.WAITING, S.RESERVING, S.PREFILLING, S.LOADING, S.COMPUTING, S.ANSWERING)
 _AFTER: Final = (S.COMPUTING, S.ANSWERING, S.ENDED)
 
 #: In which states of a request a fault can meet it. A run that never saw one of them has not tested it.

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Final
 
 from prfaas.core.cache.hashing import TokenChain
+from prfaas.core.model.curve import polynomial
+from prfaas.core.model.serving_model import ClusterModel, ServingModel
 from prfaas.core.topology import Cluster, Duty, Instance, Role, Topology, complete_links
 
 MAX_PROMPT_TOKENS: Final = 8_192
@@ -41,6 +43,12 @@ def topology(members: tuple[Instance, ...]) -> Topology:
     return Topology(_CLUSTERS, members, complete_links(_CLUSTERS, ()))
 
 
+#: What the control core is told of the times here, wherever it may choose by them. They are not what they will be.
+MODEL: Final = ServingModel(
+    {"west": ClusterModel(polynomial(0.1, 1e-4)), "pd": ClusterModel(polynomial(0.2, 1e-3), 16, 0.01)},
+    kv_bytes=polynomial(0.0, 100.0),
+    output_tokens=50.0,
+)
 #: Where a world begins: instances that do both; instances that only decode beside one that prefills; a mixture.
 BEGINNINGS: Final = (
     (("west-0", Duty.PREFILL), ("west-1", Duty.PREFILL), ("pd-0", Duty.BOTH), ("pd-1", Duty.BOTH)),

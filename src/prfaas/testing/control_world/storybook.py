@@ -9,7 +9,7 @@ from typing import Final
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.events import EngineSeen, LinkSeen, NodeSeen, Tick
-from prfaas.core.control.router import Route
+from prfaas.core.control.route import Route
 
 #: Of the deployment's own events a failure shows the newest.
 MAX_SHOWN_UPSETS: Final = 12

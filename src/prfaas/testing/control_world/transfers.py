@@ -164,8 +164,8 @@ def settle_landing(gateway: Gateway, job: Job, action: a.SettleLanding) -> None:
             landing = site.drop(job.transfer_id, "released by the gateway")
         if landing is None:
             unknown(gateway.dice.hop_s())
-        elif gateway.dice.strikes():
-            gateway.kernel.after(gateway.dice.random.uniform(0.1, 5.0), lost)
+        elif gateway.dice.strikes(3.0):
+            gateway.kernel.after(gateway.dice.random.uniform(0.02, 5.0), lost)
         else:
             record = e.FinalRecord(
                 landing.state, landing.reason, landing.tokens_loaded, landing.tokens_recomputed, landing.bytes_repeated

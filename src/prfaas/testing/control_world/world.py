@@ -77,7 +77,8 @@ class World:
 
     def run(self) -> None:
         """All lives, then silence."""
-        self._every(1.0 / self.setting.arrivals_per_s, self._client_comes)
+        # By then every instance has been seen, if nothing goes wrong.
+        self.kernel.after(PROBE_EVERY_S, self._every, 1.0 / self.setting.arrivals_per_s, self._client_comes)
         self._every(1.0 / self.setting.upsets_per_s, self.deployment.upset)
         self._every(1.0 / self.setting.gateway_deaths_per_s, self._gateway_dies)
         self.kernel.after(0.0, self._nodes_tick)
@@ -157,7 +158,7 @@ class World:
     def _start_gateway(self) -> None:
         self._num_lives += 1
         told = self.deployment.policy
-        policy = RoutePolicy(told.offload, told.threshold_tokens)
+        policy = RoutePolicy(told.offload, told.threshold_tokens, told.model)
         scheduler = self._make_scheduler(self.deployment.topology, policy, TERMS)
         self.gateway = Gateway(
             self.kernel,
@@ -234,7 +235,8 @@ class World:
         if self.dice.strikes():
             self.coverage.upsets[Upset.LINKS_LOST] += 1
             return e.LinksLost(name)
-        return e.LinkSeen(name, "pd-0", self.random.choice(("clear", "pressed", "congested")), 1e9, 0)
+        verdict, capacity = self.random.choice(("clear", "pressed", "congested")), self.random.choice((1e3, 1e9))
+        return e.LinkSeen(name, "pd-0", verdict, capacity, self.random.choice((0, 0, 10_000)), 0.0)
 
     # Nodes
 

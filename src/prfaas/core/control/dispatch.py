@@ -1,0 +1,429 @@
+"""The fast timescale: where each prompt is prefilled, and when it is bound to an instance.
+
+Laws of this file:
+- An instance gets its next prompt a handover before it is expected to be done, and a round trip earlier in another
+  cluster.
+- A prompt goes the cheapest way (see `options`). If that leads to instances that prefill for others, it waits in their
+  cluster's queue until one of them is nearly done, and only then is bound to an instance and to a landing.
+- Nor is it bound while the link that it needs has enough to do.
+- What waits goes elsewhere if that has become cheaper by more than `MOVES_FOR` of what is left. It is looked at when
+  instances of another cluster have nothing to do, when a link falls, and every `LOOKS_EVERY_S`; and if nobody works in
+  its own cluster any more, it goes at once.
+- Work that was added somewhere is removed there, whatever happens to the instance meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Final
+
+from prfaas.core.control import events as e
+from prfaas.core.control.estimates import Estimates
+from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.options import HANDOVER_S, cheapest
+from prfaas.core.control.placer import Placer
+from prfaas.core.control.queues import Queue
+from prfaas.core.control.request import Crossing, Request, RequestState
+from prfaas.core.control.route import Ahead, Choose, Option, Prompt, RouteKind
+from prfaas.core.control.router import RoutePolicy
+
+#: A clock of floats falls a hair short.
+_CLOCK_S: Final = 1e-6
+#: A link gets more work while it has less than this to do: enough to stay busy while the next prompt is prefilled. What
+#: is beyond that waits where it can still go elsewhere.
+LINK_AHEAD_S: Final = 5.0
+#: Estimates err; who has waited loses its place only for more than this share of what it would still take.
+MOVES_FOR: Final = 0.2
+#: An instance with nothing to do asks those who wait elsewhere again so soon.
+TAKES_OVER_EVERY_S: Final = 0.25
+#: Engines that are slower than expected show in no event.
+LOOKS_EVERY_S: Final = 1.0
+#: Of a queue's beginning and of its end, so many are looked at when others could take one.
+_LOOKED_AT: Final = 16
+#: When a link falls, at most so many of a queue are looked at, which takes a tenth of a millisecond each.
+_LOOKED_AT_WHEN_A_LINK_FALLS: Final = 256
+
+
+class Dispatch:
+    """Of one scheduler whose policy is `prfaas`."""
+
+    def __init__(self, fleet: Fleet, requests: dict[str, Request], policy: RoutePolicy) -> None:
+        assert policy.model is not None, "without a model nothing can be compared"
+        self._fleet = fleet
+        self._requests = requests
+        self.may_offload = policy.offload
+        self.choose: Choose = policy.choose or (lambda options, prompt: cheapest(options))
+        self._policy_choose = policy.choose
+        self._moves, self._binds_late = policy.choose is None, policy.binds_late
+        self.estimates = Estimates(policy.model, policy.threshold_tokens)
+        self.estimates.links.apply(fleet.topology)
+        self.queues: dict[str, Queue] = {}
+        #: What is still to cross, by source and target cluster; and that part of it for which an instance was chosen.
+        self.link_bytes: dict[tuple[str, str], float] = {}
+        self._bound_bytes: dict[tuple[str, str], float] = {}
+        #: Prompts that wait, by the cluster that will answer.
+        self.num_waiting: Counter[str] = Counter()
+        self._placer = Placer(fleet, self.estimates, self.queues, self.link_bytes, self.num_waiting)
+        #: Clusters in which something has changed since their queue was looked at.
+        self._changed: set[str] = set()
+        self._due_s: dict[str, float] = {}
+        self._takes_over_s: dict[str, float] = {}
+        self._looks_s: float | None = None
+        #: So many of each queue are to be looked at now.
+        self._looks_at = 0
+
+    @property
+    def next_due_s(self) -> float | None:
+        turn_s = min(self._due_s.values(), default=None)
+        return self._looks_s if turn_s is None else turn_s if self._looks_s is None else min(turn_s, self._looks_s)
+
+    # One request
+
+    def options(self, request: Request, now_s: float) -> list[Option]:
+        """The ways that it has."""
+        found = self._placer.options(_prompt_of(request), now_s)
+        return found if self.may_offload else [option for option in found if option.kind is not RouteKind.REMOTE]
+
+    def is_like(self, policy: RoutePolicy) -> bool:
+        """Whether it chooses in the same way."""
+        return self._policy_choose is policy.choose and self._binds_late == policy.binds_late
+
+    def chosen(self, request: Request, options: list[Option]) -> Option:
+        """The way that it goes."""
+        return self.choose(options, _prompt_of(request))
+
+    def options_of(self, num_tokens: int, now_s: float) -> list[Option]:
+        """Of a prompt of so many tokens of which nothing is cached."""
+        found = self._placer.options(Prompt(num_tokens, {}), now_s)
+        return found if self.may_offload else [option for option in found if option.kind is not RouteKind.REMOTE]
+
+    def arrived(self, option: Option, now_s: float) -> None:
+        """A prompt has come whose cheapest way is this."""
+        self.estimates.lengths.saw(option.num_uncached_tokens, now_s)
+        self.estimates.solve_if_due(self._placer.stages, now_s)
+
+    def wait(self, request: Request, option: Option) -> None:
+        """It waits in a cluster's queue from now on."""
+        request.option = option
+        self.queues.setdefault(option.prefill_cluster, Queue()).push(
+            request.request_id, option.prefill_s, priority=request.arrived.priority, tenant=request.arrived.tenant
+        )
+        self.num_waiting[option.decode_cluster] += 1
+        self._changed.add(option.prefill_cluster)
+        if option.kind is RouteKind.REMOTE:
+            assert request.num_prompt_tokens is not None, "only counted prompts are placed"
+            skip_tokens = request.num_prompt_tokens - option.num_uncached_tokens
+            num_bytes = self.estimates.kv_bytes(request.num_prompt_tokens, skip_tokens)
+            self._crosses(request, (option.prefill_cluster, option.decode_cluster), num_bytes)
+
+    def works(self, request: Request, instance: Instance, num_tokens: int, now_s: float) -> None:
+        """The instance has been given its prompt."""
+        self._stops(request, now_s)
+        expected_s = self.estimates.prefill_s(instance.cluster, num_tokens)
+        instance.work.add(request.request_id, expected_s, now_s)
+        request.works_at, request.num_work_tokens = instance, num_tokens
+
+    def worked(self, request: Request, now_s: float, *, is_done: bool) -> None:
+        """The instance computes it no more. `is_done`: to its end, so that its time says something. Idempotent."""
+        instance, num_tokens = request.works_at, request.num_work_tokens
+        taken_s = self._stops(request, now_s)
+        if not is_done or instance is None or taken_s is None or not instance.duty.prefills:
+            return  # an engine that only decodes is late for other reasons than its speed
+        if request.landing_beside is not None and request.prefill_instance is instance:
+            taken_s -= self._fleet.rtt_s(instance.cluster, request.landing_beside.cluster)
+        if taken_s > 0:
+            self.estimates.saw_prefill(instance.cluster, num_tokens, taken_s)
+
+    def begins(self, request: Request, now_s: float) -> None:
+        """Its landing is there, and its prompt is on its way to the instance."""
+        if request.works_at is not None:
+            request.works_at.work.begins(request.request_id, now_s)
+
+    def leaves_queue(self, request: Request, *, is_served: bool = False) -> None:
+        """Its turn has come, or it gives up. Idempotent."""
+        queue = None if request.option is None else self.queues.get(request.option.prefill_cluster)
+        if queue is not None and queue.remove(request.request_id, is_served=is_served):
+            assert request.option is not None, "what waits has an option"
+            self.num_waiting[request.option.decode_cluster] -= 1
+
+    def bound(self, request: Request) -> None:
+        """An instance prefills it from now on."""
+        self.leaves_queue(request, is_served=True)
+        crossing = request.crossing
+        if crossing is not None:
+            crossing.is_bound = True
+            self._bound_bytes[crossing.pair] = self._bound_bytes.get(crossing.pair, 0.0) + crossing.num_bytes
+
+    def left(self, request: Request) -> None:
+        """It waits nowhere and crosses nothing any more. Idempotent."""
+        self.leaves_queue(request)
+        self.crossed(request)
+
+    def crossed(self, request: Request) -> None:
+        """Its KVCache has landed, or will not. Idempotent."""
+        crossing, request.crossing = request.crossing, None
+        if crossing is None:
+            return
+        _take_off(self.link_bytes, crossing)
+        if crossing.is_bound:
+            _take_off(self._bound_bytes, crossing)
+            self._changed.add(crossing.pair[0])
+
+    def release(self) -> list[str]:
+        """Forget every request, for another policy. Returns those that wait."""
+        for request in self._requests.values():
+            self._stops(request, 0.0)
+            request.crossing = None
+        self.link_bytes.clear()
+        self._bound_bytes.clear()
+        waiting = [request_id for queue in self.queues.values() for request_id in queue]
+        self.queues.clear()
+        self.num_waiting.clear()
+        return waiting
+
+    def adopt(self, request: Request, now_s: float) -> None:
+        """A request that another policy has sent on its way. What it has been at for long counts from now."""
+        if request.prefill and request.prefill_instance is not None:
+            instance = request.prefill_instance
+        elif request.state is RequestState.COMPUTING and request.decode_instance is not None:
+            instance = request.decode_instance
+        else:
+            return
+        num_tokens = request.num_prompt_tokens
+        if num_tokens is None:
+            return
+        self.works(request, instance, num_tokens, now_s)
+        if request.state in (RequestState.RESERVING, RequestState.PREFILLING) and request.landing_beside is not None:
+            pair = instance.cluster, request.landing_beside.cluster
+            if pair[0] != pair[1]:
+                self._crosses(request, pair, self.estimates.kv_bytes(num_tokens, request.skip_tokens))
+                self.bound(request)
+
+    # The world
+
+    def saw(self, event: e.Event, now_s: float, *, has_changed: bool) -> None:
+        """Something has happened that is no request's. `has_changed`: who can be used, or reached, is another now."""
+        if isinstance(event, e.LinkSeen):
+            source, target = (self._fleet.instances.get(name) for name in (event.source, event.target))
+            if source is None or target is None:
+                return
+            if self.estimates.links.saw((source.cluster, target.cluster), event, now_s):
+                self._looks_at = _LOOKED_AT_WHEN_A_LINK_FALLS
+                self.estimates.forget_split()
+            return
+        if isinstance(event, e.LinksLost):
+            self.estimates.links.lost(event.source)
+            return
+        if isinstance(event, e.TopologyChanged):
+            self.estimates.links.apply(event.topology)
+        if has_changed:
+            self.estimates.forget_split()
+            self._changed.update(self.queues)
+
+    def tick(self, now_s: float) -> None:
+        due = [cluster for cluster, due_s in self._due_s.items() if due_s <= now_s]
+        for cluster in due:
+            del self._due_s[cluster]
+        self._changed.update(due)
+        if self._looks_s is not None and self._looks_s <= now_s:
+            self._looks_at = max(self._looks_at, _LOOKED_AT)
+
+    def turns(self, now_s: float) -> Iterator[e.TurnCame]:
+        """Requests that need wait no more. Each must leave its queue before the next is asked for."""
+        if self._looks_at:
+            most, self._looks_at, self._looks_s = self._looks_at, 0, None
+            for cluster in list(self.queues):
+                yield from self._reconsider(cluster, most, now_s)
+        while self._changed:
+            cluster = min(self._changed)
+            self._changed.discard(cluster)
+            yield from self._turns_of(cluster, now_s)
+        if not any(self.queues.values()):
+            self._looks_s = None
+        elif self._looks_s is None:
+            self._looks_s = now_s + LOOKS_EVERY_S
+
+    def _turns_of(self, cluster: str, now_s: float) -> Iterator[e.TurnCame]:
+        self._due_s.pop(cluster, None)
+        queue = self.queues.setdefault(cluster, Queue())
+
+        def has_room(instance: Instance) -> bool:
+            return self._has_room(instance, now_s)
+
+        while True:
+            working = self._fleet.working_prefillers(cluster)
+            if not working:
+                if queue.first is None:
+                    return
+                yield e.TurnCame(queue.first, None)
+                continue
+            turn = None
+            if any(map(has_room, working)):
+                turn = self._turn(queue, has_room, now_s) if queue else self._taken_over(cluster, has_room, now_s)
+            if turn is None:
+                if queue:
+                    self._look_again(cluster, working, now_s)
+                return
+            yield turn
+
+    def _turn(self, queue: Queue, has_room: Callable[[Instance], bool], now_s: float) -> e.TurnCame | None:
+        """Of the first that can be bound now: those with room reach a landing, and the link has room. One whose way
+        leads nowhere any more is to be placed anew."""
+        full: set[tuple[str, str]] = set()
+        num_tried = 0
+        for request_id in queue:
+            request = self._requests[request_id]
+            pair = None if request.crossing is None else request.crossing.pair
+            if pair is not None and (pair in full or not self._has_link_room(pair, now_s)):
+                full.add(pair)
+                continue
+            assert request.option is not None, "what waits has an option"
+            route = self._placer.bind(request.option, _prompt_of(request), has_room)
+            if route is not None:
+                return e.TurnCame(request_id, route)
+            if self._same_way(request.option, self.options(request, now_s)) is None:
+                return e.TurnCame(request_id, None)
+            num_tried += 1
+            if num_tried == _LOOKED_AT:
+                return None
+        return None
+
+    def _has_link_room(self, pair: tuple[str, str], now_s: float) -> bool:
+        if not self._binds_late:
+            return True
+        return self._bound_bytes.get(pair, 0.0) <= LINK_AHEAD_S * self.estimates.links.bytes_per_s(pair, now_s)
+
+    def _look_again(self, cluster: str, working: list[Instance], now_s: float) -> None:
+        """When the first of those without room is expected to have some. One that is late says so itself."""
+        ahead_s = self._ahead_s(cluster)
+        waits = [i.work.remaining_s(now_s) - ahead_s for i in working if not i.work.is_late(now_s)]
+        soonest_s = min((wait for wait in waits if wait > 0), default=None)
+        if soonest_s is not None:
+            self._due_s[cluster] = now_s + max(soonest_s, 1e-3)
+
+    def _has_room(self, instance: Instance, now_s: float) -> bool:
+        if not instance.may_prefill_for_others:
+            return False
+        if not self._binds_late or not instance.work:
+            return True
+        return instance.work.remaining_s(now_s) <= self._ahead_s(instance.cluster) + _CLOCK_S
+
+    def _ahead_s(self, cluster: str) -> float:
+        return HANDOVER_S + self._fleet.longest_rtt_s(cluster)
+
+    # What waits goes elsewhere
+
+    def _taken_over(self, cluster: str, has_room: Callable[[Instance], bool], now_s: float) -> e.TurnCame | None:
+        """A prompt that waits elsewhere and would rather be prefilled here, where nothing waits: the oldest such. Where
+        none would, none is asked again for `TAKES_OVER_EVERY_S`."""
+        if not self._moves or now_s < self._takes_over_s.get(cluster, -math.inf):
+            return None
+        for name, queue in self.queues.items():
+            if name == cluster or not queue:
+                continue
+            ahead = self._ahead(queue)
+            for request, before in ahead if len(ahead) <= _LOOKED_AT else (*ahead[:8], *ahead[-8:]):
+                found = self.options(request, now_s)
+                here = [o for o in found if o.prefill_cluster == cluster and o.kind is not RouteKind.LOCAL]
+                if not here or not self._is_better(cheapest(here), request, before, now_s):
+                    continue
+                pair = here[0].prefill_cluster, here[0].decode_cluster
+                if here[0].kind is RouteKind.REMOTE and not self._has_link_room(pair, now_s):
+                    continue
+                best = cheapest(here)
+                route = self._placer.bind(best, _prompt_of(request), has_room)
+                if route is not None:
+                    self.left(request)
+                    self.wait(request, best)
+                    return e.TurnCame(request.request_id, route)
+        if any(self.queues.values()):
+            self._takes_over_s[cluster] = self._due_s[cluster] = now_s + TAKES_OVER_EVERY_S
+        return None
+
+    def _reconsider(self, cluster: str, most: int, now_s: float) -> Iterator[e.TurnCame]:
+        """What waits here, the last first: it has the longest to wait."""
+        if not self._moves:
+            return
+        for request, ahead in islice(reversed(self._ahead(self.queues[cluster])), most):
+            found = self.options(request, now_s)
+            others = [o for o in found if o.kind is RouteKind.LOCAL or o.prefill_cluster != cluster]
+            if others and self._is_better(cheapest(others), request, ahead, now_s):
+                yield e.TurnCame(request.request_id, None)
+
+    def _ahead(self, queue: Queue) -> list[tuple[Request, Ahead]]:
+        """All that wait in a queue, in order, and what is before each."""
+        found = []
+        bytes_of = dict(self._bound_bytes)
+        for request_id, ahead_s in queue.ahead():
+            request = self._requests[request_id]
+            crossing = request.crossing
+            before = 0.0 if crossing is None else bytes_of.get(crossing.pair, 0.0)
+            found.append((request, Ahead(ahead_s, before)))
+            if crossing is not None:
+                bytes_of[crossing.pair] = before + crossing.num_bytes
+        return found
+
+    def _is_better(self, other: Option, request: Request, ahead: Ahead, now_s: float) -> bool:
+        assert request.option is not None, "what waits has an option"
+        stays = self._placer.staying(request.option, _prompt_of(request), ahead, now_s)
+        return stays is None or other.cost_s < stays.cost_s * (1 - MOVES_FOR)
+
+    def _same_way(self, here: Option, found: list[Option]) -> Option | None:
+        way = here.kind, here.prefill_cluster, here.decode_cluster
+        return next((o for o in found if (o.kind, o.prefill_cluster, o.decode_cluster) == way), None)
+
+    # Books
+
+    def _crosses(self, request: Request, pair: tuple[str, str], num_bytes: float) -> None:
+        request.crossing = Crossing(pair, num_bytes)
+        self.link_bytes[pair] = self.link_bytes.get(pair, 0.0) + num_bytes
+
+    def _stops(self, request: Request, now_s: float) -> float | None:
+        instance, request.works_at = request.works_at, None
+        if instance is None:
+            return None
+        self._changed.add(instance.cluster)
+        return instance.work.remove(request.request_id, now_s)
+
+    def check(self) -> None:
+        """Invariants."""
+        waiting = {r.request_id: r.option for r in self._requests.values() if r.state is RequestState.WAITING}
+        queued = [request_id for queue in self.queues.values() for request_id in queue]
+        assert sorted(waiting) == sorted(queued), f"waiting {sorted(waiting)}, queued {sorted(queued)}"
+        for cluster, queue in self.queues.items():
+            for request_id in queue:
+                option = waiting[request_id]
+                assert option is not None, f"{request_id} waits for nothing"
+                assert option.prefill_cluster == cluster, f"{request_id} waits at {cluster}, and wants {option}"
+        by_cluster = Counter(option.decode_cluster for option in waiting.values() if option is not None)
+        assert +self.num_waiting == by_cluster, f"waiting {by_cluster}, counted {self.num_waiting}"
+        crossing: dict[tuple[str, str], float] = {}
+        bound: dict[tuple[str, str], float] = {}
+        for request in self._requests.values():
+            if request.crossing is not None:
+                pair = request.crossing.pair
+                crossing[pair] = crossing.get(pair, 0.0) + request.crossing.num_bytes
+                if request.crossing.is_bound:
+                    bound[pair] = bound.get(pair, 0.0) + request.crossing.num_bytes
+        for pair, left in self.link_bytes.items():
+            assert abs(left - crossing.get(pair, 0.0)) <= 16.0, f"{pair}: {left} bytes, not {crossing.get(pair)}"
+        for pair, left in self._bound_bytes.items():
+            assert abs(left - bound.get(pair, 0.0)) <= 16.0, f"{pair}: {left} bytes bound, not {bound.get(pair)}"
+        for instance in self._fleet.instances.values():
+            held = {r.request_id for r in self._requests.values() if r.works_at is instance}
+            assert held == set(instance.work), f"{instance.name} works for {set(instance.work)}, asked by {held}"
+
+
+def _prompt_of(request: Request) -> Prompt:
+    assert request.num_prompt_tokens is not None, "only counted prompts are placed"
+    arrived = request.arrived
+    return Prompt(request.num_prompt_tokens, request.chains, arrived.priority, arrived.tenant)
+
+
+def _take_off(all_bytes: dict[tuple[str, str], float], crossing: Crossing) -> None:
+    left = all_bytes[crossing.pair] - crossing.num_bytes
+    # Sums of floats drift; less than a byte is nothing.
+    all_bytes[crossing.pair] = left if left > 1.0 else 0.0

@@ -1,0 +1,112 @@
+"""What the scheduler reckons with: times of the deployment's model, corrected by what was seen; lengths; links.
+
+Laws of this file:
+- A cluster's prefill times are its model's times one factor, which follows the prefills seen lately.
+- The split (see `threshold`) is solved anew with the next prompt when the fleet or a link has changed, and else when
+  `SOLVE_EVERY` more have come and `SOLVE_EVERY_S` have passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from prfaas.core.control.lengths import MIN_LENGTHS, Lengths
+from prfaas.core.control.link_rates import LinkRates
+from prfaas.core.control.threshold import Split, Stage, solve
+from prfaas.core.model.curve import polynomial
+from prfaas.core.model.serving_model import ClusterModel, ServingModel
+
+#: The solved threshold moves this often at most; queues are looked at with every request.
+SOLVE_EVERY_S: Final = 1.0
+SOLVE_EVERY: Final = 16
+#: A prefill counts half as much when so many of its cluster have ended after it.
+_KEEPS: Final = 2.0 ** (-1.0 / 32)
+#: Seconds of prefill for which the model itself stands, until others have been seen.
+_PRIOR_S: Final = 2.0
+#: Of a cluster of which the model says nothing: a tenth of a second, and 10,000 tokens a second.
+_UNKNOWN: Final = ClusterModel(polynomial(0.1, 1e-4))
+
+
+class _Speed:
+    """Seconds seen over seconds expected."""
+
+    __slots__ = ("expected_s", "taken_s")
+
+    def __init__(self) -> None:
+        self.expected_s = self.taken_s = _PRIOR_S
+
+    @property
+    def factor(self) -> float:
+        return self.taken_s / self.expected_s
+
+    def saw(self, expected_s: float, taken_s: float) -> None:
+        self.expected_s = self.expected_s * _KEEPS + expected_s
+        self.taken_s = self.taken_s * _KEEPS + taken_s
+
+
+class Estimates:
+    """Of one deployment. `planned` is the split until enough lengths have been seen."""
+
+    def __init__(self, model: ServingModel, planned_threshold_tokens: float) -> None:
+        self.model = model
+        self.planned_threshold_tokens = planned_threshold_tokens
+        self.lengths = Lengths()
+        self.links = LinkRates()
+        self.split: Split | None = None
+        self._speeds: dict[str, _Speed] = {}
+        self._solved_s: float | None = None
+        self._num_solved = 0
+
+    def cluster(self, name: str) -> ClusterModel:
+        return self.model.clusters.get(name, _UNKNOWN)
+
+    def prefill_s(self, cluster: str, num_tokens: float) -> float:
+        """Of one prompt on one instance that does nothing else."""
+        speed = self._speeds.get(cluster)
+        seconds = self.cluster(cluster).prefill_s.at(num_tokens)
+        return seconds if speed is None else seconds * speed.factor
+
+    def factor(self, cluster: str) -> float:
+        """What times of this cluster are multiplied with."""
+        speed = self._speeds.get(cluster)
+        return 1.0 if speed is None else speed.factor
+
+    def saw_prefill(self, cluster: str, num_tokens: int, taken_s: float) -> None:
+        self._speeds.setdefault(cluster, _Speed()).saw(self.cluster(cluster).prefill_s.at(num_tokens), taken_s)
+
+    def kv_bytes(self, num_tokens: float, skip_tokens: float = 0.0) -> float:
+        """What crosses of a prompt whose first `skip_tokens` are left out; what does not grow with it, always."""
+        curve = self.model.kv_bytes
+        return curve.at(num_tokens) - (curve.at(skip_tokens) - curve.at(0.0) if skip_tokens else 0.0)
+
+    def threshold_tokens(self) -> float:
+        """The solved one, or the planned one."""
+        return self.planned_threshold_tokens if self.split is None else self.split.threshold_tokens
+
+    def rate_rps(self, cluster: str, now_s: float) -> float:
+        """Prompts that this cluster prefills, by the split."""
+        share = None if self.split is None else self.split.shares.get(cluster)
+        return 0.0 if share is None else share.share * self.lengths.rate_rps(now_s)
+
+    def solve_if_due(self, stages: Callable[[float], tuple[Sequence[Stage], Sequence[Stage]]], now_s: float) -> bool:
+        """`stages` gives those of PrfaaS clusters and those of PD clusters. Returns True if there is a new split."""
+        if self.lengths.num_seen < MIN_LENGTHS:
+            return False
+        is_new = self.lengths.num_seen - self._num_solved >= SOLVE_EVERY
+        if self._solved_s is not None and (now_s - self._solved_s < SOLVE_EVERY_S or not is_new):
+            return False
+        self._solved_s, self._num_solved = now_s, self.lengths.num_seen
+        self.split = solve(self.lengths.bins(), *stages(now_s), self.model.kv_bytes.at)
+        return True
+
+    def forget_split(self) -> None:
+        """The fleet or a link has changed: solve at the next occasion."""
+        self._solved_s = None
+
+    def stage(self, cluster: str, num_instances: int, bytes_per_s: float) -> Stage:
+        return Stage(cluster, num_instances, partial(self.prefill_s, cluster), bytes_per_s)
+
+    def factors(self) -> Mapping[str, float]:
+        return {name: speed.factor for name, speed in self._speeds.items()}

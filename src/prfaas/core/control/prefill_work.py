@@ -1,0 +1,66 @@
+"""What one instance has been given to prefill, and how long it will need for it.
+
+Laws of this file:
+- An engine prefills in the order in which it was given prompts. One that ends out of turn is taken out all the same.
+- A prompt that is late by x seconds is expected to need x seconds more: the longer an engine is silent, the less is
+  given to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class PrefillWork:
+    """Of one instance, by request. Times are expected ones, in seconds."""
+
+    __slots__ = ("_began_s", "_expected_s", "_sum_s")
+
+    def __init__(self) -> None:
+        self._expected_s: dict[str, float] = {}
+        self._sum_s = 0.0
+        #: When the first prompt's turn came.
+        self._began_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._expected_s)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._expected_s)
+
+    def is_late(self, now_s: float) -> bool:
+        """Its first prompt should have been done."""
+        return bool(self._expected_s) and now_s > self._began_s + next(iter(self._expected_s.values()))
+
+    def add(self, request_id: str, expected_s: float, now_s: float) -> None:
+        assert request_id not in self._expected_s, f"{request_id} is prefilled here already"
+        if not self._expected_s:
+            self._began_s = now_s
+        self._expected_s[request_id] = expected_s
+        self._sum_s += expected_s
+
+    def begins(self, request_id: str, now_s: float) -> None:
+        """The engine gets it now. Nothing, unless its turn has come."""
+        if next(iter(self._expected_s), None) == request_id:
+            self._began_s = now_s
+
+    def remove(self, request_id: str, now_s: float) -> float | None:
+        """It has ended. Returns how long it took since its turn came; None if others were before it. Idempotent."""
+        expected_s = self._expected_s.get(request_id)
+        if expected_s is None:
+            return None
+        was_first = next(iter(self._expected_s)) == request_id
+        del self._expected_s[request_id]
+        # Sums of floats drift; of nothing the sum is nothing.
+        self._sum_s = self._sum_s - expected_s if self._expected_s else 0.0
+        if not was_first:
+            return None
+        began_s, self._began_s = self._began_s, now_s
+        return now_s - began_s
+
+    def remaining_s(self, now_s: float) -> float:
+        """Until everything is done that was given to it."""
+        if not self._expected_s:
+            return 0.0
+        first_s = next(iter(self._expected_s.values()))
+        return max(0.0, self._sum_s - first_s) + abs(self._began_s + first_s - now_s)

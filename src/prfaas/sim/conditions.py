@@ -1,0 +1,108 @@
+"""What happens to a deployment while it is simulated: links that change and break, engines that die and come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from prfaas.core.control import events as e
+from prfaas.core.control.fallback import Failure, FallbackReason
+from prfaas.sim.simulation import Life, Simulation
+
+#: As the transport has it: lanes without a word for so long are dead, and so much later both ends give a transfer up.
+LANES_DEAD_S: Final = 3.0
+PEER_LOST_S: Final = 3.0
+#: Lanes that can come up again do so within about a second.
+LANES_UP_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkBecomes:
+    """A link carries this from now on; 0 cuts it."""
+
+    source: str
+    target: str
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesDie:
+    """What they had is lost, and they refuse connections."""
+
+    instances: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesReturn:
+    """With nothing of what they had, as far as requests go."""
+
+    instances: tuple[str, ...]
+
+
+Condition = LinkBecomes | EnginesDie | EnginesReturn
+
+
+def happens(simulation: Simulation, condition: Condition) -> None:
+    """Now."""
+    match condition:
+        case LinkBecomes(source, target, bytes_per_s):
+            _link_becomes(simulation, (source, target), bytes_per_s)
+        case EnginesDie(instances):
+            for name in instances:
+                _engine_dies(simulation, name)
+        case EnginesReturn(instances):
+            for name in instances:
+                simulation.revive(name)
+
+
+def _link_becomes(simulation: Simulation, pair: tuple[str, str], bytes_per_s: float) -> None:
+    link = simulation.links[pair]
+    was_cut = link.bytes_per_s <= 0
+    link.set_rate(bytes_per_s)
+    if bytes_per_s <= 0 and not was_cut:
+        simulation.kernel.after(LANES_DEAD_S, _lanes_dead, simulation, pair)
+        simulation.kernel.after(LANES_DEAD_S + PEER_LOST_S, _transfers_lost, simulation, pair)
+    elif bytes_per_s > 0 and was_cut:
+        simulation.kernel.after(LANES_UP_S, _lanes_up, simulation, pair)
+
+
+def _lanes_dead(simulation: Simulation, pair: tuple[str, str]) -> None:
+    if simulation.links[pair].bytes_per_s <= 0:
+        members = simulation.deployment.topology
+        targets = frozenset(member.name for member in members.instances_of(pair[1]) if member.duty.decodes)
+        for sender in members.instances_of(pair[0]):
+            simulation.tell(e.NodeSeen(sender.name, True, cut_off_from=targets))
+
+
+def _transfers_lost(simulation: Simulation, pair: tuple[str, str]) -> None:
+    if simulation.links[pair].bytes_per_s <= 0:
+        for life in list(simulation.lives.values()):
+            if life.transfer is not None and simulation.pair_of(life) == pair:
+                simulation.abort(life, Failure(FallbackReason.LANDING_ABORTED, "the link is cut"))
+
+
+def _lanes_up(simulation: Simulation, pair: tuple[str, str]) -> None:
+    if simulation.links[pair].bytes_per_s > 0:
+        for sender in simulation.deployment.topology.instances_of(pair[0]):
+            simulation.tell(e.NodeSeen(sender.name, True))
+
+
+def _engine_dies(simulation: Simulation, name: str) -> None:
+    simulation.kill(name)
+    simulation.tell(e.EngineSilent(name, refused=True))
+    lost = Failure(FallbackReason.PREFILL_UNREACHABLE, "the engine died", refused=True)
+    for life in list(simulation.lives.values()):
+        if life.is_prefilling and life.prefill == name:
+            simulation.prefill_breaks(life, lost)
+        elif life.sequence is not None and life.decode == name:
+            _answer_breaks(simulation, life)
+
+
+def _answer_breaks(simulation: Simulation, life: Life) -> None:
+    life.sequence = None
+    if life.began_s is None:
+        failure = Failure(FallbackReason.DECODE_UNREACHABLE, "the engine died", refused=True)
+        simulation.tell(e.DecodeFailed(life.request_id, life.attempt, failure))
+    else:
+        life.ended_s, life.outcome = simulation.kernel.now_s, "error"
+        simulation.tell(e.AnswerEnded(life.request_id, "error", 502))

@@ -1,0 +1,117 @@
+"""What a link is expected to carry: falls at once, rises slowly, forgets what is old."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from prfaas.core.control import events as e
+from prfaas.core.control.link_rates import DOUBLES_S, STALE_S, LinkRates
+from prfaas.core.topology import Cluster, Link, Role, Topology
+
+PAIR = ("west", "pd")
+GIVEN = 1e10
+
+
+def rates(given: float | None = GIVEN) -> LinkRates:
+    clusters = (Cluster("west", Role.PRFAAS), Cluster("pd", Role.PD))
+    found = LinkRates()
+    found.apply(Topology(clusters, (), (Link("west", "pd", given),)))
+    return found
+
+
+def said(capacity: float | None, queued: int | None = 1, source: str = "west-0", **more: Any) -> e.LinkSeen:
+    return e.LinkSeen(source, "pd-0", more.pop("verdict", "pressed"), capacity, queued, **more)
+
+
+def test_what_the_file_says_holds_until_something_else_is_seen() -> None:
+    """Without a word of it there is no limit."""
+    assert rates().bytes_per_s(PAIR, 0.0) == GIVEN
+    assert rates(None).bytes_per_s(PAIR, 0.0) == math.inf
+    assert rates().bytes_per_s(("pd", "west"), 0.0) == math.inf
+
+
+def test_it_falls_at_once_and_says_so() -> None:
+    """By a tenth or more."""
+    links = rates()
+    assert links.saw(PAIR, said(1e9), 10.0)
+    assert links.bytes_per_s(PAIR, 10.0) == 1e9
+    assert not links.saw(PAIR, said(0.95e9), 10.0), "less than a tenth is no news"
+
+
+def test_it_is_back_within_seven_seconds_of_the_last_bad_word() -> None:
+    """Doubling, so that a link that only seems to recover has cost little; and it never rises above what is seen."""
+    links = rates()
+    links.saw(PAIR, said(1e9), 0.0)
+    links.saw(PAIR, said(1e9), STALE_S)
+    assert links.bytes_per_s(PAIR, STALE_S + 1) == 1e9, "it is still seen to carry no more"
+    times_s = [STALE_S * 2 + index * 0.1 for index in range(1, 100)]
+    back_s = next(at_s for at_s in times_s if links.bytes_per_s(PAIR, at_s) == GIVEN)
+    assert DOUBLES_S < back_s - 2 * STALE_S < 7.0
+
+
+def test_a_better_word_lets_it_rise_to_that_and_slowly() -> None:
+    """It doubles, and stops at what is seen."""
+    links = rates()
+    links.saw(PAIR, said(1e9), 0.0)
+    links.saw(PAIR, said(8e9), 1.0)
+    assert links.bytes_per_s(PAIR, 1.0 + DOUBLES_S) == pytest.approx(2e9)
+    links.saw(PAIR, said(8e9), 5.0)
+    assert links.bytes_per_s(PAIR, 9.0) == pytest.approx(8e9)
+
+
+def test_senders_that_queue_share_the_link() -> None:
+    """Each sees its part; one that has nothing to send knows nothing."""
+    links = rates()
+    links.saw(PAIR, said(9e9, queued=0, source="west-2"), 0.0)
+    assert links.bytes_per_s(PAIR, 0.0) == GIVEN
+    links.saw(PAIR, said(2e9), 1.0)
+    links.saw(PAIR, said(1e9, source="west-1"), 1.0)
+    assert links.bytes_per_s(PAIR, 1.0) == pytest.approx(2e9)
+    links.saw(PAIR, said(1e9), 2.0)
+    links.saw(PAIR, said(0.5e9, source="west-1"), 2.0)
+    assert links.bytes_per_s(PAIR, 2.0) == pytest.approx(1.5e9)
+
+
+def test_a_sender_that_is_lost_is_not_heard() -> None:
+    """What it said last says nothing of now."""
+    links = rates()
+    links.saw(PAIR, said(1e9), 0.0)
+    links.lost("west-0")
+    assert links.bytes_per_s(PAIR, 30.0) == GIVEN
+
+
+def test_a_link_that_carried_nothing_is_tried_again() -> None:
+    """Or nobody would find out that it carries something."""
+    links = rates()
+    links.saw(PAIR, said(0.0), 0.0)
+    assert links.bytes_per_s(PAIR, 0.0) == 0.0
+    assert links.bytes_per_s(PAIR, STALE_S + 1) > 0
+    assert links.bytes_per_s(PAIR, STALE_S + 40) == GIVEN
+
+
+def test_unknown_capacity_changes_nothing() -> None:
+    """Nor does a link that is not there."""
+    links = rates()
+    assert not links.saw(PAIR, said(None), 0.0)
+    assert not links.saw(("other", "pd"), said(1.0), 0.0)
+    assert links.bytes_per_s(PAIR, 0.0) == GIVEN
+
+
+def test_ten_senders_that_fill_a_link_do_not_make_it_small() -> None:
+    """Each sees a tenth. The first that is held up speaks while the others have said that they deliver as much."""
+    links = rates()
+    for index in range(10):
+        links.saw(PAIR, said(None, source=f"west-{index}", verdict="clear", delivered_bytes_per_s=GIVEN / 10), 0.0)
+    for index in range(10):
+        links.saw(PAIR, said(GIVEN / 10, source=f"west-{index}", delivered_bytes_per_s=GIVEN / 10), 1.0)
+        assert links.bytes_per_s(PAIR, 1.0) == pytest.approx(GIVEN)
+
+
+def test_a_sender_that_is_not_held_up_says_nothing_of_the_link() -> None:
+    """Its bytes are still to be computed: it is the prefill that is slow."""
+    links = rates()
+    assert not links.saw(PAIR, said(1e8, queued=10**9, verdict="clear", delivered_bytes_per_s=1e8), 0.0)
+    assert links.bytes_per_s(PAIR, 0.0) == GIVEN
