@@ -54,15 +54,15 @@ def watched(story: Story, seed: int, until_s: float) -> dict[int, SchedulerView]
 
 def test_the_threshold_follows_the_link() -> None:
     """Up within two seconds of bytes that queue, down within ten of a link that is whole."""
-    seen = watched(STORIES["link to 2 Gbps"], 1, 620.0)
+    seen = watched(STORIES["link to 2 Gbps"], 1, 622.0)
     solved = {second: float(v.threshold_tokens or 0) for second, v in seen.items()}
     rates = {second: float(v.links[0].bytes_per_s or 0) for second, v in seen.items()}
-    before = solved[299]
-    noticed = next(second for second in range(300, 400) if rates[second] < 10 * GBPS)
-    assert noticed <= 306, "a second after the first bytes queued"
-    assert min(solved[second] for second in range(noticed + 2, 599)) > 1.2 * before
-    back = next(second for second in range(600, 620) if rates[second] == pytest.approx(100 * GBPS))
-    assert back <= 615
+    before = solved[301]
+    noticed = next(second for second in range(302, 400) if rates[second] < 10 * GBPS)
+    assert noticed <= 308, "a second after the first bytes queued"
+    assert min(solved[second] for second in range(noticed + 2, 601)) > 1.2 * before
+    back = next(second for second in range(602, 622) if rates[second] == pytest.approx(100 * GBPS))
+    assert back <= 617
     assert solved[back + 2] == pytest.approx(before, rel=0.15)
 
 

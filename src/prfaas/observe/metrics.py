@@ -64,7 +64,7 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "Prefill times seen lately in this cluster, over those of its profile.", ("cluster",),
     ),
     MetricSpec(
-        "prfaas_link_expected_bytes_per_second", "gauge", "gateway", "bytes/s",
+        "prfaas_gateway_link_expected_bytes_per_second", "gauge", "gateway", "bytes/s",
         "What the scheduler expects this link to carry.", ("source", "target"),
     ),
     MetricSpec("prfaas_inflight_requests", "gauge", "gateway", "requests", "Requests being served now."),

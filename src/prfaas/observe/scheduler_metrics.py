@@ -39,4 +39,4 @@ def _figures(seen: SchedulerView) -> Iterator[tuple[Child, float]]:
     for link in seen.links:
         if link.bytes_per_s is not None:
             ends = (("source", link.source), ("target", link.target))
-            yield ("prfaas_link_expected_bytes_per_second", ends), link.bytes_per_s
+            yield ("prfaas_gateway_link_expected_bytes_per_second", ends), link.bytes_per_s

@@ -148,9 +148,9 @@ def steady(load: float, until_s: float) -> Story:
 
 
 def link_falls(to_gbps: float, *, telemetry_s: float = 1.0) -> Story:
-    """From 100 Gbps, for five minutes, and back."""
+    """From 100 Gbps, for five minutes, and back; two seconds after nodes have spoken."""
     falls, returns = LinkBecomes(*PAIR, to_gbps * GBPS), LinkBecomes(*PAIR, 100 * GBPS)
-    return Story(lambda at_s: 0.6, 900.0, 0.6, ((300.0, falls), (600.0, returns)), telemetry_s=telemetry_s)
+    return Story(lambda at_s: 0.6, 900.0, 0.6, ((302.0, falls), (602.0, returns)), telemetry_s=telemetry_s)
 
 
 #: By what happens. Loads are such that the deployment as a whole can serve what comes, but for `link to 2 Gbps`.
