@@ -141,7 +141,7 @@ def main() -> None:
             troubled(seed)
         except Violation as violation:
             sys.exit(str(violation))
-    print(f"{options.seeds} seeds from {options.first}: no violation")
+    sys.stdout.write(f"{options.seeds} seeds from {options.first}: no violation\n")
 
 
 if __name__ == "__main__":
