@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import html
-import io
 import statistics
 import sys
 import time
@@ -24,7 +22,7 @@ import matplotlib
 from prfaas.core.control import dispatch, placer
 from prfaas.core.control.link_rates import LinkRates
 from prfaas.core.control.view import view
-from prfaas.sim.conditions import happens
+from prfaas.planner.pictures import described_svg
 from prfaas.sim.policies import POLICIES
 from prfaas.sim.runs import Run
 from prfaas.testing.scheduling import STATIC, STORIES, Choice, Outcome, Story, deployment, planned, steady
@@ -206,13 +204,7 @@ def ablations(seeds: range, processes: int) -> None:
 def save(figure: Any, name: str, title: str, about: str) -> None:
     """As SVG that says in words what it shows, and that is the same each time."""
     matplotlib.rcParams["svg.hashsalt"] = name
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    text = drawn.getvalue()
-    begin = text.index("<svg ")
-    end = text.index(">", begin) + 1
-    described = f"<title>{html.escape(title)}</title><desc>{html.escape(about)}</desc>"
-    svg = f'<?xml version="1.0" encoding="utf-8"?>\n{text[begin:end]}{described}{text[end:]}'
+    svg = described_svg(figure, title, about)
     (IMAGES / f"{name}.svg").write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
 
 
@@ -246,8 +238,7 @@ def draw_link(seed: int = 1) -> None:
     story = STORIES["link to 2 Gbps"]
     run = Run(deployment())
     kernel, scheduler = run.simulation.kernel, run.simulation.scheduler
-    for at_s, condition in story.conditions:
-        kernel.at(at_s, happens, run.simulation, condition)
+    run.expect(story.conditions)
     run.simulation.follow(story.arrivals(seed))
     seen = []
     for second in range(3, 900, 3):

@@ -13,7 +13,6 @@ from prfaas.core.control import dispatch, placer
 from prfaas.core.control.link_rates import LinkRates
 from prfaas.core.control.view import SchedulerView, view
 from prfaas.sim.arrivals import Arrival, lengths_of, poisson, varying
-from prfaas.sim.conditions import happens
 from prfaas.sim.runs import Run, open_loop
 from prfaas.testing.scheduling import GBPS, STORIES, Story, deployment, outcome_of, planned, steady
 
@@ -42,8 +41,7 @@ def watched(story: Story, seed: int, until_s: float) -> dict[int, SchedulerView]
     """What the scheduler knows at every second."""
     run = Run(deployment())
     kernel = run.simulation.kernel
-    for at_s, condition in story.conditions:
-        kernel.at(at_s, happens, run.simulation, condition)
+    run.expect(story.conditions)
     run.simulation.follow(story.arrivals(seed))
     seen = {}
     for second in range(1, round(until_s)):

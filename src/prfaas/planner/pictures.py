@@ -72,16 +72,20 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _svg(figure: Figure, named: Sequence[tuple[str, Plan]]) -> str:
+def described_svg(figure: Figure, title: str, about: str) -> str:
+    """It says in words what it shows, and is the same each time."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     end = text.index(">") + 1
-    about = " ".join(f"{name}: {sentences.verdict(plan)} {sentences.limit(plan)}" for name, plan in named)
-    title = html.escape(f"Plan of {', '.join(name for name, _ in named)}")
-    described = f"<title>{title}</title><desc>{html.escape(about)}</desc>"
+    described = f"<title>{html.escape(title)}</title><desc>{html.escape(about)}</desc>"
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text[:end]}{described}{text[end:]}'
+
+
+def _svg(figure: Figure, named: Sequence[tuple[str, Plan]]) -> str:
+    about = " ".join(f"{name}: {sentences.verdict(plan)} {sentences.limit(plan)}" for name, plan in named)
+    return described_svg(figure, f"Plan of {', '.join(name for name, _ in named)}", about)
 
 
 def _page(named: Sequence[tuple[str, Plan]]) -> str:

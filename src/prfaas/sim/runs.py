@@ -35,6 +35,11 @@ class Run:
         self.sample_s = 1.0
         self.simulation = Simulation(deployment, self._end, checks=checks)
 
+    def expect(self, conditions: Iterable[tuple[float, Condition]]) -> None:
+        """Let these happen at their times."""
+        for at_s, condition in conditions:
+            self.simulation.kernel.at(at_s, happens, self.simulation, condition)
+
     def sample(self) -> None:
         """Now, and from now on until the last request has come."""
         simulation = self.simulation
@@ -101,8 +106,7 @@ def open_loop(
     `on_progress` is told now and then how many have ended."""
     run = Run(deployment, checks=checks)
     kernel = run.simulation.kernel
-    for at_s, condition in conditions:
-        kernel.at(at_s, happens, run.simulation, condition)
+    run.expect(conditions)
     run.simulation.follow(iter(arrivals))
     run.sample()
     while kernel.step():

@@ -27,7 +27,7 @@ from prfaas.core.control.options import HANDOVER_S, cheapest
 from prfaas.core.control.placer import Placer
 from prfaas.core.control.queues import Queue
 from prfaas.core.control.request import Crossing, Request, RequestState
-from prfaas.core.control.route import Ahead, Choose, Option, Prompt, RouteKind
+from prfaas.core.control.route import Ahead, Option, Prompt, RouteKind
 from prfaas.core.control.router import RoutePolicy
 
 #: A clock of floats falls a hair short.
@@ -55,9 +55,9 @@ class Dispatch:
         self._fleet = fleet
         self._requests = requests
         self.may_offload = policy.offload
-        self.choose: Choose = policy.choose or (lambda options, prompt: cheapest(options))
-        self._policy_choose = policy.choose
-        self._moves, self._binds_late = policy.choose is None, policy.binds_late
+        self._choose, self._binds_late = policy.choose, policy.binds_late
+        #: How others choose moves nothing that waits.
+        self._moves = policy.choose is None
         self.estimates = Estimates(policy.model, policy.threshold_tokens)
         self.estimates.links.apply(fleet.topology)
         self.queues: dict[str, Queue] = {}
@@ -77,27 +77,29 @@ class Dispatch:
 
     @property
     def next_due_s(self) -> float | None:
-        turn_s = min(self._due_s.values(), default=None)
-        return self._looks_s if turn_s is None else turn_s if self._looks_s is None else min(turn_s, self._looks_s)
+        looks_s = () if self._looks_s is None else (self._looks_s,)
+        return min((*self._due_s.values(), *looks_s), default=None)
 
     # One request
 
     def options(self, request: Request, now_s: float) -> list[Option]:
         """The ways that it has."""
-        found = self._placer.options(_prompt_of(request), now_s)
-        return found if self.may_offload else [option for option in found if option.kind is not RouteKind.REMOTE]
+        return self._ways(_prompt_of(request), now_s)
 
     def is_like(self, policy: RoutePolicy) -> bool:
         """Whether it chooses in the same way."""
-        return self._policy_choose is policy.choose and self._binds_late == policy.binds_late
+        return self._choose is policy.choose and self._binds_late == policy.binds_late
 
     def chosen(self, request: Request, options: list[Option]) -> Option:
         """The way that it goes."""
-        return self.choose(options, _prompt_of(request))
+        return cheapest(options) if self._choose is None else self._choose(options, _prompt_of(request))
 
     def options_of(self, num_tokens: int, now_s: float) -> list[Option]:
         """Of a prompt of so many tokens of which nothing is cached."""
-        found = self._placer.options(Prompt(num_tokens, {}), now_s)
+        return self._ways(Prompt(num_tokens, {}), now_s)
+
+    def _ways(self, prompt: Prompt, now_s: float) -> list[Option]:
+        found = self._placer.options(prompt, now_s)
         return found if self.may_offload else [option for option in found if option.kind is not RouteKind.REMOTE]
 
     def arrived(self, option: Option, now_s: float) -> None:

@@ -8,13 +8,13 @@ Laws of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 from prfaas.core.control.lengths import MIN_LENGTHS, Lengths
 from prfaas.core.control.link_rates import LinkRates
-from prfaas.core.control.threshold import Split, Stage, solve
+from prfaas.core.control.threshold import Share, Split, Stage, solve
 from prfaas.core.model.curve import polynomial
 from prfaas.core.model.serving_model import ClusterModel, ServingModel
 
@@ -64,9 +64,7 @@ class Estimates:
 
     def prefill_s(self, cluster: str, num_tokens: float) -> float:
         """Of one prompt on one instance that does nothing else."""
-        speed = self._speeds.get(cluster)
-        seconds = self.cluster(cluster).prefill_s.at(num_tokens)
-        return seconds if speed is None else seconds * speed.factor
+        return self.cluster(cluster).prefill_s.at(num_tokens) * self.factor(cluster)
 
     def factor(self, cluster: str) -> float:
         """What times of this cluster are multiplied with."""
@@ -87,8 +85,17 @@ class Estimates:
 
     def rate_rps(self, cluster: str, now_s: float) -> float:
         """Prompts that this cluster prefills, by the split."""
-        share = None if self.split is None else self.split.shares.get(cluster)
+        share = self.share(cluster)
         return 0.0 if share is None else share.share * self.lengths.rate_rps(now_s)
+
+    def load(self, cluster: str, now_s: float) -> float:
+        """How full that keeps it; 0.0 before there is a split."""
+        share = self.share(cluster)
+        return 0.0 if share is None else self.rate_rps(cluster, now_s) / share.max_rps
+
+    def share(self, cluster: str) -> Share | None:
+        """By the split; None if it gets none."""
+        return None if self.split is None else self.split.shares.get(cluster)
 
     def solve_if_due(self, stages: Callable[[float], tuple[Sequence[Stage], Sequence[Stage]]], now_s: float) -> bool:
         """`stages` gives those of PrfaaS clusters and those of PD clusters. Returns True if there is a new split."""
@@ -107,6 +114,3 @@ class Estimates:
 
     def stage(self, cluster: str, num_instances: int, bytes_per_s: float) -> Stage:
         return Stage(cluster, num_instances, partial(self.prefill_s, cluster), bytes_per_s)
-
-    def factors(self) -> Mapping[str, float]:
-        return {name: speed.factor for name, speed in self._speeds.items()}

@@ -64,7 +64,7 @@ class Placer:
         landing = next(self._landings(decoders, prompt), None)
         if landing is None:
             return
-        uncached = prompt.num_tokens - landing.match(prompt.chains).reusable_prefix_tokens
+        uncached = _uncached(landing, prompt)
         if uncached <= 1:
             return
         for source in self._fleet.prefill_clusters(cluster):
@@ -93,7 +93,7 @@ class Placer:
         decoders = self._fleet.working_decoders(option.decode_cluster)
         prefillers = self._fleet.working_prefillers(option.prefill_cluster)
         for landing in self._landings(decoders, prompt):
-            uncached = prompt.num_tokens - landing.match(prompt.chains).reusable_prefix_tokens
+            uncached = _uncached(landing, prompt)
             reaching = [i for i in prefillers if landing.name not in i.cut_off_from and has_room(i)]
             if uncached > 1 and reaching:
                 held = (
@@ -122,10 +122,10 @@ class Placer:
 
     def _locally(self, cluster: str, decoders: Sequence[Instance], prompt: Prompt, now_s: float) -> Option:
         """A decode engine computes the prompt itself."""
-        rate_rps, load = self._rate_rps(cluster, now_s) / len(decoders), self._load(cluster, now_s)
+        rate_rps, load = self._estimates.rate_rps(cluster, now_s) / len(decoders), self._estimates.load(cluster, now_s)
 
         def on(instance: Instance) -> Option:
-            uncached = max(1, prompt.num_tokens - instance.match(prompt.chains).reusable_prefix_tokens)
+            uncached = max(1, _uncached(instance, prompt))
             prefill_s = self._estimates.prefill_s(cluster, uncached)
             queued_s = instance.work.remaining_s(now_s)
             others_s = _SLOWS_ANSWERS * prefill_s * max(0, instance.num_inflight - len(instance.work))
@@ -176,7 +176,7 @@ class Placer:
             waiting_s, ahead_s = queue.waiting_s, queue.ahead_of_s(prompt.priority, prompt.tenant)
         prefill_s = self._estimates.prefill_s(source, lacking)
         turn_s = wait_s(remaining_s, ahead_s, prefill_s / 2)
-        rate_rps, load = self._rate_rps(source, now_s), self._load(source, now_s)
+        rate_rps, load = self._estimates.rate_rps(source, now_s), self._estimates.load(source, now_s)
         others_s = delay_to_others_s(rate_rps, load, (sum(remaining_s) + waiting_s) / num, prefill_s / num)
         num_before = sum(instance.num_inflight for instance in decoders) + self._num_waiting.get(target, 0)
         late_s = HANDOVER_S + self._slot_wait_s(target, num_before, len(decoders), turn_s + prefill_s)
@@ -221,15 +221,12 @@ class Placer:
         answer_s = model.step_s * self._estimates.model.output_tokens
         return max(0.0, (num_before + 1 - num_places) * answer_s / num_places - from_s)
 
-    def _rate_rps(self, cluster: str, now_s: float) -> float:
-        return self._estimates.rate_rps(cluster, now_s)
-
-    def _load(self, cluster: str, now_s: float) -> float:
-        split = self._estimates.split
-        share = None if split is None else split.shares.get(cluster)
-        return 0.0 if share is None else self._rate_rps(cluster, now_s) / share.max_rps
-
 
 def reason_of(option: Option) -> str:
     """In the words that stories and headers use."""
     return RouteReason.ABOVE_THRESHOLD if option.kind is RouteKind.REMOTE else RouteReason.BELOW_THRESHOLD
+
+
+def _uncached(instance: Instance, prompt: Prompt) -> int:
+    """Tokens of a prompt that an instance is not known to hold."""
+    return prompt.num_tokens - instance.match(prompt.chains).reusable_prefix_tokens

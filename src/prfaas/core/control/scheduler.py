@@ -43,9 +43,9 @@ class Scheduler:
     @property
     def next_due_s(self) -> float | None:
         """When a `Tick` will have something to do; None if never."""
-        dispatch = self._life.dispatch
-        due_s, turn_s = self._life.timers.next_due_s, None if dispatch is None else dispatch.next_due_s
-        return turn_s if due_s is None else due_s if turn_s is None else min(due_s, turn_s)
+        due_s = self._life.timers.next_due_s
+        turn_s = None if self.dispatch is None else self.dispatch.next_due_s
+        return min((at_s for at_s in (due_s, turn_s) if at_s is not None), default=None)
 
     @property
     def dispatch(self) -> Dispatch | None:

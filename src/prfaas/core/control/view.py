@@ -106,8 +106,7 @@ def thresholds_now(fleet: Fleet, dispatch: Dispatch, now_s: float) -> dict[str, 
 def _cluster(fleet: Fleet, dispatch: Dispatch, name: str, role: Role, threshold: int | None) -> ClusterView:
     members = fleet.topology.instances_of(name)
     queue = dispatch.queues.get(name)
-    split = dispatch.estimates.split
-    share = None if split is None else split.shares.get(name)
+    share = dispatch.estimates.share(name)
     working = {i.name for i in (*fleet.working_prefillers(name), *fleet.working_decoders(name))}
     return ClusterView(
         role=str(role),
