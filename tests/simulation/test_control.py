@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+from prfaas.core.control.conversion import Phase
 from prfaas.core.control.events import AnswerBegan
 from prfaas.core.control.fallback import FallbackReason
 from prfaas.core.control.request import TRANSITIONS, RequestState
@@ -83,6 +84,13 @@ def test_every_reason_to_fall_back_happens() -> None:
     """And each ends in an answer or a refusal; else a world would not have become quiet."""
     seen = {name.removeprefix("fallback ") for name in met_by_all().fallbacks}
     assert seen == {str(reason) for reason in FallbackReason if reason not in NO_FALLBACK}
+
+
+def test_every_end_of_a_conversion_happens() -> None:
+    """Instances get other duties under load, are refused them, or leave meanwhile; what takes too long is in the unit
+    tests."""
+    seen = met_by_all().conversions
+    assert all(seen[phase] for phase in (Phase.DONE, Phase.REFUSED, Phase.OVERTAKEN)), seen
 
 
 def test_a_seed_is_a_trace() -> None:

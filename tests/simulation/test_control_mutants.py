@@ -14,6 +14,7 @@ import pytest
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control import scheduler
+from prfaas.core.control.conversion import Conversion, Converter, Phase
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.lifecycle import Lifecycle, TransferTerms
 from prfaas.core.control.request import LandingPhase, Request, RequestState
@@ -310,6 +311,52 @@ def test_a_mutant_of_the_fast_timescale_is_caught(mutant: type[Dispatch], monkey
         except WorldFailed as failure:
             print(f"{mutant.__name__} is caught by the law {failure.law!r} with seed {seed}")
             assert failure.law in DISPATCH_MUTANTS[mutant].split(), str(failure)
+            return
+    pytest.fail(f"{mutant.__name__} lives through all seeds")
+
+
+class SwitchesAtOnce(Converter):
+    """Does not wait for what an instance still has."""
+
+    def step(self, now_s: float) -> Conversion | None:
+        if self.current is not None and self.current.phase is Phase.DRAINING:
+            return self._enter(Phase.SWITCHING, now_s)
+        return super().step(now_s)
+
+
+class FillsUpWhatDrains(Converter):
+    """Tells nobody that an instance is to take no new work."""
+
+    def begin(self, conversion: Conversion, now_s: float) -> None:
+        super().begin(conversion, now_s)
+        self._fleet.instances[conversion.instance].converts_to = None
+
+
+class ConvertsForEver(Converter):
+    """Never gives an instance back that was refused its duty."""
+
+    def refused(self, instance: str, detail: str, now_s: float) -> Conversion | None:
+        return None
+
+
+#: By the law that catches it.
+CONVERTER_MUTANTS: dict[type[Converter], str] = {
+    SwitchesAtOnce: "drained",
+    FillsUpWhatDrains: "scheduler",
+    ConvertsForEver: "quiet",
+}
+
+
+@pytest.mark.parametrize("mutant", CONVERTER_MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_mutant_of_conversions_is_caught(mutant: type[Converter], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the law that it breaks, within the seeds that every test run has."""
+    monkeypatch.setattr(scheduler, "Converter", mutant)
+    for seed in SEEDS:
+        try:
+            World(seed, SETTING).run()
+        except WorldFailed as failure:
+            print(f"{mutant.__name__} is caught by the law {failure.law!r} with seed {seed}")
+            assert failure.law in CONVERTER_MUTANTS[mutant].split(), str(failure)
             return
     pytest.fail(f"{mutant.__name__} lives through all seeds")
 

@@ -160,6 +160,6 @@ def test_poisson_is_what_varying_is_without_variation() -> None:
     lengths = lengths_of(scenario.workload)
     steady = list(itertools.islice(poisson(random.Random(1), 2.0, lengths, 1), 4_000))
     thinned = list(itertools.islice(
-        varying(random.Random(1), lambda at_s: 2.0, 6.0, lambda at_s: lengths, 1), 4_000
+        varying(random.Random(1), lambda at_s: 2.0, 6.0, lambda at_s: lengths, lambda at_s: 1), 4_000
     ))  # fmt: skip
     assert thinned[-1].at_s == pytest.approx(steady[-1].at_s, rel=0.05)

@@ -81,9 +81,32 @@ def test_what_decodes_sends_nothing() -> None:
     assert found.receives_from(REMOTE) == ()
 
 
+def test_in_a_convertible_cluster_all_are_joined() -> None:
+    """Whatever their duties are now; so an instance that gets another one need not wait for lanes."""
+    clusters = (WEST, replace(EAST, is_convertible=True), SOUTH)
+    east = (LOCAL, replace(FIRST, duty=Duty.DECODE), replace(SECOND, duty=Duty.DECODE))
+    found = Topology(clusters, (REMOTE, *east, ELSEWHERE), complete_links(clusters, ()))
+    for sender in east:
+        assert found.sends_to(sender) == tuple(other for other in east if other != sender)
+        converted = found.with_duty(sender.name, Duty.DECODE if sender is LOCAL else Duty.PREFILL)
+        for other in (REMOTE, *east, ELSEWHERE):
+            assert len(converted.sends_to(converted.instance(other.name))) == len(found.sends_to(other))
+    assert found.sends_to(REMOTE) == (*east, ELSEWHERE)
+    for receiver in found.instances:
+        assert found.receives_from(receiver) == tuple(s for s in found.senders if receiver in found.sends_to(s))
+    assert found.prefillers_for("east") == (REMOTE, LOCAL), "only what prefills now"
+
+
+def test_the_last_that_decodes_stays() -> None:
+    """No duty is given that would leave a cluster without."""
+    with pytest.raises(AssertionError, match="nothing decodes"):
+        topology(members=(REMOTE, LOCAL, FIRST)).with_duty("east-0", Duty.PREFILL)
+
+
 @pytest.mark.parametrize(
     ("clusters", "members", "links", "why"),
     [
+        ((replace(WEST, is_convertible=True),), (), (), "west can only prefill"),
         ((WEST, WEST), (), (), "two clusters have one name"),
         (CLUSTERS, (FIRST, replace(SECOND, name="east-0")), (), "two instances have one name"),
         (CLUSTERS, (replace(FIRST, cluster="north"),), (), "no cluster north"),

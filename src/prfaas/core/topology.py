@@ -6,6 +6,7 @@ Laws of this file:
 - A link is one direction between a PrfaaS and a PD cluster, and each direction has at most one. Inside a cluster the
   cluster's own network is used, which is no link.
 - KVCache moves from where a prompt was prefilled to an instance that decodes: see `sends_to`.
+- In a convertible PD cluster any instance may come to prefill and any to decode, so that all have lanes to all.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ class Duty(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One datacenter's share."""
+    """One datacenter's share. `is_convertible`: its instances may be given other duties while they run."""
 
     name: str
     role: Role
+    is_convertible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,19 @@ class Topology:
         return tuple(instance for instance in self.instances if instance.duty.decodes)
 
     @property
+    def convertible(self) -> frozenset[str]:
+        """Names of convertible clusters."""
+        return frozenset(cluster.name for cluster in self.clusters if cluster.is_convertible)
+
+    @property
     def senders(self) -> tuple[Instance, ...]:
-        """Instances that send KVCache to others."""
-        return tuple(instance for instance in self.instances if instance.duty is Duty.PREFILL)
+        """Instances that send KVCache to others, or may come to."""
+        convertible = self.convertible
+        return tuple(
+            instance
+            for instance in self.instances
+            if instance.duty is Duty.PREFILL or (instance.duty is Duty.DECODE and instance.cluster in convertible)
+        )
 
     def cluster(self, name: str) -> Cluster:
         """Raises KeyError."""
@@ -113,18 +125,31 @@ class Topology:
     def prefillers_for(self, decode_cluster: str) -> tuple[Instance, ...]:
         """Instances that can prefill a prompt and send its KVCache to `decode_cluster`: the cluster's own (`cluster` is
         the same), and those of PrfaaS clusters that a link leads from."""
-        return tuple(sender for sender in self.senders if self._reaches(sender.cluster, decode_cluster))
+        return tuple(
+            instance
+            for instance in self.instances
+            if instance.duty is Duty.PREFILL and self._reaches(instance.cluster, decode_cluster)
+        )
 
     def sends_to(self, instance: Instance) -> tuple[Instance, ...]:
         """Instances to which the node of `instance` needs lanes. A PrfaaS instance sends to every instance that decodes
         in a linked PD cluster; one of a PD cluster with duty prefill to those of its own cluster."""
-        if instance.duty is not Duty.PREFILL:
+        convertible = self.convertible
+        if instance.duty is Duty.BOTH or (instance.duty is Duty.DECODE and instance.cluster not in convertible):
             return ()
-        return tuple(decoder for decoder in self.decoders if self._reaches(instance.cluster, decoder.cluster))
+        reached = {cluster.name for cluster in self.clusters if self._reaches(instance.cluster, cluster.name)}
+        return tuple(
+            other
+            for other in self.instances
+            if other.cluster in reached and (other.duty.decodes or other.cluster in convertible) and other != instance
+        )
 
     def receives_from(self, instance: Instance) -> tuple[Instance, ...]:
         """Instances whose nodes need lanes to the one of `instance`."""
-        return self.prefillers_for(instance.cluster) if instance.duty.decodes else ()
+        if not instance.duty.decodes and instance.cluster not in self.convertible:
+            return ()
+        reach = {cluster.name for cluster in self.clusters if self._reaches(cluster.name, instance.cluster)}
+        return tuple(sender for sender in self.senders if sender.cluster in reach and sender != instance)
 
     def links_used_by(self, instance: Instance) -> tuple[Link, ...]:
         """Links that KVCache of `instance` crosses on its way to where it is decoded."""
@@ -132,6 +157,12 @@ class Topology:
             return ()
         targets = {cluster.name for cluster in self.clusters_of(Role.PD)}
         return tuple(link for link in self.links if link.source == instance.cluster and link.target in targets)
+
+    def with_duty(self, name: str, duty: Duty) -> Topology:
+        """Where one instance has another duty. Raises KeyError if there is none, AssertionError if a law forbids it."""
+        before = self.instance(name)
+        after = replace(before, duty=duty)
+        return replace(self, instances=tuple(after if other is before else other for other in self.instances))
 
     def _reaches(self, source: str, target: str) -> bool:
         return source == target or self.link_between(source, target) is not None
@@ -145,6 +176,8 @@ class Topology:
             assert instance.cluster in roles, f"{instance.name}: no cluster {instance.cluster}"
             if roles[instance.cluster] is Role.PRFAAS:
                 assert instance.duty is Duty.PREFILL, f"{instance.name}: {instance.duty} in a PrfaaS cluster"
+        for cluster in self.clusters:
+            assert cluster.role is Role.PD or not cluster.is_convertible, f"{cluster.name} can only prefill"
         for name, role in roles.items():
             members = self.instances_of(name)
             if role is Role.PD and members:

@@ -59,8 +59,8 @@ def _bad_clusters(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
 
 def _bad_split(path: FieldPath, where: str, cluster: Cluster) -> Iterator[tuple[FieldPath, str]]:
     if cluster.role == "prfaas":
-        for field in ("prefill_instances", "decode"):
-            if getattr(cluster, field) is not None:
+        for field in ("prefill_instances", "decode", "convertible"):
+            if getattr(cluster, field) not in (None, False):
                 yield (*path, field), f"{where}.{field}: a cluster with role prfaas only prefills; remove it"
     elif cluster.endpoints:
         return  # see _bad_pd_duties
@@ -93,6 +93,9 @@ def _bad_pd_duties(path: FieldPath, where: str, cluster: Cluster, policy: str) -
             "every instance has duty decode, so nothing prefills what is not offloaded; give one duty prefill or both"
         )
         yield (*path, "endpoints"), f"{where}.endpoints: {text}"
+    if cluster.convertible and all(duty is Duty.BOTH for duty in duties):
+        text = "every instance has duty both, and only prefill and decode are converted; give each one of these"
+        yield (*path, "convertible"), f"{where}.convertible: {text}"
     if cluster.prefill_instances not in (None, num_prefill):
         text = f"{cluster.prefill_instances}, but {num_prefill} of the endpoints have duty: prefill"
         text += "; give as many of them that duty, or remove this field"

@@ -127,6 +127,11 @@ class Cluster(Strict):
         default=None, ge=0, description="For planning a PD cluster: fixes how many instances prefill."
     )
     decode: Decode | None = None
+    convertible: bool = Field(
+        default=False,
+        description="Whether the gateway may change duties of this PD cluster's instances, between `prefill` and"
+        " `decode`, as load asks (policy kind prfaas). Nodes of such a cluster keep lanes to one another.",
+    )
     price_per_gpu_hour: Money | None = Field(default=None, description="Overrides prices.per_gpu_hour.")
 
     @property
@@ -231,6 +236,12 @@ class Policy(Strict):
         le=3600,
         description="Refuse a request at once, with 429 and Retry-After, if its answer is expected to begin later than"
         " this (kind prfaas).",
+    )
+    cool_down: Seconds = Field(
+        default=120.0,
+        ge=1,
+        le=86_400,
+        description="Shortest time between two conversions of instances of convertible clusters (kind prfaas).",
     )
 
 

@@ -22,7 +22,7 @@ from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.scheduler import Scheduler
-from prfaas.core.topology import Instance
+from prfaas.core.topology import Duty, Instance
 from prfaas.engines.kinds import dialect_of
 from prfaas.gateway.answer import Answer, Answered, ServerError
 from prfaas.gateway.api.errors import ApiError
@@ -61,6 +61,8 @@ class Driver:
         self._engines = engines
         self._transfers = Transfers(engines, nodes)
         self._live: dict[str, LiveRequest] = {}
+        #: Whoever can give an instance another duty. Ends in `TopologyChanged` or in `ConversionRefused`.
+        self.convert: Callable[[str, Duty], None] = self._cannot_convert
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s: float | None = None
@@ -87,11 +89,19 @@ class Driver:
             self._see(event)
             self._service.journal.note(now_s, event, actions)
             for action in actions:
+                if isinstance(action, a.FleetAction):
+                    self._of_fleet(action)
+                    continue
                 live = self._live.get(action.request_id)
                 if live is not None:
                     self._do[type(action)](live, action)
         finally:
             self._arm(now_s)
+
+    def _of_fleet(self, action: a.FleetAction) -> None:
+        if isinstance(action, a.Convert):
+            # Not within an event: what comes of it is one.
+            self._loop.call_soon(self.convert, action.instance, action.duty)
 
     async def serve(
         self, request: ApiRequest, urgency: Urgency, response: Response, tracing: RequestTracing, request_id: str
@@ -149,6 +159,9 @@ class Driver:
             await live.response.error(error)
             status = live.response.status
             self.feed(e.AnswerEnded(live.request_id, outcome_of(error.status), status, error.message))
+
+    def _cannot_convert(self, instance: str, duty: Duty) -> None:
+        self.feed(e.ConversionRefused(instance, "nobody here converts instances"))
 
     def _arrival(self, live: LiveRequest) -> e.RequestArrived:
         request = live.request

@@ -9,7 +9,6 @@ from prometheus_client import CollectorRegistry
 
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.lifecycle import TransferTerms
-from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.deployment.model import Deployment, ServedModel
 from prfaas.deployment.topology import topology_of
@@ -20,6 +19,7 @@ from prfaas.gateway.story_book import StoryBook
 from prfaas.gateway.tracing import RequestTracing, SpanSink
 from prfaas.observe.journal import Journal
 from prfaas.observe.metrics import Metrics, build
+from prfaas.observe.rebalance_log import RebalanceLog
 from prfaas.observe.request_log import RequestLog
 from prfaas.observe.request_metrics import RequestMetrics
 from prfaas.observe.story import Stories
@@ -62,16 +62,15 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
     """Read the model directory and lay out the fleet. `served` is what the deployment's policy comes to; the kind
     `prfaas` needs it. Raises OSError or ValueError for a broken tokenizer."""
     served = routing_threshold(deployment, None) if served is None else served
-    policy = RoutePolicy(served.offload, served.threshold_tokens, served.model, served.max_ttft_s)
     terms = TransferTerms(deadline_s=deployment.transfer.deadline, lease_s=deployment.transfer.lease)
     metrics, stories = build(CollectorRegistry(), "gateway"), Stories()
     return Service(
         deployment=deployment,
         model=deployment.served_model,
         tokenizer=load_tokenizer(model_dir),
-        scheduler=Scheduler(topology_of(deployment), policy, terms),
+        scheduler=Scheduler(topology_of(deployment), served.routes(), terms),
         metrics=metrics,
         stories=stories,
         story_book=StoryBook(stories),
-        journal=Journal([stories, RequestMetrics(metrics, stories), RequestLog(stories)]),
+        journal=Journal([stories, RequestMetrics(metrics, stories), RequestLog(stories), RebalanceLog(metrics)]),
     )

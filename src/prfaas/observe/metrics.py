@@ -64,6 +64,20 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "Prefill times seen lately in this cluster, over those of its profile.", ("cluster",),
     ),
     MetricSpec(
+        "prfaas_stage_load", "gauge", "gateway", "ratio",
+        "How full prefill or decode of a cluster has been over the last minutes; over 1 with what waits.",
+        ("cluster", "duty"),
+    ),
+    MetricSpec(
+        "prfaas_suggested_gain_requests_per_second", "gauge", "gateway", "requests/s",
+        "What one more instance of this duty in this cluster would serve more. 0 while nothing binds.",
+        ("cluster", "duty"),
+    ),
+    MetricSpec(
+        "prfaas_conversions_total", "counter", "gateway", "conversions",
+        "Instances that were to get another duty, by how that ended.", ("cluster", "duty", "outcome"),
+    ),
+    MetricSpec(
         "prfaas_gateway_link_expected_bytes_per_second", "gauge", "gateway", "bytes/s",
         "What the scheduler expects this link to carry.", ("source", "target"),
     ),

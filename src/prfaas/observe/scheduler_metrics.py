@@ -36,6 +36,14 @@ def _figures(seen: SchedulerView) -> Iterator[tuple[Child, float]]:
         yield ("prfaas_waiting_prompts", labels), cluster.num_waiting
         yield ("prfaas_waiting_seconds", labels), cluster.waiting_s
         yield ("prfaas_prefill_time_factor", labels), cluster.prefill_factor
+    for stage in seen.stages:
+        of_stage = (("cluster", stage.cluster), ("duty", stage.duty))
+        if stage.load is not None:
+            yield ("prfaas_stage_load", of_stage), stage.load
+        # Zero and not absent: an autoscaler must tell "nothing is lacking" from "nobody says".
+        more = [s for s in seen.suggestions if (s.cluster, s.duty) == (stage.cluster, stage.duty)]
+        gains_rps = [s.gain_rps for s in more if s.instead_of is None and s.link_to is None]
+        yield ("prfaas_suggested_gain_requests_per_second", of_stage), max(gains_rps, default=0.0)
     for link in seen.links:
         if link.bytes_per_s is not None:
             ends = (("source", link.source), ("target", link.target))

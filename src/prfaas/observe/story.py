@@ -103,6 +103,8 @@ class Stories:
             self._begin(now_s, event)
         for action in actions:
             told = _ACTIONS.get(type(action))
+            if isinstance(action, a.FleetAction):
+                continue
             if told is not None:
                 story = self._open.get(action.request_id)
                 if story is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prfaas.core.control.router import COOL_DOWN_S, RoutePolicy
 from prfaas.core.errors import PrfaasError
 from prfaas.deployment.model import Deployment
 
@@ -28,6 +29,13 @@ class ServedPolicy:
     why: str
     model: ServingModel | None = None
     max_ttft_s: float | None = None
+    cool_down_s: float = COOL_DOWN_S
+
+    def routes(self) -> RoutePolicy:
+        """As the scheduler takes it."""
+        return RoutePolicy(
+            self.offload, self.threshold_tokens, self.model, self.max_ttft_s, cool_down_s=self.cool_down_s
+        )
 
 
 def routing_threshold(deployment: Deployment, path: Path | None) -> ServedPolicy:
@@ -84,4 +92,5 @@ def _planned(deployment: Deployment, path: Path | None) -> ServedPolicy:
     threshold = served_threshold_tokens(solution)
     found = f"{solution.offload_fraction:.1%} of requests, {solution.system_rps:.3g} requests/s at most"
     why = f"policy prfaas: the threshold begins at {threshold} uncached tokens, as planned ({found}), and moves"
-    return ServedPolicy(True, threshold, why, serving_model(scenario, deployment.slo.tpot), deployment.policy.max_ttft)
+    model, policy = serving_model(scenario, deployment.slo.tpot), deployment.policy
+    return ServedPolicy(True, threshold, why, model, policy.max_ttft, policy.cool_down)

@@ -60,14 +60,15 @@ def varying(
     rate_rps: Callable[[float], float],
     max_rate_rps: float,
     lengths: Callable[[float], DrawLength],
-    num_output_tokens: int,
+    output_tokens: Callable[[float], int],
 ) -> Iterator[Arrival]:
-    """Without end; rate and lengths depend on the time. Poisson, by thinning: at no time more than `max_rate_rps`."""
+    """Without end; rate, lengths and outputs depend on the time. Poisson, by thinning: at no time more than
+    `max_rate_rps`."""
     at_s = 0.0
     while True:
         at_s += rng.expovariate(max_rate_rps)
         if rng.random() * max_rate_rps < rate_rps(at_s):
-            yield Arrival(at_s, lengths(at_s)(rng), num_output_tokens)
+            yield Arrival(at_s, lengths(at_s)(rng), output_tokens(at_s))
 
 
 def poisson(rng: random.Random, rate_rps: float, lengths: DrawLength, num_output_tokens: int) -> Iterator[Arrival]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from prfaas.core.control.lifecycle import TransferTerms
-from prfaas.core.control.router import RoutePolicy
+from prfaas.core.control.router import COOL_DOWN_S, RoutePolicy
 from prfaas.core.model.curve import Curve
 from prfaas.core.planning.scenario import PlanningError, PolicyKind, Scenario
 from prfaas.core.planning.serving import moves_threshold, served_threshold_tokens, serving_model
@@ -24,7 +24,7 @@ DEFAULT_TERMS: Final = TransferTerms(deadline_s=60.0, lease_s=30.0)
 class SimulatedDeployment:
     """`profiles` are by instance. A link without bandwidth has no limit, one without round-trip time no delay.
     `kv_bytes`: what crosses of a prompt of l uncached tokens. `is_layer_wise`: it leaves while prefill goes on.
-    Nodes say how their links are every `telemetry_s`."""
+    Nodes say how their links are every `telemetry_s`. An instance gets another duty within `switch_s`."""
 
     topology: Topology
     profiles: dict[str, EngineProfile]
@@ -33,6 +33,7 @@ class SimulatedDeployment:
     terms: TransferTerms = DEFAULT_TERMS
     is_layer_wise: bool = True
     telemetry_s: float = 1.0
+    switch_s: float = 5.0
 
 
 def planned_deployment(
@@ -45,11 +46,13 @@ def planned_deployment(
     tpot_slo_s: float | None = None,
     max_ttft_s: float | None = None,
     is_fixed: bool = False,
+    convertible: Collection[str] = (),
+    cool_down_s: float = COOL_DOWN_S,
 ) -> SimulatedDeployment:
     """A scenario with the split and the threshold of a plan. `rtts_s` are by source and target of a link. `is_fixed`:
-    the threshold stays where it is planned, whatever the policy. Raises PlanningError if it is not known how long a
-    decode step takes."""
-    clusters = [Cluster(pd.name, Role.PD) for pd in scenario.pd]
+    the threshold stays where it is planned, whatever the policy. `convertible`: PD clusters whose instances may get
+    other duties. Raises PlanningError if it is not known how long a decode step takes."""
+    clusters = [Cluster(pd.name, Role.PD, pd.name in convertible) for pd in scenario.pd]
     clusters += [Cluster(name, Role.PRFAAS) for name in scenario.prfaas_by_name]
     instances: list[Instance] = []
     profiles: dict[str, EngineProfile] = {}
@@ -78,6 +81,7 @@ def planned_deployment(
         threshold_tokens=served_threshold_tokens(solution),
         model=serving_model(scenario, tpot_slo_s) if moves_threshold(scenario) and not is_fixed else None,
         max_ttft_s=max_ttft_s,
+        cool_down_s=cool_down_s,
     )
     return SimulatedDeployment(topology, profiles, scenario.kv_bytes, policy, terms, is_layer_wise)
 

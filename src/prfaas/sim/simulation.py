@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
+from prfaas.core.control.conversion import Conversion
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.sim.arrivals import Arrival
@@ -77,6 +78,8 @@ class Simulation:
         self._checks = checks
         self.lives: dict[str, Life] = {}
         self._num_lives = 0
+        #: Those that are over.
+        self.conversions: list[Conversion] = []
         self._tick: Planned | None = None
         self._tick_due_s: float | None = None
         self._arrivals: Iterator[Arrival] = iter(())
@@ -184,6 +187,9 @@ class Simulation:
         if self._checks:
             self.scheduler.check()
         for action in actions:
+            if isinstance(action, a.FleetAction):
+                self._of_fleet(action)
+                continue
             life = self.lives.get(action.request_id)
             if life is not None:
                 self._do[type(action)](life, action)
@@ -203,6 +209,16 @@ class Simulation:
         self._handle(e.Tick())
 
     # What the actions ask
+
+    def _of_fleet(self, action: a.FleetAction) -> None:
+        if isinstance(action, a.Convert):
+            self.kernel.after(self.deployment.switch_s, self._switched, action)
+        elif isinstance(action, a.NoteConversion) and not action.conversion.is_under_way:
+            self.conversions.append(replace(action.conversion))
+
+    def _switched(self, action: a.Convert) -> None:
+        topology = self.scheduler.fleet.topology.with_duty(action.instance, action.duty)
+        self._handle(e.TopologyChanged(topology))
 
     def _count(self, life: Life, action: a.CountPrompt) -> None:
         self._feed(e.PromptCounted(life.request_id, life.arrival.num_tokens))

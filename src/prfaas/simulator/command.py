@@ -152,7 +152,8 @@ def _case(deployment: Deployment, document: Document, name: str) -> _Case:
     rtts_s = {(link.from_, link.to): link.rtt for link in deployment.links if link.rtt is not None}
     simulated = planned_deployment(
         scenario, solution, terms=terms, rtts_s=rtts_s, tpot_slo_s=deployment.slo.tpot,
-        max_ttft_s=deployment.policy.max_ttft,
+        max_ttft_s=deployment.policy.max_ttft, cool_down_s=deployment.policy.cool_down,
+        convertible=[name for name, cluster in deployment.clusters.items() if cluster.convertible],
     )  # fmt: skip
     return _Case(name, scenario, solution, simulated, deployment.slo.tpot)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Final
 
+from prfaas.core.control.conversion import Phase
 from prfaas.core.control.route import RouteKind
 from prfaas.core.topology import Duty
 from prfaas.sim.runs import Run
@@ -55,6 +56,7 @@ class Results:
     routing_threshold_tokens_final: int | None
     num_pd_prefill_final: int
     num_pd_decode_final: int
+    num_conversions: int
     stability: str
     simulated_s: float
     wall_s: float
@@ -103,6 +105,7 @@ def results_of(run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wa
         routing_threshold_tokens_final=_threshold_tokens(run),
         num_pd_prefill_final=sum(1 for i in members if _is_pd(run, i.cluster) and i.duty is Duty.PREFILL),
         num_pd_decode_final=sum(1 for i in members if i.duty.decodes),
+        num_conversions=sum(1 for c in run.simulation.conversions if c.phase is Phase.DONE),
         stability=stability(run, from_s, to_s, len(counted) / span_s),
         simulated_s=max(life.ended_s or 0.0 for life in ended),
         wall_s=wall_s,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -144,12 +145,20 @@ class FakePdSite(PdCluster):
     long_tokens = 400
     short_tokens = 50
 
-    def __init__(self, *, transfer: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        transfer: dict[str, Any] | None = None,
+        edit: Callable[[dict[str, Any]], object] = lambda document: None,
+    ) -> None:
+        """`edit` changes the deployment file before anybody reads it."""
         self._model = tempfile.TemporaryDirectory(prefix="prfaas-model-")
         model_dir = Path(self._model.name)
         write_tiny_model(model_dir)
         more = {"encryption": "none", **(transfer or {})}
-        super().__init__(pd_document(model_dir, threshold_tokens=200, transfer=more))
+        document = pd_document(model_dir, threshold_tokens=200, transfer=more)
+        edit(document)
+        super().__init__(document)
 
     def plan(self) -> dict[str, ProcessSpec]:
         """Nodes, fakes, and then the gateway."""

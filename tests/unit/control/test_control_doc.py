@@ -36,7 +36,7 @@ def test_every_action_has_a_result_and_every_result_is_an_event() -> None:
     """In the table at the top of the actions' module, which the driver keeps."""
     results = results_of_actions()
     assert list(results) and set(results) == {kind.__name__ for kind in get_args(actions.Action)}
-    known = {kind.__name__ for kind in get_args(events.RequestEvent)}
+    known = {kind.__name__ for kind in (*get_args(events.RequestEvent), *get_args(events.WorldEvent))}
     named = {
         word.strip("`")
         for text in results.values()

@@ -191,7 +191,7 @@ def test_what_a_cluster_holds_it_need_not_compute() -> None:
     found.feed(e.AnswerBegan("r", 1))
     found.feed(e.LandingSettled("r", e.FinalRecord("consumed", None, 9_999, 1)))
     found.feed(e.AnswerEnded("r", "ok"))
-    found.feed(e.PolicyChanged(True, 1_000, slow_west))
+    found.feed(e.PolicyChanged(RoutePolicy(True, 1_000, slow_west)))
     found.see("pd-0", boot="life-2")
     assert told(found.arrives(11_000, request_id="more")) == ["Reserve"]
     found.see("west-0", boot="life-2")
@@ -255,13 +255,13 @@ def test_another_policy_takes_over_what_waits() -> None:
     """Nothing of the old one is left but what is on its way, which the new one reckons with."""
     found = drive("west-0 prefill", "pd-0 decode")
     come(found, "a", "b")
-    found.feed(e.PolicyChanged(True, 500))
+    found.feed(e.PolicyChanged(RoutePolicy(True, 500)))
     assert found.scheduler.dispatch is None
     assert state(found, "b") is RequestState.RESERVING
-    found.feed(e.PolicyChanged(True, 1_000, MODEL))
+    found.feed(e.PolicyChanged(RoutePolicy(True, 1_000, MODEL)))
     assert come(found, "c") == []
     assert sorted(found.scheduler.fleet.instances["west-0"].work) == ["a", "b"]
-    found.feed(e.PolicyChanged(True, 1_000, replace(MODEL, output_tokens=7.0)))
+    found.feed(e.PolicyChanged(RoutePolicy(True, 1_000, replace(MODEL, output_tokens=7.0))))
     assert state(found, "c") is RequestState.WAITING
 
 

@@ -403,6 +403,6 @@ def test_a_policy_holds_from_the_next_route_on() -> None:
     """What is on its way goes on."""
     drive = Drive()
     drive.to(S.PREFILLING)
-    drive.feed(e.PolicyChanged(offload=False, threshold_tokens=0))
+    drive.feed(e.PolicyChanged(RoutePolicy(offload=False, threshold_tokens=0)))
     assert told(drive.arrives(request_id="second")) == ["Decode pd-0"]
     assert told(drive.feed(e.LandingEnded("r", 1000))) == ["Decode pd-0"]

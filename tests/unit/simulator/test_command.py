@@ -22,6 +22,7 @@ KEYS = [
     "system_rps", "goodput_rps", "ttft_s_mean", "ttft_s_p50", "ttft_s_p90", "ttft_s_p95", "ttft_s_p99", "e2e_s_mean",
     "e2e_s_p50", "e2e_s_p95", "e2e_s_p99", "tpot_s_mean", "offload_fraction", "egress_bytes_per_s_mean",
     "egress_bytes_per_s_max", "routing_threshold_tokens_final", "num_pd_prefill_final", "num_pd_decode_final",
+    "num_conversions",
     "stability", "simulated_s", "wall_s",
 ]  # fmt: skip
 

@@ -12,15 +12,20 @@
 | `SettleLanding` | `LandingSettled` |
 | `DropLanding` | `LandingDropped` |
 | `StopPrefill`, `NoteUncached`, `Close` | none |
+| `Convert` | `TopologyChanged`, or `ConversionRefused` |
+| `NoteConversion`, `NoteSuggestions` | none |
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 
+from prfaas.core.control.conversion import Conversion
 from prfaas.core.control.fallback import Failure
+from prfaas.core.control.rebalance import Suggestion
 from prfaas.core.control.route import Route
 from prfaas.core.record import record
+from prfaas.core.topology import Duty
 
 
 @record
@@ -145,7 +150,29 @@ class Close:
     request_id: str
 
 
-Action = (
+@record
+class Convert:
+    """Give an instance of which nothing of ours is in use another duty."""
+
+    instance: str
+    duty: Duty
+
+
+@record
+class NoteConversion:
+    """For the log: a conversion has begun, or has ended."""
+
+    conversion: Conversion
+
+
+@record
+class NoteSuggestions:
+    """For the log: what would serve more is another than before; empty when nothing binds any more."""
+
+    suggestions: tuple[Suggestion, ...]
+
+
+RequestAction = (
     CountPrompt
     | Reserve
     | Prefill
@@ -159,3 +186,5 @@ Action = (
     | NoteUncached
     | Close
 )
+FleetAction = Convert | NoteConversion | NoteSuggestions
+Action = RequestAction | FleetAction

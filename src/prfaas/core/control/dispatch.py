@@ -21,6 +21,7 @@ from itertools import islice
 from typing import Final
 
 from prfaas.core.control import events as e
+from prfaas.core.control.capacity import counts_now, prefill_stages
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet, Instance
 from prfaas.core.control.options import HANDOVER_S, cheapest
@@ -29,6 +30,7 @@ from prfaas.core.control.queues import Queue
 from prfaas.core.control.request import Crossing, Request, RequestState
 from prfaas.core.control.route import Ahead, Option, Prompt, RouteKind
 from prfaas.core.control.router import RoutePolicy
+from prfaas.core.control.threshold import Stage
 
 #: A clock of floats falls a hair short.
 _CLOCK_S: Final = 1e-6
@@ -105,7 +107,10 @@ class Dispatch:
     def arrived(self, option: Option, now_s: float) -> None:
         """A prompt has come whose cheapest way is this."""
         self.estimates.lengths.saw(option.num_uncached_tokens, now_s)
-        self.estimates.solve_if_due(self._placer.stages, now_s)
+        self.estimates.solve_if_due(self._stages, now_s)
+
+    def _stages(self, now_s: float) -> tuple[list[Stage], list[Stage]]:
+        return prefill_stages(self._fleet, self.estimates, counts_now(self._fleet), now_s)
 
     def wait(self, request: Request, option: Option) -> None:
         """It waits in a cluster's queue from now on."""
@@ -222,8 +227,12 @@ class Dispatch:
         if isinstance(event, e.TopologyChanged):
             self.estimates.links.apply(event.topology)
         if has_changed:
-            self.estimates.forget_split()
-            self._changed.update(self.queues)
+            self.fleet_changed()
+
+    def fleet_changed(self) -> None:
+        """Who can be used, or reached, is another now."""
+        self.estimates.forget_split()
+        self._changed.update(self.queues)
 
     def tick(self, now_s: float) -> None:
         due = [cluster for cluster, due_s in self._due_s.items() if due_s <= now_s]

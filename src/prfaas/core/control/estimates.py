@@ -23,6 +23,9 @@ SOLVE_EVERY_S: Final = 1.0
 SOLVE_EVERY: Final = 16
 #: A prefill counts half as much when so many of its cluster have ended after it.
 _KEEPS: Final = 2.0 ** (-1.0 / 32)
+#: An answer counts half as much when so many have ended after it; the model's stand for so many.
+_KEEPS_ANSWERS: Final = 2.0 ** (-1.0 / 512)
+_PRIOR_ANSWERS: Final = 16.0
 #: Seconds of prefill for which the model itself stands, until others have been seen.
 _PRIOR_S: Final = 2.0
 #: Of a cluster of which the model says nothing: a tenth of a second, and 10,000 tokens a second.
@@ -55,6 +58,7 @@ class Estimates:
         self.lengths = Lengths()
         self.links = LinkRates()
         self.split: Split | None = None
+        self._outputs = self._answers = 0.0
         self._speeds: dict[str, _Speed] = {}
         self._solved_s: float | None = None
         self._num_solved = 0
@@ -73,6 +77,16 @@ class Estimates:
 
     def saw_prefill(self, cluster: str, num_tokens: int, taken_s: float) -> None:
         self._speeds.setdefault(cluster, _Speed()).saw(self.cluster(cluster).prefill_s.at(num_tokens), taken_s)
+
+    @property
+    def output_tokens(self) -> float:
+        """Of an answer, on average."""
+        return (self._outputs + _PRIOR_ANSWERS * self.model.output_tokens) / (self._answers + _PRIOR_ANSWERS)
+
+    def saw_answer(self, num_tokens: int) -> None:
+        """A whole one has ended."""
+        self._outputs = self._outputs * _KEEPS_ANSWERS + num_tokens
+        self._answers = self._answers * _KEEPS_ANSWERS + 1.0
 
     def kv_bytes(self, num_tokens: float, skip_tokens: float = 0.0) -> float:
         """What crosses of a prompt whose first `skip_tokens` are left out; what does not grow with it, always."""

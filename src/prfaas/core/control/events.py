@@ -12,7 +12,7 @@ from dataclasses import field
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.fallback import Failure
 from prfaas.core.control.route import Route
-from prfaas.core.model.serving_model import ServingModel
+from prfaas.core.control.router import RoutePolicy
 from prfaas.core.record import record
 from prfaas.core.topology import Topology
 
@@ -248,10 +248,15 @@ class TopologyChanged:
 class PolicyChanged:
     """Prompts are routed by this from now on."""
 
-    offload: bool
-    threshold_tokens: int
-    model: ServingModel | None = None
-    max_ttft_s: float | None = None
+    policy: RoutePolicy
+
+
+@record
+class ConversionRefused:
+    """The answer to `Convert` of whoever runs the instance: it keeps its duty."""
+
+    instance: str
+    detail: str
 
 
 @record
@@ -277,5 +282,15 @@ RequestEvent = (
     | LandingDropped
     | DeadlinePassed
 )
-WorldEvent = EngineSeen | EngineSilent | NodeSeen | NodeSilent | LinkSeen | LinksLost | TopologyChanged | PolicyChanged
+WorldEvent = (
+    EngineSeen
+    | EngineSilent
+    | NodeSeen
+    | NodeSilent
+    | LinkSeen
+    | LinksLost
+    | TopologyChanged
+    | PolicyChanged
+    | ConversionRefused
+)
 Event = RequestEvent | WorldEvent | Tick

@@ -41,6 +41,10 @@ class Instance:
     cut_off_from: frozenset[str] = frozenset()
     num_inflight: int = 0
     num_landings: int = 0
+    #: Of those in flight, answers that its batch gives, or will give as soon as it has a place.
+    num_answers: int = 0
+    #: The duty that it is to get when it is idle; till then it takes no new work.
+    converts_to: Duty | None = None
     num_silent_probes: int = 0
     work: PrefillWork = field(default_factory=PrefillWork)
     _reported: int | None = None
@@ -59,12 +63,16 @@ class Instance:
         return self.member.duty
 
     @property
+    def takes_work(self) -> bool:
+        return not self.is_draining and self.converts_to is None
+
+    @property
     def may_decode(self) -> bool:
-        return self.engine_healthy and not self.is_draining
+        return self.engine_healthy and self.takes_work
 
     @property
     def may_prefill_for_others(self) -> bool:
-        return self.engine_healthy and self.node_ready and not self.is_draining
+        return self.engine_healthy and self.node_ready and self.takes_work
 
     @property
     def is_idle(self) -> bool:
@@ -107,10 +115,9 @@ class Instance:
     def candidate(self, chains: Mapping[int, TokenChain] | None = None) -> Candidate:
         """As the router sees it."""
         prefix = self.match(chains) if chains else NO_MATCH
-        healthy = self.engine_healthy and not self.is_draining
         return Candidate(
-            self.name, self.cluster, healthy, self.node_ready, self.num_inflight, prefix, self.cut_off_from, self.duty,
-            self.num_requests,
+            self.name, self.cluster, self.engine_healthy and self.takes_work, self.node_ready, self.num_inflight,
+            prefix, self.cut_off_from, self.duty, self.num_requests,
         )  # fmt: skip
 
 
@@ -136,7 +143,7 @@ class Fleet:
     @property
     def healthy(self) -> bool:
         """Whether any request can be served."""
-        return any(i.engine_healthy and not i.is_draining for i in self.decoders)
+        return any(self._still_decodes(instance) for instance in self.decoders)
 
     @property
     def block_sizes(self) -> tuple[int, ...]:
@@ -159,6 +166,21 @@ class Fleet:
         at_home = kind is RouteKind.PD_PREFILL
         members = [m for m in self.topology.prefillers_for(cluster) if (m.cluster == cluster) is at_home]
         return [self.instances[member.name].candidate() for member in members]
+
+    def decode_candidates(self, chains: Mapping[int, TokenChain] | None = None) -> list[Candidate]:
+        """All that decode. If no other works, one that is to get another duty still does."""
+        found = [instance.candidate(chains) for instance in self.decoders]
+        if self.is_converting and not any(candidate.engine_healthy for candidate in found):
+            return [replace(c, engine_healthy=self._still_decodes(self.instances[c.name])) for c in found]
+        return found
+
+    @property
+    def is_converting(self) -> bool:
+        """Whether an instance is to get another duty."""
+        return any(instance.converts_to is not None for instance in self.decoders)
+
+    def _still_decodes(self, instance: Instance) -> bool:
+        return instance.engine_healthy and not instance.is_draining
 
     def working_decoders(self, cluster: str) -> list[Instance]:
         """Of one cluster, in file order."""

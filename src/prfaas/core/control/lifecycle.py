@@ -134,7 +134,7 @@ class Lifecycle:
 
     def _decided(self, request: Request, num_tokens: int | None, now_s: float) -> None:
         """By the threshold that the policy has."""
-        decoders = [instance.candidate(request.chains) for instance in self.fleet.decoders]
+        decoders = self.fleet.decode_candidates(request.chains)
         route = decide(RequestFacts(num_tokens, request.obstacle), self.policy, decoders, self.fleet.reach)
         request.route = route
         if route.kind is RouteKind.NONE:
@@ -322,6 +322,8 @@ class Lifecycle:
         request.attempt += 1
         request.state = S.LOADING if is_landed else S.COMPUTING
         self._decodes_at(request, instance)
+        if is_landed:
+            self._is_in_batch(request)
         if self.dispatch is not None and not is_landed and request.num_prompt_tokens is not None:
             self._computes_at(request, self.dispatch, self.fleet.instances[instance], request.num_prompt_tokens)
         self.out.append(
@@ -347,6 +349,7 @@ class Lifecycle:
         elif request.decode_instance is not None:
             self._computes_no_more(request, is_done=True)
             _ran_locally(request, request.decode_instance)
+            self._is_in_batch(request)
         request.answered_by = request.decode_instance
         request.state = S.ANSWERING
 
@@ -378,7 +381,7 @@ class Lifecycle:
                                   num_uncached_tokens=request.route.num_uncached_tokens)  # fmt: skip
         # Its own load must not drive it away from the engine that knows its prefix.
         self._decodes_at(request, "")
-        candidates = [i.candidate(request.chains) for i in self.fleet.decoders]
+        candidates = self.fleet.decode_candidates(request.chains)
         healthy = [c for c in candidates if c.engine_healthy]
         chosen = least_busy([c for c in healthy if c.name != avoid] or healthy)
         if chosen is None:
@@ -411,6 +414,8 @@ class Lifecycle:
             self.out.append(a.CountPrompt(request.request_id, self.fleet.block_sizes, is_late=True))
         elif request.state is S.COUNTING:
             request.is_counting = False
+        if self.dispatch is not None and event.outcome == "ok" and event.completion_tokens is not None:
+            self.dispatch.estimates.saw_answer(event.completion_tokens)
         self._end(request)
 
     def _abandoned(self, request: Request, event: e.RequestAbandoned, now_s: float) -> None:
@@ -474,10 +479,18 @@ class Lifecycle:
     def _decodes_at(self, request: Request, name: str) -> None:
         if request.decode:
             self.fleet.instances[request.decode].num_inflight -= 1
+        if request.answers_at is not None:
+            request.answers_at.num_answers -= 1
+            request.answers_at = None
         request.decode, request.decode_instance = name, None
         if name:
             request.decode_instance = self.fleet.instances[name]
             request.decode_instance.num_inflight += 1
+
+    def _is_in_batch(self, request: Request) -> None:
+        request.answers_at = request.decode_instance
+        if request.answers_at is not None:
+            request.answers_at.num_answers += 1
 
 
 def _ran_locally(request: Request, instance: Instance) -> None:

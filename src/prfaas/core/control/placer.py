@@ -9,7 +9,6 @@ Laws of this file:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -18,7 +17,6 @@ from prfaas.core.control.fleet import Fleet, Instance
 from prfaas.core.control.options import HANDOVER_S, cheapest, delay_to_others_s, wait_s
 from prfaas.core.control.queues import Queue
 from prfaas.core.control.route import Ahead, Option, Prompt, Route, RouteKind, RouteReason
-from prfaas.core.control.threshold import Stage
 from prfaas.core.topology import Role
 
 #: An engine that computes a prompt computes in the same steps for the answers that it gives. They are then this much
@@ -85,7 +83,7 @@ class Placer:
         if model.tpot_s is None:
             return True
         step_s = self._estimates.cluster(instance.cluster).step_s or 0.0
-        slower_s = self._estimates.prefill_s(instance.cluster, uncached) / max(1.0, model.output_tokens)
+        slower_s = self._estimates.prefill_s(instance.cluster, uncached) / max(1.0, self._estimates.output_tokens)
         return step_s + slower_s <= model.tpot_s
 
     def bind(self, option: Option, prompt: Prompt, has_room: Callable[[Instance], bool]) -> Route | None:
@@ -102,21 +100,6 @@ class Placer:
                 prefill = min(reaching, key=lambda i: (-held.get(i.name, 0), len(i.work), i.num_inflight))
                 return Route(option.kind, reason_of(option), landing.name, prefill.name, uncached)
         return None
-
-    def stages(self, now_s: float) -> tuple[list[Stage], list[Stage]]:
-        """All that can prefill now: of PrfaaS clusters, and of PD clusters."""
-        prfaas, pd = [], []
-        fleet, estimates = self._fleet, self._estimates
-        for cluster in fleet.topology.clusters:
-            members = fleet.working_prefillers(cluster.name)
-            if cluster.role is Role.PD:
-                members = members or [i for i in fleet.working_decoders(cluster.name) if i.duty.prefills]
-                members = members or fleet.working_decoders(cluster.name)
-                pd.append(estimates.stage(cluster.name, len(members), math.inf))
-            else:
-                carried = sum(estimates.links.bytes_per_s(pair, now_s) for pair in fleet.links_from(cluster.name))
-                prfaas.append(estimates.stage(cluster.name, len(members), carried))
-        return prfaas, pd
 
     # The ways
 
@@ -218,7 +201,7 @@ class Placer:
         if model.max_batch is None or model.step_s is None:
             return 0.0
         num_places = num_instances * model.max_batch
-        answer_s = model.step_s * self._estimates.model.output_tokens
+        answer_s = model.step_s * self._estimates.output_tokens
         return max(0.0, (num_before + 1 - num_places) * answer_s / num_places - from_s)
 
 

@@ -140,7 +140,8 @@ class Request:
     counts as in flight now, beside `landing_at` is its landing. The prefix that `skip_tokens` leaves out was held by
     the life `matched_boot_id` of the decode engine. A name may lead to another engine later: `decode_instance`,
     `prefill_instance` and `landing_beside` are the instances that `decode`, `prefill` and `landing_at` named when they
-    were set; `answered_by` began the answer."""
+    were set; `answered_by` began the answer, and
+    `answers_at` counts it among those that its batch answers."""
 
     arrived: e.RequestArrived
     arrived_s: float
@@ -166,6 +167,7 @@ class Request:
     renew_s: float | None = None
     option: Option | None = field(default=None, repr=False)
     works_at: Instance | None = field(default=None, repr=False)
+    answers_at: Instance | None = field(default=None, repr=False)
     num_work_tokens: int = 0
     crossing: Crossing | None = None
     counts_late: bool = False

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Final
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
 from prfaas.core.control.route import Choose, Considered, Route, RouteKind, RouteReason
@@ -23,6 +24,8 @@ from prfaas.core.model.serving_model import ServingModel
 from prfaas.core.record import record
 from prfaas.core.topology import Duty
 
+#: Between two conversions of instances.
+COOL_DOWN_S: Final = 120.0
 #: Reasons to stay that say nothing against prefilling in another instance of the same cluster.
 _MAY_PREFILL_IN_PD = frozenset({RouteReason.BELOW_THRESHOLD, RouteReason.POLICY, RouteReason.PRFAAS_UNHEALTHY})
 
@@ -56,7 +59,8 @@ class RequestFacts:
 @record
 class RoutePolicy:
     """`offload`: PrfaaS clusters may be used at all. With a `model` of the deployment the threshold is where it begins,
-    and moves by itself; then a request is refused at once if its answer is expected to begin later than `max_ttft_s`.
+    and moves by itself; then a request is refused at once if its answer is expected to begin later than `max_ttft_s`,
+    and instances of convertible clusters get other duties, one at a time, `cool_down_s` between them.
     `choose` takes another way than the cheapest: policies of others, to compare with. They move nothing that waits, and
     unless one `binds_late` an instance gets its prompts as they come."""
 
@@ -64,6 +68,7 @@ class RoutePolicy:
     threshold_tokens: int
     model: ServingModel | None = None
     max_ttft_s: float | None = None
+    cool_down_s: float = COOL_DOWN_S
     choose: Choose | None = None
     binds_late: bool = True
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast, get_args
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
+from prfaas.core.control.conversion import Conversion, Converter, Phase
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fleet import Fleet, Instance
 from prfaas.core.control.lifecycle import Lifecycle, TransferTerms
+from prfaas.core.control.rebalance import Rebalancer
 from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, RequestState
 from prfaas.core.control.router import RoutePolicy
+from prfaas.core.control.stage_loads import StageLoads
 from prfaas.core.topology import Topology
 
 _OF_REQUEST = frozenset(get_args(e.RequestEvent))
@@ -32,6 +36,9 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.links: dict[tuple[str, str], e.LinkSeen] = {}
         self._life = Lifecycle(self.fleet, policy, terms)
+        self.converter = Converter(self.fleet)
+        #: None for a policy whose threshold is fixed.
+        self.rebalancer: Rebalancer | None = None
         #: Told of every step of every request: its id, its state, the kind of event, its state afterwards.
         self.on_step: Callable[[str, RequestState, type, RequestState], object] | None = None
         self._follow(policy, 0.0)
@@ -43,9 +50,9 @@ class Scheduler:
     @property
     def next_due_s(self) -> float | None:
         """When a `Tick` will have something to do; None if never."""
-        due_s = self._life.timers.next_due_s
-        turn_s = None if self.dispatch is None else self.dispatch.next_due_s
-        return min((at_s for at_s in (due_s, turn_s) if at_s is not None), default=None)
+        parts = (self._life.timers, self.converter, self.dispatch, self.rebalancer)
+        dues = (part.next_due_s for part in parts if part is not None)
+        return min((due_s for due_s in dues if due_s is not None), default=None)
 
     @property
     def dispatch(self) -> Dispatch | None:
@@ -63,6 +70,8 @@ class Scheduler:
             self._tick(now_s)
         else:
             self._world(event, now_s)
+        if self.converter.current is not None:
+            self._convert(now_s)
         if self._life.dispatch is not None:
             for turn in self._life.dispatch.turns(now_s):
                 self._step(turn, now_s)
@@ -72,6 +81,8 @@ class Scheduler:
 
     def _arrived(self, event: e.RequestArrived, now_s: float) -> None:
         assert event.request_id not in self.requests, f"request {event.request_id} has arrived already"
+        if self.rebalancer is not None and not self.requests:
+            self.rebalancer.wake(now_s)
         request = self.requests[event.request_id] = Request(event, now_s)
         self._life.arrived(request, now_s)
 
@@ -98,11 +109,44 @@ class Scheduler:
         timers = self._life.timers
         if self._life.dispatch is not None:
             self._life.dispatch.tick(now_s)
+        if self.rebalancer is not None:
+            self._rebalance(self.rebalancer, now_s)
         while (timer := timers.take_due(now_s)) is not None:
             request = self.requests.get(timer.request_id)
             meant = None if request is None else self._life.due(request, timer.kind, timer.due_s, now_s)
             if meant is not None:
                 self._step(meant, now_s)
+
+    def _rebalance(self, rebalancer: Rebalancer, now_s: float) -> None:
+        before = rebalancer.suggestions
+        conversion = rebalancer.tick(now_s, is_empty=not self.requests)
+        if [str(s) for s in before[:1]] != [str(s) for s in rebalancer.suggestions[:1]]:
+            self._life.out.append(a.NoteSuggestions(rebalancer.suggestions))
+        if conversion is not None:
+            self.converter.begin(conversion, now_s)
+            rebalancer.conversions.append(conversion)
+            self._life.out.append(a.NoteConversion(replace(conversion, beside=None)))
+            self._fleet_changed()
+
+    def _convert(self, now_s: float) -> None:
+        """As far as what is under way can go now."""
+        while (conversion := self.converter.step(now_s)) is not None:
+            if conversion.phase is Phase.SWITCHING:
+                self._life.out.append(a.Convert(conversion.instance, conversion.to_duty))
+                return
+            if not conversion.is_under_way:
+                self._converted(conversion, now_s)
+                return
+
+    def _converted(self, conversion: Conversion, now_s: float) -> None:
+        self._life.out.append(a.NoteConversion(replace(conversion, beside=None)))
+        if self.rebalancer is not None:
+            self.rebalancer.ended(conversion, now_s)
+        self._fleet_changed()
+
+    def _fleet_changed(self) -> None:
+        if self.dispatch is not None:
+            self.dispatch.fleet_changed()
 
     def _world(self, event: e.Event, now_s: float) -> None:
         before = None if self._life.dispatch is None else self._usable(event)
@@ -125,21 +169,42 @@ class Scheduler:
         before = self._life.dispatch
         if before is not None and before.estimates.model == policy.model and before.is_like(policy):
             before.may_offload = policy.offload
+            if self.rebalancer is not None:
+                self.rebalancer.cool_down_s = policy.cool_down_s
             return
         waiting = [] if before is None else before.release()
         after = self._life.dispatch = None if policy.model is None else Dispatch(self.fleet, self.requests, policy)
+        self._slow_timescale(after, policy, now_s)
         if after is not None:
             for request in self.requests.values():
                 after.adopt(request, now_s)
         for request_id in waiting:
             self._step(e.TurnCame(request_id, None), now_s)
 
+    def _slow_timescale(self, dispatch: Dispatch | None, policy: RoutePolicy, now_s: float) -> None:
+        """What is under way goes on; whoever has a fixed threshold begins nothing new."""
+        before, self.rebalancer = self.rebalancer, None
+        if dispatch is None or policy.choose is not None:
+            return
+        loads = StageLoads(self.fleet, dispatch.estimates, dispatch.queues)
+        self.rebalancer = Rebalancer(self.fleet, dispatch.estimates, loads, self.converter, policy.cool_down_s)
+        if before is not None:
+            self.rebalancer.conversions.extend(before.conversions)
+        if self.requests:
+            self.rebalancer.wake(now_s)
+
     def _change(self, event: e.Event, now_s: float) -> None:
         match event:
             case e.TopologyChanged(topology):
                 self.fleet.apply(topology)
-            case e.PolicyChanged(offload, threshold_tokens, model, max_ttft_s):
-                self._follow(RoutePolicy(offload, threshold_tokens, model, max_ttft_s), now_s)
+                if self.rebalancer is not None:
+                    self.rebalancer.changed(now_s)
+            case e.PolicyChanged(policy):
+                self._follow(policy, now_s)
+            case e.ConversionRefused(name, detail):
+                conversion = self.converter.refused(name, detail, now_s)
+                if conversion is not None:
+                    self._converted(conversion, now_s)
             case e.LinkSeen(source, target):
                 self.links[source, target] = event
             case e.LinksLost(source):
@@ -153,15 +218,20 @@ class Scheduler:
         """Invariants; the message of a failure is the request's record."""
         inflight: Counter[str] = Counter()
         landings: Counter[str] = Counter()
+        answers: Counter[int] = Counter()
         for request in self.requests.values():
             _check_request(request)
             inflight.update(name for name in (request.decode, request.prefill) if name)
             if request.landing not in (LandingPhase.NONE, LandingPhase.GONE):
                 landings[request.landing_at] += 1
+            if request.answers_at is not None:
+                answers[id(request.answers_at)] += 1
         for name, instance in self.fleet.instances.items():
             assert instance.num_inflight == inflight[name], (name, instance.num_inflight, inflight[name])
             assert instance.num_landings == landings[name], (name, instance.num_landings, landings[name])
+            assert instance.num_answers == answers[id(instance)], (name, instance.num_answers, answers[id(instance)])
             instance.cache.check()
+        self.converter.check()
         if self.dispatch is not None:
             self.dispatch.check()
         missing = (inflight.keys() | landings.keys()) - self.fleet.instances.keys()

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from prfaas.core.control.capacity import counts_now, decode_rps
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.options import cheapest
+from prfaas.core.control.rebalance import Rebalancer
 from prfaas.core.control.route import RouteKind
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.core.record import record
@@ -45,9 +47,48 @@ class LinkView:
 
 
 @record
+class StageView:
+    """`load` over the last minutes, see `stage_loads`; None where nobody knows how many places there are."""
+
+    cluster: str
+    duty: str
+    num_instances: int
+    load: float | None
+
+
+@record
+class SuggestionView:
+    """`text` says in words what the other fields say."""
+
+    cluster: str
+    duty: str
+    instead_of: str | None
+    link_to: str | None
+    gain_rps: float
+    text: str
+
+
+@record
+class ConversionView:
+    """`began_s_ago`, and how long it took, or has taken. `phase`: see `conversion`."""
+
+    instance: str
+    cluster: str
+    from_duty: str
+    to_duty: str
+    phase: str
+    began_s_ago: float
+    took_s: float
+    why: str
+    detail: str
+
+
+@record
 class SchedulerView:
     """`threshold_tokens` is the solved one (Eq. 7), the planned one until enough lengths have been seen, or the fixed
-    one; `max_rps` is what could be prefilled of such requests as come. None: not known, or nothing moves."""
+    one; `max_rps` is what could be prefilled of such requests as come, `decode_rps` what could be decoded of answers of
+    `output_tokens`. Suggestions with the largest gain and conversions with the last come first. None: not known, or
+    nothing moves."""
 
     moves: bool
     offload: bool
@@ -59,6 +100,11 @@ class SchedulerView:
     max_ttft_s: float | None
     clusters: Mapping[str, ClusterView]
     links: Sequence[LinkView]
+    output_tokens: float | None = None
+    decode_rps: float | None = None
+    stages: Sequence[StageView] = ()
+    suggestions: Sequence[SuggestionView] = ()
+    conversions: Sequence[ConversionView] = ()
 
 
 def view(scheduler: Scheduler, now_s: float) -> SchedulerView:
@@ -87,7 +133,37 @@ def view(scheduler: Scheduler, now_s: float) -> SchedulerView:
             for pair, rate in estimates.links.shown(now_s).items()
             if scheduler.fleet.topology.cluster(pair[0]).role is Role.PRFAAS
         ),
+        output_tokens=estimates.output_tokens,
+        decode_rps=_finite(decode_rps(estimates, counts_now(scheduler.fleet))),
+        stages=_stages(scheduler.rebalancer),
+        suggestions=_suggestions(scheduler.rebalancer),
+        conversions=_conversions(scheduler.rebalancer, now_s),
     )
+
+
+def _stages(rebalancer: Rebalancer | None) -> tuple[StageView, ...]:
+    stages = () if rebalancer is None else rebalancer.loads.all()
+    return tuple(StageView(s.cluster, str(s.duty), s.num_instances, s.load) for s in stages)
+
+
+def _suggestions(rebalancer: Rebalancer | None) -> tuple[SuggestionView, ...]:
+    return tuple(
+        SuggestionView(
+            s.cluster, str(s.duty), None if s.from_duty is None else str(s.from_duty), s.link_to or None, s.gain_rps,
+            str(s),
+        )
+        for s in (() if rebalancer is None else rebalancer.suggestions)
+    )  # fmt: skip
+
+
+def _conversions(rebalancer: Rebalancer | None, now_s: float) -> tuple[ConversionView, ...]:
+    return tuple(
+        ConversionView(
+            c.instance, c.cluster, str(c.from_duty), str(c.to_duty), str(c.phase), now_s - c.began_s,
+            (now_s if c.ended_s is None else c.ended_s) - c.began_s, c.why, c.detail,
+        )
+        for c in (() if rebalancer is None else reversed(rebalancer.conversions))
+    )  # fmt: skip
 
 
 def thresholds_now(fleet: Fleet, dispatch: Dispatch, now_s: float) -> dict[str, int | None]:

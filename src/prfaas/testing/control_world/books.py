@@ -152,7 +152,7 @@ class Books:
             if not event.healthy:
                 self.unsteady(event.instance)
 
-    def did(self, action: a.Action) -> None:
+    def did(self, action: a.RequestAction) -> None:
         """Raises LawBroken."""
         account = self.accounts[action.request_id]
         self.need("one_end", account, not account.is_closed, f"{action} after it was closed")

@@ -8,6 +8,7 @@ from typing import Final
 
 from prfaas.core.control import events as e
 from prfaas.core.control.request import LandingPhase
+from prfaas.core.control.router import RoutePolicy
 from prfaas.core.topology import Duty, Instance
 from prfaas.sim.kernel import Kernel
 from prfaas.testing.control_world import shapes
@@ -42,7 +43,7 @@ class Deployment:
         self.sites: list[Site] = []
         self._by_name: dict[str, Site] = {}
         members = tuple(self._build(shapes.member(*who)) for who in shapes.BEGINNINGS[beginning])
-        self.policy = e.PolicyChanged(True, dice.random.choice(THRESHOLDS[:3]), dice.random.choice(MODELS))
+        self.policy = RoutePolicy(True, dice.random.choice(THRESHOLDS[:3]), dice.random.choice(MODELS))
         self.topology = shapes.topology(members)
 
     def site(self, name: str) -> Site:
@@ -167,6 +168,13 @@ class Deployment:
         duty = self._dice.random.choice([duty for duty in Duty if duty is not chosen.duty])
         self._changes(Upset.CONVERTS, self._with(chosen, replace(chosen, duty=duty)))
 
+    def converts_to(self, name: str, duty: Duty) -> bool:
+        """As the gateway wants it. False if it is not there any more, or must stay as it is."""
+        for instance in self.topology.instances:
+            if instance.name == name:
+                return self._changes(Upset.CONVERTS, self._with(instance, replace(instance, duty=duty)))
+        return False
+
     def _moves(self) -> None:
         chosen = self._dice.random.choice(self.topology.instances)
         before = self.site(chosen.name)
@@ -175,10 +183,9 @@ class Deployment:
 
     def _policy_changes(self) -> None:
         random = self._dice.random
-        event = e.PolicyChanged(random.random() < 0.9, random.choice(THRESHOLDS), random.choice(MODELS))
+        self.policy = RoutePolicy(random.random() < 0.9, random.choice(THRESHOLDS), random.choice(MODELS))
         self._gateway().coverage.upsets[Upset.POLICY_CHANGES] += 1
-        self.policy = event
-        self._gateway().feed(event)
+        self._gateway().feed(e.PolicyChanged(self.policy))
 
     def _with(self, old: Instance, new: Instance) -> tuple[Instance, ...]:
         return tuple(new if instance is old else instance for instance in self.topology.instances)

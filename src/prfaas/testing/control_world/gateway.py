@@ -19,6 +19,7 @@ from prfaas.core.control import events as e
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.request import RequestState
 from prfaas.core.control.scheduler import Scheduler
+from prfaas.core.topology import Duty
 from prfaas.sim.kernel import Kernel
 from prfaas.testing.control_world.books import Books
 from prfaas.testing.control_world.dice import Dice
@@ -49,6 +50,8 @@ class Places(Protocol):
     def power_cut(self) -> None: ...
 
     def departs(self, name: str) -> None: ...
+
+    def converts_to(self, name: str, duty: Duty) -> bool: ...
 
 
 @dataclass(eq=False)
@@ -103,18 +106,24 @@ class Gateway:
             actions = self.scheduler.handle(event, now_s)
             if isinstance(event, e.AnswerEnded | e.RequestAbandoned) and was not in (None, RequestState.ENDED):
                 self.coverage.outcomes[f"ended {event.outcome}"] += 1
-            for action in actions:
+            of_requests = [action for action in actions if not isinstance(action, a.FleetAction)]
+            of_fleet = [action for action in actions if isinstance(action, a.FleetAction)]
+            for fleet_action in of_fleet:
+                self.storybook.note(now_s, "", "action", fleet_action)
+            for action in of_requests:
                 self.storybook.note(now_s, action.request_id, "action", action)
                 self.books.did(action)
-            for name in dict.fromkeys([request_id, *(action.request_id for action in actions)]):
+            for name in dict.fromkeys([request_id, *(action.request_id for action in of_requests)]):
                 self.books.after(name)
             self.scheduler.check()
         except LawBroken:
             raise
         except AssertionError as error:
             raise LawBroken("scheduler", request_id, str(error)) from error
-        for action in actions:
+        for action in of_requests:
             self._perform(action)
+        for fleet_action in of_fleet:
+            self._of_fleet(fleet_action)
         self._arm()
 
     def arrive(self, job: Job, event: e.RequestArrived) -> None:
@@ -195,7 +204,22 @@ class Gateway:
     def _note_step(self, request_id: str, before: RequestState, kind: type, after: RequestState) -> None:
         self.coverage.steps[before, kind, after] += 1
 
-    def _perform(self, action: a.Action) -> None:
+    def _of_fleet(self, action: a.FleetAction) -> None:
+        if isinstance(action, a.NoteConversion):
+            self.coverage.conversions[action.conversion.phase] += 1
+        elif isinstance(action, a.Convert):
+            instance = self.scheduler.fleet.instances[action.instance]
+            held = instance.num_inflight, instance.num_landings, len(instance.work)
+            if held != (0, 0, 0):
+                raise LawBroken("drained", "", f"{action} while it has requests, landings, work: {held}")
+            self.kernel.after(self.dice.span_s(0.05, 3.0), lambda: self._switches(action))
+
+    def _switches(self, action: a.Convert) -> None:
+        if not self.dice.chance(0.3) and self.places.converts_to(action.instance, action.duty):
+            return
+        self.feed(e.ConversionRefused(action.instance, "not today"))
+
+    def _perform(self, action: a.RequestAction) -> None:
         job = self.jobs[action.request_id]
         if isinstance(action, a.Decode) and action.fallback is not None:
             self.coverage.fallbacks[f"fallback {action.fallback.reason}"] += 1

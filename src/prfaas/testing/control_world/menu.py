@@ -10,6 +10,7 @@ from collections import Counter
 from enum import StrEnum
 from typing import Final
 
+from prfaas.core.control.conversion import Phase
 from prfaas.core.control.request import RequestState
 
 S = RequestState
@@ -141,6 +142,7 @@ class Coverage:
         self.steps: Counter[tuple[RequestState, type, RequestState]] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.fallbacks: Counter[str] = Counter()
+        self.conversions: Counter[Phase] = Counter()
 
     def add(self, other: Coverage) -> None:
         self.faults.update(other.faults)
@@ -148,6 +150,7 @@ class Coverage:
         self.steps.update(other.steps)
         self.outcomes.update(other.outcomes)
         self.fallbacks.update(other.fallbacks)
+        self.conversions.update(other.conversions)
 
     def table(self) -> str:
         """Faults by phase, as text; a dot where the fault cannot meet a request in that state."""
@@ -157,6 +160,7 @@ class Coverage:
             cells = [str(self.faults[fault, s]) if s in phases or self.faults[fault, s] else "." for s in states]
             rows.append(fault.ljust(24) + "".join(f"{cell:>11}" for cell in cells))
         rows += ["", *(f"{upset.ljust(24)}{self.upsets[upset]:>11}" for upset in Upset)]
+        rows += ["", *(f"{f'conversion {phase}'.ljust(24)}{n:>11}" for phase, n in sorted(self.conversions.items()))]
         rows += ["", *(f"{name.ljust(24)}{n:>11}" for name, n in sorted((self.outcomes + self.fallbacks).items()))]
         return "\n".join(rows)
 

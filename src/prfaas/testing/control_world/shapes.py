@@ -14,7 +14,7 @@ MAX_PROMPT_TOKENS: Final = 8_192
 NUM_FAMILIES: Final = 12
 BLOCK_SIZES: Final = (256, 512)
 
-_CLUSTERS: Final = (Cluster("west", Role.PRFAAS), Cluster("pd", Role.PD))
+_CLUSTERS: Final = (Cluster("west", Role.PRFAAS), Cluster("pd", Role.PD, is_convertible=True))
 _BLOCKS: Final = {
     (family, size): tuple(f"{family}/{size}/{index}".encode() for index in range(MAX_PROMPT_TOKENS // size))
     for family in range(NUM_FAMILIES)

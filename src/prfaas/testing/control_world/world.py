@@ -22,6 +22,7 @@ from prfaas.sim.kernel import Kernel
 from prfaas.testing.control_world import answers, shapes, transfers
 from prfaas.testing.control_world.deployment import Deployment
 from prfaas.testing.control_world.dice import Dice
+from prfaas.testing.control_world.eager import EagerScheduler
 from prfaas.testing.control_world.gateway import Gateway, Job, Performers
 from prfaas.testing.control_world.menu import Coverage, Fault, Upset
 from prfaas.testing.control_world.storybook import LawBroken, Storybook
@@ -62,7 +63,9 @@ class Setting:
 class World:
     """`run` raises WorldFailed. What it met is in `coverage`, what happened in `storybook`."""
 
-    def __init__(self, seed: int, setting: Setting | None = None, make_scheduler: MakeScheduler = Scheduler) -> None:
+    def __init__(
+        self, seed: int, setting: Setting | None = None, make_scheduler: MakeScheduler = EagerScheduler
+    ) -> None:
         self.seed, self.setting = seed, setting or Setting()
         self.random = random.Random(seed)
         self.kernel = Kernel()
@@ -103,6 +106,8 @@ class World:
         until_s = self.kernel.now_s + QUIET_S
         while self.kernel.now_s < until_s:
             assert self.kernel.step(), "the world stands still"
+        if self.gateway.scheduler.converter.current is not None:
+            raise LawBroken("quiet", "", f"a conversion is still under way: {self.gateway.scheduler.converter.current}")
         self._is_probing = False
         while self.kernel.step():
             pass
@@ -157,9 +162,7 @@ class World:
 
     def _start_gateway(self) -> None:
         self._num_lives += 1
-        told = self.deployment.policy
-        policy = RoutePolicy(told.offload, told.threshold_tokens, told.model)
-        scheduler = self._make_scheduler(self.deployment.topology, policy, TERMS)
+        scheduler = self._make_scheduler(self.deployment.topology, self.deployment.policy, TERMS)
         self.gateway = Gateway(
             self.kernel,
             self.dice,
