@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import statistics
 import sys
 import time
@@ -157,9 +158,7 @@ def beside_others(seeds: range, processes: int) -> None:
 #: What is taken away, and how.
 PARTS: Final[dict[str, tuple[Any, str, Any]]] = {
     "no sense of the link": (LinkRates, "saw", lambda self, pair, seen, now_s: False),
-    "no late binding": (
-        dispatch.Dispatch, "_has_room", lambda self, instance, now_s: instance.may_prefill_for_others
-    ),
+    "no late binding": (dispatch.Dispatch, "_room_s", lambda self, cluster: math.inf),
     "nothing that waits moves": (dispatch.Dispatch, "_is_better", lambda *facts: False),
     "no price for the waiting of others": (placer, "delay_to_others_s", lambda *facts: 0.0),
 }  # fmt: skip

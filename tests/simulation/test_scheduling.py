@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -89,8 +90,7 @@ def test_without_a_sense_of_the_link_it_is_worse(monkeypatch: pytest.MonkeyPatch
 def test_without_late_binding_it_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster that dies takes along what was bound to it."""
     lost = STORIES["PrfaaS cluster lost and back"]
-    anybody = lambda self, instance, now_s: instance.may_prefill_for_others  # noqa: E731
-    with_all, without = worse(monkeypatch, lost, dispatch.Dispatch, "_has_room", anybody)
+    with_all, without = worse(monkeypatch, lost, dispatch.Dispatch, "_room_s", lambda self, cluster: math.inf)
     assert without > 1.05 * with_all
 
 

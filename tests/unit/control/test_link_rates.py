@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prfaas.core.control import events as e
 from prfaas.core.control.link_rates import DOUBLES_S, STALE_S, LinkRates
@@ -115,3 +117,37 @@ def test_a_sender_that_is_not_held_up_says_nothing_of_the_link() -> None:
     links = rates()
     assert not links.saw(PAIR, said(1e8, queued=10**9, verdict="clear", delivered_bytes_per_s=1e8), 0.0)
     assert links.bytes_per_s(PAIR, 0.0) == GIVEN
+
+
+word = st.tuples(
+    st.sampled_from(("west-0", "west-1", "west-2")),
+    st.sampled_from(("pd-0", "pd-1")),
+    st.sampled_from(("clear", "pressed")),
+    st.sampled_from((None, 1e8, 3e8)),
+    st.sampled_from((None, 0, 5)),
+    st.sampled_from((None, 0.0, 2e8)),
+)
+
+
+@given(st.lists(st.one_of(word, st.sampled_from(("west-0", "west-1"))), max_size=30))
+def test_sums_that_are_kept_are_those_of_all_words(words: list[Any]) -> None:
+    """None of them is old here: the link carries what is delivered together, or what could be by those held up."""
+    said_last: dict[tuple[str, str], e.LinkSeen] = {}
+    links, now_s = rates(), 10.0
+    for entry in words:
+        now_s += STALE_S / 100
+        if isinstance(entry, str):
+            links.lost(entry)
+            said_last = {names: seen for names, seen in said_last.items() if names[0] != entry}
+            continue
+        source, target, verdict, capacity, queued, delivered = entry
+        seen = said_last[source, target] = e.LinkSeen(source, target, verdict, capacity, queued, delivered)
+        before = links.bytes_per_s(PAIR, now_s)
+        links.saw(PAIR, seen, now_s)
+        held_up = [w for w in said_last.values() if w.verdict != "clear" and w.queued_bytes]
+        could = [w.capacity_bytes_per_s for w in held_up if w.capacity_bytes_per_s is not None]
+        crosses = [w.delivered_bytes_per_s for w in said_last.values() if w.delivered_bytes_per_s is not None]
+        if held_up and (could or crosses):
+            assert links.bytes_per_s(PAIR, now_s) == pytest.approx(min(before, max(sum(could), sum(crosses))))
+        else:
+            assert links.bytes_per_s(PAIR, now_s) == before

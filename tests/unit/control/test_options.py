@@ -8,6 +8,7 @@ import random
 import pytest
 
 from prfaas.core.control.options import MAX_LOAD, delay_to_others_s, wait_s
+from prfaas.core.control.standing import Backlog
 
 
 def waited_s(rng: random.Random, rate_rps: float, queued_s: float, until_s: float) -> float:
@@ -55,5 +56,5 @@ def test_the_wait_behind_a_queue_is_what_it_will_be() -> None:
         for seconds in waiting:
             heapq.heappush(free, heapq.heappop(free) + seconds)
         real += free[0]
-        expected += wait_s(remaining, sum(waiting), 0.5)
+        expected += wait_s(Backlog(len(remaining), min(remaining), sum(remaining)), sum(waiting), 0.5)
     assert expected == pytest.approx(real, rel=0.05)

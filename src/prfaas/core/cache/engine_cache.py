@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.model.layout import KVGroupKind
@@ -42,15 +43,28 @@ class PrefixMatch:
 NO_MATCH = PrefixMatch(0, 0, 0)
 
 _KNOWN = frozenset(KVGroupKind)
+_ATTENTION_ALONE = frozenset({KVGroupKind.FULL_ATTENTION})
+
+
+class Roots(Protocol):
+    """Hears of first blocks of prompts: most prompts share not even that with what an engine holds."""
+
+    def add(self, name: bytes) -> None:
+        """It is held now. Perhaps it was before."""
+
+    def drop(self, name: bytes) -> None:
+        """This block, first or not, is held no more."""
 
 
 class EngineCache:
     """One engine's known blocks, least recently used first out, at most `max_blocks`."""
 
-    def __init__(self, max_blocks: int) -> None:
+    def __init__(self, max_blocks: int, roots: Roots | None = None) -> None:
         if max_blocks <= 0:
             raise ValueError(f"max_blocks must be positive, got {max_blocks}")
         self._max_blocks = max_blocks
+        #: Is told which prompts' first blocks are held here.
+        self._roots = roots
         self._kinds: frozenset[str] = frozenset()
         self._boot_id: str | None = None
         #: block name -> whether everything but attention is there too at its end; oldest first
@@ -70,7 +84,7 @@ class EngineCache:
             return False
         self._boot_id = boot_id
         self._kinds = frozenset()
-        self._blocks.clear()
+        self._clear()
         return True
 
     def observe_kinds(self, kinds: Collection[str]) -> None:
@@ -79,18 +93,21 @@ class EngineCache:
         known = frozenset(kinds) if all(kind in _KNOWN for kind in kinds) else frozenset()
         if known != self._kinds:
             self._kinds = known
-            self._blocks.clear()
+            self._clear()
 
     def match(self, chain: TokenChain) -> PrefixMatch:
         """Known prefix of a prompt. Changes nothing; a use is reported by `ran_locally` or `landed`."""
         held, reusable = 0, 0
-        for index, name in enumerate(chain.hashes[: _usable_blocks(chain)]):
-            has_state = self._blocks.get(name)
+        blocks, needs_no_state = self._blocks, self._kinds == _ATTENTION_ALONE
+        for name in chain.hashes[: _usable_blocks(chain)]:
+            has_state = blocks.get(name)
             if has_state is None:
                 break
-            held = index + 1
-            if has_state or self._kinds == {KVGroupKind.FULL_ATTENTION}:
+            held += 1
+            if has_state:
                 reusable = held
+        if needs_no_state:
+            reusable = held
         skippable = reusable if KVGroupKind.SLIDING_WINDOW in self._kinds else held
         return PrefixMatch(held * chain.block_tokens, reusable * chain.block_tokens, skippable * chain.block_tokens)
 
@@ -110,7 +127,8 @@ class EngineCache:
     def forget(self, chain: TokenChain) -> None:
         """The engine turned out not to hold this prompt's prefix."""
         for name in chain.hashes:
-            self._blocks.pop(name, None)
+            if self._blocks.pop(name, None) is not None:
+                self._gone(name)
 
     def check(self) -> None:
         """Invariants, for tests."""
@@ -128,8 +146,20 @@ class EngineCache:
         for name in reversed(names[: self._max_blocks]):
             self._blocks[name] = self._blocks.get(name, False)
             self._blocks.move_to_end(name)
+        if names and self._roots is not None:
+            self._roots.add(names[0])
         while len(self._blocks) > self._max_blocks:
-            self._blocks.popitem(last=False)
+            name, _ = self._blocks.popitem(last=False)
+            self._gone(name)
+
+    def _clear(self) -> None:
+        blocks, self._blocks = self._blocks, OrderedDict()
+        for name in blocks:
+            self._gone(name)
+
+    def _gone(self, name: bytes) -> None:
+        if self._roots is not None:
+            self._roots.drop(name)
 
 
 def _usable_blocks(chain: TokenChain) -> int:

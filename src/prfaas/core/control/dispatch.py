@@ -272,11 +272,11 @@ class Dispatch:
                 yield e.TurnCame(queue.first, None)
                 continue
             turn = None
-            if any(map(has_room, working)):
+            if self._some_have_room(cluster, now_s):
                 turn = self._turn(queue, has_room, now_s) if queue else self._taken_over(cluster, has_room, now_s)
             if turn is None:
                 if queue:
-                    self._look_again(cluster, working, now_s)
+                    self._look_again(cluster, now_s)
                 return
             yield turn
 
@@ -307,20 +307,23 @@ class Dispatch:
             return True
         return self._bound_bytes.get(pair, 0.0) <= LINK_AHEAD_S * self.estimates.links.bytes_per_s(pair, now_s)
 
-    def _look_again(self, cluster: str, working: list[Instance], now_s: float) -> None:
+    def _look_again(self, cluster: str, now_s: float) -> None:
         """When the first of those without room is expected to have some. One that is late says so itself."""
-        ahead_s = self._ahead_s(cluster)
-        waits = [i.work.remaining_s(now_s) - ahead_s for i in working if not i.work.is_late(now_s)]
-        soonest_s = min((wait for wait in waits if wait > 0), default=None)
-        if soonest_s is not None:
-            self._due_s[cluster] = now_s + max(soonest_s, 1e-3)
+        at_s = self._fleet.standing(cluster).next_done_s(now_s, self._ahead_s(cluster))
+        if at_s is not None:
+            self._due_s[cluster] = max(at_s, now_s + 1e-3)
+
+    def _some_have_room(self, cluster: str, now_s: float) -> bool:
+        return self._fleet.standing(cluster).backlog(now_s).soonest_s <= self._room_s(cluster)
 
     def _has_room(self, instance: Instance, now_s: float) -> bool:
         if not instance.may_prefill_for_others:
             return False
-        if not self._binds_late or not instance.work:
-            return True
-        return instance.work.remaining_s(now_s) <= self._ahead_s(instance.cluster) + _CLOCK_S
+        return not instance.work or instance.work.remaining_s(now_s) <= self._room_s(instance.cluster)
+
+    def _room_s(self, cluster: str) -> float:
+        """An instance with no more than this to do gets its next prompt."""
+        return self._ahead_s(cluster) + _CLOCK_S if self._binds_late else math.inf
 
     def _ahead_s(self, cluster: str) -> float:
         return HANDOVER_S + self._fleet.longest_rtt_s(cluster)

@@ -15,7 +15,7 @@ from typing import Final
 from prfaas.core.control.lengths import MIN_LENGTHS, Lengths
 from prfaas.core.control.link_rates import LinkRates
 from prfaas.core.control.threshold import Share, Split, Stage, solve
-from prfaas.core.model.curve import polynomial
+from prfaas.core.model.curve import Curve, polynomial
 from prfaas.core.model.serving_model import ClusterModel, ServingModel
 
 #: The solved threshold moves this often at most; queues are looked at with every request.
@@ -33,20 +33,19 @@ _UNKNOWN: Final = ClusterModel(polynomial(0.1, 1e-4))
 
 
 class _Speed:
-    """Seconds seen over seconds expected."""
+    """Of one cluster: the model's times, and seconds seen over seconds expected."""
 
-    __slots__ = ("expected_s", "taken_s")
+    __slots__ = ("curve", "expected_s", "factor", "taken_s")
 
-    def __init__(self) -> None:
+    def __init__(self, curve: Curve) -> None:
+        self.curve = curve
         self.expected_s = self.taken_s = _PRIOR_S
-
-    @property
-    def factor(self) -> float:
-        return self.taken_s / self.expected_s
+        self.factor = 1.0
 
     def saw(self, expected_s: float, taken_s: float) -> None:
         self.expected_s = self.expected_s * _KEEPS + expected_s
         self.taken_s = self.taken_s * _KEEPS + taken_s
+        self.factor = self.taken_s / self.expected_s
 
 
 class Estimates:
@@ -68,15 +67,22 @@ class Estimates:
 
     def prefill_s(self, cluster: str, num_tokens: float) -> float:
         """Of one prompt on one instance that does nothing else."""
-        return self.cluster(cluster).prefill_s.at(num_tokens) * self.factor(cluster)
+        speed = self._speeds.get(cluster) or self._speed(cluster)
+        return speed.curve.at(num_tokens) * speed.factor
 
     def factor(self, cluster: str) -> float:
         """What times of this cluster are multiplied with."""
-        speed = self._speeds.get(cluster)
-        return 1.0 if speed is None else speed.factor
+        return self._speed(cluster).factor
 
     def saw_prefill(self, cluster: str, num_tokens: int, taken_s: float) -> None:
-        self._speeds.setdefault(cluster, _Speed()).saw(self.cluster(cluster).prefill_s.at(num_tokens), taken_s)
+        speed = self._speed(cluster)
+        speed.saw(speed.curve.at(num_tokens), taken_s)
+
+    def _speed(self, cluster: str) -> _Speed:
+        speed = self._speeds.get(cluster)
+        if speed is None:
+            speed = self._speeds[cluster] = _Speed(self.cluster(cluster).prefill_s)
+        return speed
 
     @property
     def output_tokens(self) -> float:
@@ -97,15 +103,14 @@ class Estimates:
         """The solved one, or the planned one."""
         return self.planned_threshold_tokens if self.split is None else self.split.threshold_tokens
 
-    def rate_rps(self, cluster: str, now_s: float) -> float:
-        """Prompts that this cluster prefills, by the split."""
+    def rate_and_load(self, cluster: str, now_s: float) -> tuple[float, float]:
+        """Prompts a second that this cluster prefills, by the split, and how full that keeps it; zeros before there is
+        one."""
         share = self.share(cluster)
-        return 0.0 if share is None else share.share * self.lengths.rate_rps(now_s)
-
-    def load(self, cluster: str, now_s: float) -> float:
-        """How full that keeps it; 0.0 before there is a split."""
-        share = self.share(cluster)
-        return 0.0 if share is None else self.rate_rps(cluster, now_s) / share.max_rps
+        if share is None:
+            return 0.0, 0.0
+        rate_rps = share.share * self.lengths.rate_rps(now_s)
+        return rate_rps, rate_rps / share.max_rps
 
     def share(self, cluster: str) -> Share | None:
         """By the split; None if it gets none."""

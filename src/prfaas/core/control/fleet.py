@@ -10,14 +10,17 @@ Laws of this file:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any, Final
 
 from prfaas.core.cache.engine_cache import NO_MATCH, EngineCache, PrefixMatch
 from prfaas.core.cache.hashing import TokenChain
+from prfaas.core.control.holders import Holders, RootsOf
 from prfaas.core.control.prefill_work import PrefillWork
 from prfaas.core.control.route import RouteKind
 from prfaas.core.control.router import Candidate
+from prfaas.core.control.standing import NOWHERE, Standing
 from prfaas.core.topology import Duty, Role, Topology
 from prfaas.core.topology import Instance as Member
 
@@ -27,28 +30,54 @@ MAX_RECORD_BLOCKS: Final = 262_144
 MAX_SILENT_PROBES: Final = 3
 
 
-@dataclass(eq=False, slots=True)
-class Instance:
-    """One engine and the KV node beside it. `num_inflight` requests of ours are there, and `num_landings` landings."""
+def _noticed(name: str, flag: str) -> Any:
+    """A value of an instance whose change its cluster's standing must hear of."""
+    slot = f"_{name}"
 
-    member: Member
-    cache: EngineCache = field(default_factory=lambda: EngineCache(MAX_RECORD_BLOCKS))
-    engine_healthy: bool = False
-    node_ready: bool = False
-    is_draining: bool = False
-    block_tokens: int | None = None
-    #: Other instances, to whose nodes the node here has no lane up.
-    cut_off_from: frozenset[str] = frozenset()
-    num_inflight: int = 0
-    num_landings: int = 0
-    #: Of those in flight, answers that its batch gives, or will give as soon as it has a place.
-    num_answers: int = 0
-    #: The duty that it is to get when it is idle; till then it takes no new work.
-    converts_to: Duty | None = None
-    num_silent_probes: int = 0
-    work: PrefillWork = field(default_factory=PrefillWork)
-    _reported: int | None = None
-    _inflight_at_report: int = 0
+    def change(instance: Instance, value: object) -> None:
+        setattr(instance, slot, value)
+        setattr(instance.standing, flag, True)
+
+    return property(attrgetter(slot), change)
+
+
+class Instance:
+    """One engine and the KV node beside it. `num_inflight` requests of ours are there, and `num_landings` landings.
+    Of those in flight its batch answers `num_answers`, or will as soon as it has a place. It has no lane up to the
+    nodes of the instances `cut_off_from`. `converts_to`: the duty that it is to get when it is idle; till then it takes
+    no new work."""
+
+    engine_healthy: bool = _noticed("engine_healthy", "has_new_members")
+    node_ready: bool = _noticed("node_ready", "has_new_members")
+    is_draining: bool = _noticed("is_draining", "has_new_members")
+    cut_off_from: frozenset[str] = _noticed("cut_off_from", "has_new_members")
+    converts_to: Duty | None = _noticed("converts_to", "has_new_members")
+    block_tokens: int | None = _noticed("block_tokens", "has_new_members")
+    num_inflight: int = _noticed("num_inflight", "has_new_load")
+
+    def __init__(self, member: Member, *, num_inflight: int = 0, num_landings: int = 0) -> None:
+        self.member = member
+        self.standing = NOWHERE
+        self.roots = RootsOf(self)
+        self.cache = EngineCache(MAX_RECORD_BLOCKS, self.roots)
+        #: Place in the fleet.
+        self.number = 0
+        self.work = PrefillWork()
+        self.engine_healthy = self.node_ready = self.is_draining = False
+        self.block_tokens = None
+        self.cut_off_from = frozenset()
+        self.converts_to = None
+        self.num_inflight, self.num_landings, self.num_answers = num_inflight, num_landings, 0
+        self.num_silent_probes = 0
+        self._reported: int | None = None
+        self._inflight_at_report = 0
+
+    def __repr__(self) -> str:
+        return f"<instance {self.name}>"
+
+    def stands_in(self, standing: Standing) -> None:
+        """It tells this one of its changes from now on."""
+        self.standing = self.work.standing = standing
 
     @property
     def name(self) -> str:
@@ -88,12 +117,14 @@ class Instance:
     def engine_seen(self, healthy: bool, num_requests: int | None) -> None:
         self.engine_healthy, self.num_silent_probes = healthy, 0
         self._reported, self._inflight_at_report = num_requests, self.num_inflight
+        self.standing.has_new_load = True
 
     def engine_silent(self, *, refused: bool) -> None:
         self.num_silent_probes += 1
         if refused or self.num_silent_probes >= MAX_SILENT_PROBES:
             self.engine_healthy = False
             self._reported = None
+            self.standing.has_new_load = True
 
     def engine_registered(
         self, block_tokens: int | None, boot_id: str | None, kinds: Collection[str] | None = None
@@ -126,6 +157,7 @@ class Fleet:
 
     def __init__(self, topology: Topology) -> None:
         self.topology = Topology((), (), ())
+        self.holders = Holders()
         self.instances: dict[str, Instance] = {}
         self._prefill_clusters: dict[str, tuple[str, ...]] = {}
         self._links_from: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -148,12 +180,12 @@ class Fleet:
     @property
     def block_sizes(self) -> tuple[int, ...]:
         """Block sizes of the decode engines, in tokens."""
-        return tuple(sorted({i.block_tokens for i in self.decoders if i.block_tokens}))
+        return tuple(sorted({size for standing in self._standings.values() for size in standing.decoder_block_sizes}))
 
     @property
     def all_block_sizes(self) -> tuple[int, ...]:
         """Of those that prefill for others too: what they hold they need not compute."""
-        return tuple(sorted({i.block_tokens for i in self.instances.values() if i.block_tokens}))
+        return tuple(sorted({size for standing in self._standings.values() for size in standing.block_sizes}))
 
     @property
     def prefills_in_pd(self) -> bool:
@@ -182,13 +214,17 @@ class Fleet:
     def _still_decodes(self, instance: Instance) -> bool:
         return instance.engine_healthy and not instance.is_draining
 
+    def standing(self, cluster: str) -> Standing:
+        """Of one cluster."""
+        return self._standings.get(cluster, NOWHERE)
+
     def working_decoders(self, cluster: str) -> list[Instance]:
         """Of one cluster, in file order."""
-        return [instance for instance in self._decoders_of.get(cluster, ()) if instance.may_decode]
+        return self.standing(cluster).decoders
 
     def working_prefillers(self, cluster: str) -> list[Instance]:
         """Those that prefill for others, of one cluster, in file order."""
-        return [instance for instance in self._prefillers_of.get(cluster, ()) if instance.may_prefill_for_others]
+        return self.standing(cluster).prefillers
 
     def prefill_clusters(self, decode_cluster: str) -> tuple[str, ...]:
         """Clusters with instances that can prefill for a PD cluster: itself first, then those linked to it."""
@@ -220,6 +256,7 @@ class Fleet:
             if known is None:
                 known = Instance(member)
             elif replace(known.member, duty=member.duty) != member:
+                known.cache.observe_boot("")
                 known = Instance(member, num_inflight=known.num_inflight, num_landings=known.num_landings)
             known.member, known.is_draining = member, False
             known.cut_off_from |= joined.get(member.name, set())
@@ -232,6 +269,9 @@ class Fleet:
     def forget_drained(self) -> None:
         """Let go of instances that have left and hold nothing of ours."""
         if any(i.is_draining and i.is_idle for i in self.instances.values()):
+            for instance in self.instances.values():
+                if instance.is_draining and instance.is_idle:
+                    instance.cache.observe_boot("")
             self.instances = {n: i for n, i in self.instances.items() if not (i.is_draining and i.is_idle)}
             self._sort()
 
@@ -239,13 +279,21 @@ class Fleet:
         self.is_draining = any(i.is_draining for i in self.instances.values())
         self.decoders = tuple(i for i in self.instances.values() if i.duty.decodes)
         self.prefillers = tuple(i for i in self.instances.values() if not i.duty.decodes)
-        self._decoders_of = _by_cluster(self.decoders)
-        self._prefillers_of = _by_cluster(self.prefillers)
+        decoders_of, prefillers_of = _by_cluster(self.decoders), _by_cluster(self.prefillers)
+        self._standings = {
+            name: Standing(prefillers_of.get(name, ()), decoders_of.get(name, ()))
+            for name in dict.fromkeys(instance.cluster for instance in self.instances.values())
+        }
+        for number, instance in enumerate(self.instances.values()):
+            instance.number = number
+            instance.stands_in(self._standings[instance.cluster])
+            instance.roots.holders = self.holders
         self._rtts_s = {(link.source, link.target): link.rtt_s or 0.0 for link in self.topology.links}
         self._prefill_clusters, self._links_from = {}, {}
+        self.pd_clusters = tuple(cluster.name for cluster in self.topology.clusters_of(Role.PD))
         for pd in self.topology.clusters_of(Role.PD):
             far = [c.name for c in self.topology.clusters_of(Role.PRFAAS) if (c.name, pd.name) in self._rtts_s]
-            self._prefill_clusters[pd.name] = tuple(c for c in (pd.name, *far) if c in self._prefillers_of)
+            self._prefill_clusters[pd.name] = tuple(c for c in (pd.name, *far) if c in prefillers_of)
             for source in far:
                 self._links_from[source] = (*self._links_from.get(source, ()), (source, pd.name))
         self._longest_rtts_s = {

@@ -24,6 +24,8 @@ DOUBLES_S: Final = 2.0
 CLEAR: Final = "clear"
 #: Nodes say how their links are once a second; whoever has missed five words is not heard.
 STALE_S: Final = 5.0
+#: What is older is taken out of the sums so often.
+SWEEP_EVERY_S: Final = 1.0
 
 Pair = tuple[str, str]
 
@@ -34,14 +36,68 @@ class _Rate:
     as_of_s: float
 
 
+class _Said:
+    """What the nodes at one link said last. A link may have ten thousand pairs of them, so that sums are kept."""
+
+    __slots__ = ("_delivered_bytes_per_s", "_held_up", "_last", "_num_deliver", "_swept_s")
+
+    def __init__(self) -> None:
+        #: By pair of instances: the word, and when.
+        self._last: dict[Pair, tuple[e.LinkSeen, float]] = {}
+        self._held_up: dict[Pair, None] = {}
+        #: How many say what they deliver, and the sum.
+        self._num_deliver = 0
+        self._delivered_bytes_per_s = 0.0
+        self._swept_s = -math.inf
+
+    def take(self, seen: e.LinkSeen, now_s: float) -> None:
+        names = seen.source, seen.target
+        self._forget(names)
+        self._last[names] = seen, now_s
+        if seen.delivered_bytes_per_s is not None:
+            self._num_deliver += 1
+            self._delivered_bytes_per_s += seen.delivered_bytes_per_s
+        if seen.verdict != CLEAR and seen.queued_bytes:
+            self._held_up[names] = None
+
+    def lost(self, source: str) -> None:
+        for names in [names for names in self._last if names[0] == source]:
+            self._forget(names)
+
+    def bytes_per_s(self, now_s: float) -> float | None:
+        """What crosses, or could, while somebody is held up; None if nobody is."""
+        if not self._held_up:
+            return None
+        if now_s - self._swept_s >= SWEEP_EVERY_S:
+            self._sweep(now_s)
+        fresh = [seen for seen, at_s in map(self._last.__getitem__, self._held_up) if now_s - at_s <= STALE_S]
+        could = [seen.capacity_bytes_per_s for seen in fresh if seen.capacity_bytes_per_s is not None]
+        if not fresh or not (could or self._num_deliver):
+            return None
+        return max(sum(could), self._delivered_bytes_per_s)
+
+    def _sweep(self, now_s: float) -> None:
+        self._swept_s = now_s
+        for names in [names for names, (_, at_s) in self._last.items() if now_s - at_s > STALE_S]:
+            self._forget(names)
+
+    def _forget(self, names: Pair) -> None:
+        seen, _ = self._last.pop(names, (None, 0.0))
+        self._held_up.pop(names, None)
+        if seen is not None and seen.delivered_bytes_per_s is not None:
+            self._num_deliver -= 1
+            # Sums of floats drift; of nothing the sum is nothing.
+            left = max(0.0, self._delivered_bytes_per_s - seen.delivered_bytes_per_s)
+            self._delivered_bytes_per_s = left if self._num_deliver else 0.0
+
+
 class LinkRates:
     """By source and target cluster. A link of which nothing is known has no limit."""
 
     def __init__(self) -> None:
         self._given: dict[Pair, float] = {}
         self._rates: dict[Pair, _Rate] = {}
-        #: By pair of clusters, then of instances: what was said last, and when.
-        self._said: dict[Pair, dict[Pair, tuple[e.LinkSeen, float]]] = {}
+        self._said: dict[Pair, _Said] = {}
 
     def apply(self, topology: Topology) -> None:
         """The links are these from now on."""
@@ -57,8 +113,9 @@ class LinkRates:
         if pair not in self._given:
             return False
         before = self.bytes_per_s(pair, now_s)
-        self._said.setdefault(pair, {})[seen.source, seen.target] = seen, now_s
-        is_seen = self._seen_bytes_per_s(pair, now_s)
+        said = self._said.setdefault(pair, _Said())
+        said.take(seen, now_s)
+        is_seen = said.bytes_per_s(now_s)
         if is_seen is not None and is_seen < before:
             self._rates[pair] = _Rate(is_seen, now_s)
             return is_seen <= 0.9 * before
@@ -67,8 +124,7 @@ class LinkRates:
     def lost(self, source: str) -> None:
         """Instance `source` says nothing any more."""
         for said in self._said.values():
-            for names in [names for names in said if names[0] == source]:
-                del said[names]
+            said.lost(source)
 
     def bytes_per_s(self, pair: Pair, now_s: float) -> float:
         """inf if nothing limits it, as far as is known."""
@@ -76,7 +132,8 @@ class LinkRates:
         rate = self._rates.get(pair)
         if rate is None:
             return given
-        bound = self._seen_bytes_per_s(pair, now_s)
+        said = self._said.get(pair)
+        bound = None if said is None else said.bytes_per_s(now_s)
         passed_s = now_s - rate.as_of_s
         if passed_s > 0:
             # A floor, or a link that once gave nothing would never be tried again.
@@ -94,13 +151,3 @@ class LinkRates:
     def shown(self, now_s: float) -> Mapping[Pair, float]:
         """All of them."""
         return {pair: self.bytes_per_s(pair, now_s) for pair in self._given}
-
-    def _seen_bytes_per_s(self, pair: Pair, now_s: float) -> float | None:
-        """What crosses, or could, while somebody is held up; None if nobody is."""
-        fresh = [seen for seen, at_s in self._said.get(pair, {}).values() if now_s - at_s <= STALE_S]
-        held_up = [seen for seen in fresh if seen.verdict != CLEAR and seen.queued_bytes]
-        could = [seen.capacity_bytes_per_s for seen in held_up if seen.capacity_bytes_per_s is not None]
-        delivered = [seen.delivered_bytes_per_s for seen in fresh if seen.delivered_bytes_per_s is not None]
-        if not held_up or not (could or delivered):
-            return None
-        return max(sum(could), sum(delivered))

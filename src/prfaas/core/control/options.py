@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from prfaas.core.control.route import Option
+from prfaas.core.control.standing import Backlog
 
 #: For a reservation, two messages on their way, and an engine that takes up what has landed.
 HANDOVER_S: Final = 0.05
@@ -30,11 +31,10 @@ def delay_to_others_s(rate_rps: float, load: float, queued_s: float, work_s: flo
     return rate_rps / (1.0 - min(load, MAX_LOAD)) * (queued_s + work_s / 2) * work_s
 
 
-def wait_s(remaining_s: list[float], waiting_s: float, mean_left_s: float) -> float:
-    """Until the turn of a prompt comes that queues behind `waiting_s` of work, given what each instance has to do.
+def wait_s(backlog: Backlog, waiting_s: float, mean_left_s: float) -> float:
+    """Until the turn of a prompt comes that queues behind `waiting_s` of work, given what the instances have to do.
     While others wait, every instance is busy: when a turn comes, the other instances have `mean_left_s` left each."""
-    soonest_s = min(remaining_s)
     if waiting_s <= 0:
-        return soonest_s
-    num = len(remaining_s)
-    return max(soonest_s, (sum(remaining_s) + waiting_s - (num - 1) * mean_left_s) / num)
+        return backlog.soonest_s
+    num = backlog.num
+    return max(backlog.soonest_s, (backlog.sum_s + waiting_s - (num - 1) * mean_left_s) / num)

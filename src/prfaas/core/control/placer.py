@@ -9,19 +9,51 @@ Laws of this file:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
+from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet, Instance
 from prfaas.core.control.options import HANDOVER_S, cheapest, delay_to_others_s, wait_s
 from prfaas.core.control.queues import Queue
 from prfaas.core.control.route import Ahead, Option, Prompt, Route, RouteKind, RouteReason
-from prfaas.core.topology import Role
+from prfaas.core.control.standing import Backlog, Standing, landing_rank
 
 #: An engine that computes a prompt computes in the same steps for the answers that it gives. They are then this much
 #: slower: a share of the prompt's own time.
 _SLOWS_ANSWERS: Final = 1.0
+
+
+#: An instance, and what it holds of the prompt at hand.
+Knows = tuple[Instance, PrefixMatch]
+#: All that hold something of it, by cluster.
+Known = dict[str, list[Knows]]
+
+
+class PrefillLeg(NamedTuple):
+    """`cluster` computes `num_tokens` of a prompt: its turn comes after `wait_s`, and others wait `others_s` longer.
+    The cluster gets `rate_rps` such prompts, which keep it as full as `load`."""
+
+    cluster: str
+    num_tokens: int
+    wait_s: float
+    prefill_s: float
+    others_s: float
+    rate_rps: float
+    load: float
+
+
+class DecodeLeg(NamedTuple):
+    """`landing` lacks `num_uncached_tokens` of a prompt, `kv_bytes` cross if it is prefilled elsewhere, and a batch of
+    its cluster has a place after `place_s`."""
+
+    cluster: str
+    landing: Instance
+    num_uncached_tokens: int
+    kv_bytes: float
+    place_s: float
 
 
 class Placer:
@@ -45,39 +77,65 @@ class Placer:
     def options(self, prompt: Prompt, now_s: float) -> list[Option]:
         """Empty if no engine that decodes works."""
         found: list[Option] = []
-        for cluster in self._fleet.topology.clusters_of(Role.PD):
-            decoders = self._fleet.working_decoders(cluster.name)
-            if not decoders:
+        known = self._known(prompt)
+        #: Of clusters all of whose instances reach everybody: they are the same for every landing.
+        prefills: dict[str, PrefillLeg | None] = {}
+        for cluster in self._fleet.pd_clusters:
+            standing = self._fleet.standing(cluster)
+            if not standing.decoders:
                 continue
-            elsewhere = list(self._all_elsewhere(cluster.name, decoders, prompt, now_s))
-            computing = [i for i in decoders if not elsewhere or self._may_compute(i, prompt)]
+            elsewhere = self._all_elsewhere(cluster, prompt, known, prefills, now_s)
+            computing = self._computing(standing, prompt, known.get(cluster, ()), is_needed=not elsewhere)
             if computing:
-                found.append(self._locally(cluster.name, computing, prompt, now_s))
+                found.append(self._locally(cluster, computing, len(standing.decoders), prompt, now_s))
             found += elsewhere
         return found
 
-    def _all_elsewhere(
-        self, cluster: str, decoders: Sequence[Instance], prompt: Prompt, now_s: float
-    ) -> Iterator[Option]:
-        landing = next(self._landings(decoders, prompt), None)
-        if landing is None:
-            return
-        uncached = _uncached(landing, prompt)
-        if uncached <= 1:
-            return
-        for source in self._fleet.prefill_clusters(cluster):
-            option = self._elsewhere(source, cluster, landing, prompt, decoders, now_s)
-            if option is not None:
-                yield option
+    def _known(self, prompt: Prompt) -> Known:
+        """Who holds something of a prompt, by cluster, in file order."""
+        found: Known = {}
+        for chain in prompt.chains.values():
+            holders = self._fleet.holders.of(chain.hashes[0]) if chain.hashes else ()
+            for instance in sorted(holders, key=_number):
+                if instance.block_tokens == chain.block_tokens:
+                    found.setdefault(instance.cluster, []).append((instance, instance.cache.match(chain)))
+        return found
 
-    def _may_compute(self, instance: Instance, prompt: Prompt) -> bool:
-        """An instance that only decodes computes what is added to a conversation that it holds, if that is the smaller
-        part, and if the answers that it gives still come as fast as they must."""
-        if instance.duty.prefills:
-            return True
-        known = instance.match(prompt.chains).reusable_prefix_tokens
-        uncached = max(1, prompt.num_tokens - known)
-        if uncached > known:
+    def _all_elsewhere(
+        self, cluster: str, prompt: Prompt, known: Known, prefills: dict[str, PrefillLeg | None], now_s: float
+    ) -> list[Option]:
+        decode = self._decode_leg(cluster, prompt, known)
+        if decode is None or decode.num_uncached_tokens <= 1:
+            return []
+        found = []
+        for source in self._fleet.prefill_clusters(cluster):
+            if source in prefills:
+                prefill = prefills[source]
+            else:
+                prefill = self._prefill_leg(source, decode.landing, prompt, known.get(source, ()), now_s)
+                if not self._fleet.standing(source).some_are_cut_off:
+                    prefills[source] = prefill
+            option = None if prefill is None else self._elsewhere(prefill, decode, now_s)
+            if option is not None:
+                found.append(option)
+        return found
+
+    def _computing(
+        self, standing: Standing, prompt: Prompt, known: Sequence[Knows], *, is_needed: bool
+    ) -> list[Instance]:
+        """Those that may compute the prompt that they answer. An instance that only decodes computes what is added to a
+        conversation that it holds, if that is the smaller part, and if the answers that it gives still come as fast as
+        they must; and any prompt, if nobody else can."""
+        if is_needed:
+            return standing.decoders
+        holds = {instance for instance, match in known if self._may_append(instance, match, prompt)}
+        if standing.all_only_decode and not holds:
+            return []
+        return [i for i in standing.decoders if i.duty.prefills or i in holds]
+
+    def _may_append(self, instance: Instance, match: PrefixMatch, prompt: Prompt) -> bool:
+        uncached = max(1, prompt.num_tokens - match.reusable_prefix_tokens)
+        if uncached > match.reusable_prefix_tokens:
             return False
         model = self._estimates.model
         if model.tpot_s is None:
@@ -88,24 +146,26 @@ class Placer:
 
     def bind(self, option: Option, prompt: Prompt, has_room: Callable[[Instance], bool]) -> Route | None:
         """The instances for an option whose turn has come; None if no two work that can reach each other."""
-        decoders = self._fleet.working_decoders(option.decode_cluster)
         prefillers = self._fleet.working_prefillers(option.prefill_cluster)
-        for landing in self._landings(decoders, prompt):
-            uncached = _uncached(landing, prompt)
-            reaching = [i for i in prefillers if landing.name not in i.cut_off_from and has_room(i)]
-            if uncached > 1 and reaching:
-                held = (
-                    {i.name: i.match(prompt.chains).reusable_prefix_tokens for i in reaching} if prompt.chains else {}
-                )
-                prefill = min(reaching, key=lambda i: (-held.get(i.name, 0), len(i.work), i.num_inflight))
+        known = self._known(prompt)
+        held = {i: match.reusable_prefix_tokens for some in known.values() for i, match in some}
+        with_room = [instance for instance in prefillers if has_room(instance)]
+        for landing in self._landings(option.decode_cluster, known) if with_room else ():
+            uncached = prompt.num_tokens - held.get(landing, 0)
+            reaching = [i for i in with_room if landing.name not in i.cut_off_from] if uncached > 1 else []
+            if reaching:
+                prefill = min(reaching, key=lambda i: (-held.get(i, 0), len(i.work), i.num_inflight))
                 return Route(option.kind, reason_of(option), landing.name, prefill.name, uncached)
         return None
 
     # The ways
 
-    def _locally(self, cluster: str, decoders: Sequence[Instance], prompt: Prompt, now_s: float) -> Option:
+    def _locally(
+        self, cluster: str, computing: Sequence[Instance], num_decoders: int, prompt: Prompt, now_s: float
+    ) -> Option:
         """A decode engine computes the prompt itself."""
-        rate_rps, load = self._estimates.rate_rps(cluster, now_s) / len(decoders), self._estimates.load(cluster, now_s)
+        rate_rps, load = self._estimates.rate_and_load(cluster, now_s)
+        rate_rps /= num_decoders
 
         def on(instance: Instance) -> Option:
             uncached = max(1, _uncached(instance, prompt))
@@ -114,56 +174,34 @@ class Placer:
             others_s = _SLOWS_ANSWERS * prefill_s * max(0, instance.num_inflight - len(instance.work))
             if instance.duty.prefills:
                 others_s += delay_to_others_s(rate_rps, load, queued_s, prefill_s)
-            late_s = self._slot_wait_s(cluster, instance.num_inflight, 1, queued_s + prefill_s)
+            late_s = max(0.0, self._place_s(cluster, instance.num_inflight, 1) - queued_s - prefill_s)
             name, kind = instance.name, RouteKind.LOCAL
             return Option(kind, cluster, cluster, name, uncached, uncached, queued_s, prefill_s, late_s, others_s)
 
-        return cheapest(on(instance) for instance in decoders)
+        return cheapest(on(instance) for instance in computing)
 
     def staying(self, here: Option, prompt: Prompt, ahead: Ahead, now_s: float) -> Option | None:
         """The way on which a prompt waits, with what is before it there and nothing else; None if it leads nowhere."""
-        decoders = self._fleet.working_decoders(here.decode_cluster)
-        landing = next(self._landings(decoders, prompt), None)
-        if landing is None:
+        known = self._known(prompt)
+        decode = self._decode_leg(here.decode_cluster, prompt, known)
+        if decode is None:
             return None
-        return self._elsewhere(here.prefill_cluster, here.decode_cluster, landing, prompt, decoders, now_s, ahead)
+        source = here.prefill_cluster
+        prefill = self._prefill_leg(source, decode.landing, prompt, known.get(source, ()), now_s, ahead)
+        return None if prefill is None else self._elsewhere(prefill, decode, now_s, ahead)
 
     def _elsewhere(
-        self,
-        source: str,
-        target: str,
-        landing: Instance,
-        prompt: Prompt,
-        decoders: Sequence[Instance],
-        now_s: float,
-        ahead: Ahead | None = None,
+        self, prefill: PrefillLeg, decode: DecodeLeg, now_s: float, ahead: Ahead | None = None
     ) -> Option | None:
-        """Instances of `source`, which may be the decode instance's own cluster, compute it. `ahead`: what is before
-        it, if it waits there already."""
-        is_home = source == target
-        if is_home and landing.duty.prefills:
-            return None
-        working = [i for i in self._fleet.working_prefillers(source) if landing.name not in i.cut_off_from]
-        if not working:
-            return None
-        num = len(working)
-        remaining_s = [instance.work.remaining_s(now_s) for instance in working]
-        known = landing.match(prompt.chains)
-        held = max(instance.match(prompt.chains).reusable_prefix_tokens for instance in working) if prompt.chains else 0
-        lacking = prompt.num_tokens - held
-        queue = self._queues.get(source)
-        waiting_s = ahead_s = 0.0
-        if ahead is not None:
-            waiting_s = ahead_s = ahead.waiting_s
-        elif queue:
-            waiting_s, ahead_s = queue.waiting_s, queue.ahead_of_s(prompt.priority, prompt.tenant)
-        prefill_s = self._estimates.prefill_s(source, lacking)
-        turn_s = wait_s(remaining_s, ahead_s, prefill_s / 2)
-        rate_rps, load = self._estimates.rate_rps(source, now_s), self._estimates.load(source, now_s)
-        others_s = delay_to_others_s(rate_rps, load, (sum(remaining_s) + waiting_s) / num, prefill_s / num)
-        num_before = sum(instance.num_inflight for instance in decoders) + self._num_waiting.get(target, 0)
-        late_s = HANDOVER_S + self._slot_wait_s(target, num_before, len(decoders), turn_s + prefill_s)
-        if is_home:
+        """Instances of one cluster compute it for another, or for those that only decode in their own. `ahead`: what is
+        before it, if it waits there already."""
+        source, target = prefill.cluster, decode.cluster
+        prefilled_s = prefill.wait_s + prefill.prefill_s
+        late_s = HANDOVER_S + max(0.0, decode.place_s - prefilled_s)
+        others_s = prefill.others_s
+        if source == target:
+            if decode.landing.duty.prefills:
+                return None
             kind = RouteKind.PD_PREFILL
         else:
             kind = RouteKind.REMOTE
@@ -171,43 +209,115 @@ class Placer:
             if bytes_per_s <= 0:
                 return None
             queued_bytes = self._link_bytes.get((source, target), 0.0) if ahead is None else ahead.link_bytes
-            queued_s = queued_bytes / bytes_per_s
-            own_s = self._estimates.kv_bytes(prompt.num_tokens, known.skippable_tokens) / bytes_per_s
-            late_s += max(0.0, queued_s + own_s - turn_s - prefill_s) + self._fleet.rtt_s(source, target)
-            others_s = max(others_s, delay_to_others_s(rate_rps, load, queued_s, own_s))
-        uncached = prompt.num_tokens - known.reusable_prefix_tokens
-        return Option(kind, source, target, "", uncached, lacking, turn_s, prefill_s, late_s, others_s)
+            queued_s, own_s = queued_bytes / bytes_per_s, decode.kv_bytes / bytes_per_s
+            late_s += max(0.0, queued_s + own_s - prefilled_s) + self._fleet.rtt_s(source, target)
+            others_s = max(others_s, delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s))
+        return Option(
+            kind, source, target, "", decode.num_uncached_tokens, prefill.num_tokens, prefill.wait_s, prefill.prefill_s,
+            late_s, others_s,
+        )  # fmt: skip
 
-    def _landings(self, decoders: Sequence[Instance], prompt: Prompt) -> Iterator[Instance]:
-        """Best first: with a place in its batch, then by what it knows of the prompt, then by load."""
-        ready = [i for i in decoders if i.node_ready]
-        if not ready:
-            return iter(())
-        max_batch = self._estimates.cluster(ready[0].cluster).max_batch
+    def _prefill_leg(
+        self,
+        cluster: str,
+        landing: Instance,
+        prompt: Prompt,
+        known: Sequence[Knows],
+        now_s: float,
+        ahead: Ahead | None = None,
+    ) -> PrefillLeg | None:
+        """By those of the cluster that reach the landing; None if none does."""
+        backlog = self._backlog(cluster, landing, now_s)
+        if not backlog.num:
+            return None
+        held = max((m.reusable_prefix_tokens for i, m in known if self._reaches(i, landing)), default=0)
+        queue = self._queues.get(cluster)
+        waiting_s = ahead_s = 0.0
+        if ahead is not None:
+            waiting_s = ahead_s = ahead.waiting_s
+        elif queue:
+            waiting_s, ahead_s = queue.waiting_s, queue.ahead_of_s(prompt.priority, prompt.tenant)
+        num_tokens = prompt.num_tokens - held
+        prefill_s = self._estimates.prefill_s(cluster, num_tokens)
+        rate_rps, load = self._estimates.rate_and_load(cluster, now_s)
+        queued_s = (backlog.sum_s + waiting_s) / backlog.num
+        others_s = delay_to_others_s(rate_rps, load, queued_s, prefill_s / backlog.num)
+        turn_s = wait_s(backlog, ahead_s, prefill_s / 2)
+        return PrefillLeg(cluster, num_tokens, turn_s, prefill_s, others_s, rate_rps, load)
 
-        def rank(instance: Instance) -> tuple[int, int, int]:
-            load = instance.num_requests or instance.num_inflight
-            over = 0 if max_batch is None else max(0, instance.num_inflight + 1 - max_batch)
-            return over, -instance.match(prompt.chains).reusable_prefix_tokens, load
+    def _decode_leg(self, cluster: str, prompt: Prompt, known: Known) -> DecodeLeg | None:
+        """At the best of `_landings`; None if no node is ready."""
+        found = self._landing(cluster, known)
+        if found is None:
+            return None
+        landing, match = found
+        standing = self._fleet.standing(cluster)
+        num_before = standing.in_flight() + self._num_waiting.get(cluster, 0)
+        place_s = self._place_s(cluster, num_before, len(standing.decoders))
+        kv_bytes = self._estimates.kv_bytes(prompt.num_tokens, match.skippable_tokens)
+        return DecodeLeg(cluster, landing, prompt.num_tokens - match.reusable_prefix_tokens, kv_bytes, place_s)
 
-        return iter(sorted(ready, key=rank))
+    def _backlog(self, source: str, landing: Instance, now_s: float) -> Backlog:
+        """Of those that reach the landing."""
+        standing = self._fleet.standing(source)
+        if not standing.some_are_cut_off:
+            return standing.backlog(now_s)
+        reaching = [i.work.remaining_s(now_s) for i in standing.prefillers if landing.name not in i.cut_off_from]
+        return Backlog(len(reaching), min(reaching, default=math.inf), sum(reaching))
+
+    def _reaches(self, instance: Instance, landing: Instance) -> bool:
+        return (
+            not instance.duty.decodes and instance.may_prefill_for_others and landing.name not in instance.cut_off_from
+        )
+
+    def _landing(self, cluster: str, known: Known) -> Knows | None:
+        """The best of `_landings`, with what it knows; None if no node is ready."""
+        max_batch = self._estimates.cluster(cluster).max_batch
+        best = self._fleet.standing(cluster).landing(max_batch)
+        if best is None:
+            return None
+        found: Knows = best, NO_MATCH
+        of_best = landing_rank(best, max_batch)
+        for instance, match in known.get(cluster, ()):
+            if not instance.duty.decodes or not instance.may_decode or not instance.node_ready:
+                continue
+            rank = landing_rank(instance, max_batch, match.reusable_prefix_tokens)
+            if instance is found[0] or rank < of_best:
+                found, of_best = (instance, match), rank
+        return found
+
+    def _landings(self, cluster: str, known: Known) -> Iterator[Instance]:
+        """All whose node is ready, best first: with a place in its batch, then by what it knows of the prompt, then by
+        load."""
+        best = self._landing(cluster, known)
+        if best is None:
+            return
+        yield best[0]
+        max_batch = self._estimates.cluster(cluster).max_batch
+        held = {instance: match.reusable_prefix_tokens for instance, match in known.get(cluster, ())}
+        ready = (instance for instance in self._fleet.standing(cluster).ready if instance is not best[0])
+        yield from sorted(ready, key=lambda i: landing_rank(i, max_batch, held.get(i, 0)))
 
     # What they wait for
 
-    def _slot_wait_s(self, cluster: str, num_before: int, num_instances: int, from_s: float) -> float:
-        """From then on, until one of the batches of so many instances has a place: those that are there or come before
-        leave one after the other."""
+    def _place_s(self, cluster: str, num_before: int, num_instances: int) -> float:
+        """Until one of the batches of so many instances has a place: those that are there or come before leave one
+        after the other."""
         model = self._estimates.cluster(cluster)
         if model.max_batch is None or model.step_s is None:
             return 0.0
         num_places = num_instances * model.max_batch
         answer_s = model.step_s * self._estimates.output_tokens
-        return max(0.0, (num_before + 1 - num_places) * answer_s / num_places - from_s)
+        return (num_before + 1 - num_places) * answer_s / num_places
 
 
 def reason_of(option: Option) -> str:
     """In the words that stories and headers use."""
     return RouteReason.ABOVE_THRESHOLD if option.kind is RouteKind.REMOTE else RouteReason.BELOW_THRESHOLD
+
+
+def _number(instance: Instance) -> int:
+    return instance.number
 
 
 def _uncached(instance: Instance, prompt: Prompt) -> int:

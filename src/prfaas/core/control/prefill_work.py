@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from prfaas.core.control.standing import NOWHERE
+
 
 class PrefillWork:
     """Of one instance, by request. Times are expected ones, in seconds."""
 
-    __slots__ = ("_began_s", "_expected_s", "_sum_s")
+    __slots__ = ("_began_s", "_expected_s", "_sum_s", "standing")
 
     def __init__(self) -> None:
+        #: Of the instance's cluster: it is told of every change.
+        self.standing = NOWHERE
         self._expected_s: dict[str, float] = {}
         self._sum_s = 0.0
         #: When the first prompt's turn came.
@@ -28,9 +32,19 @@ class PrefillWork:
     def __iter__(self) -> Iterator[str]:
         return iter(self._expected_s)
 
-    def is_late(self, now_s: float) -> bool:
-        """Its first prompt should have been done."""
-        return bool(self._expected_s) and now_s > self._began_s + next(iter(self._expected_s.values()))
+    @property
+    def first_done_s(self) -> float | None:
+        """When the first prompt should be done, on the clock; None without any."""
+        for expected_s in self._expected_s.values():
+            return self._began_s + expected_s
+        return None
+
+    @property
+    def behind_first_s(self) -> float:
+        """What all prompts but the first will take."""
+        for expected_s in self._expected_s.values():
+            return max(0.0, self._sum_s - expected_s)
+        return 0.0
 
     def add(self, request_id: str, expected_s: float, now_s: float) -> None:
         assert request_id not in self._expected_s, f"{request_id} is prefilled here already"
@@ -38,11 +52,13 @@ class PrefillWork:
             self._began_s = now_s
         self._expected_s[request_id] = expected_s
         self._sum_s += expected_s
+        self.standing.has_new_work = True
 
     def begins(self, request_id: str, now_s: float) -> None:
         """The engine gets it now. Nothing, unless its turn has come."""
         if next(iter(self._expected_s), None) == request_id:
             self._began_s = now_s
+            self.standing.has_new_work = True
 
     def remove(self, request_id: str, now_s: float) -> float | None:
         """It has ended. Returns how long it took since its turn came; None if others were before it. Idempotent."""
@@ -51,6 +67,7 @@ class PrefillWork:
             return None
         was_first = next(iter(self._expected_s)) == request_id
         del self._expected_s[request_id]
+        self.standing.has_new_work = True
         # Sums of floats drift; of nothing the sum is nothing.
         self._sum_s = self._sum_s - expected_s if self._expected_s else 0.0
         if not was_first:

@@ -19,7 +19,7 @@ from prfaas.core.control.conversion import Conversion, Converter, Phase
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fleet import Fleet, Instance
 from prfaas.core.control.lifecycle import Lifecycle, TransferTerms
-from prfaas.core.control.rebalance import Rebalancer
+from prfaas.core.control.rebalance import Rebalancer, Suggestion
 from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, RequestState
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.stage_loads import StageLoads
@@ -50,9 +50,12 @@ class Scheduler:
     @property
     def next_due_s(self) -> float | None:
         """When a `Tick` will have something to do; None if never."""
-        parts = (self._life.timers, self.converter, self.dispatch, self.rebalancer)
-        dues = (part.next_due_s for part in parts if part is not None)
-        return min((due_s for due_s in dues if due_s is not None), default=None)
+        due_s = self._life.timers.next_due_s
+        for part in (self._life.dispatch, self.rebalancer, self.converter):
+            part_s = None if part is None else part.next_due_s
+            if part_s is not None and (due_s is None or part_s < due_s):
+                due_s = part_s
+        return due_s
 
     @property
     def dispatch(self) -> Dispatch | None:
@@ -120,7 +123,7 @@ class Scheduler:
     def _rebalance(self, rebalancer: Rebalancer, now_s: float) -> None:
         before = rebalancer.suggestions
         conversion = rebalancer.tick(now_s, is_empty=not self.requests)
-        if [str(s) for s in before[:1]] != [str(s) for s in rebalancer.suggestions[:1]]:
+        if rebalancer.suggestions is not before and _first(rebalancer.suggestions) != _first(before):
             self._life.out.append(a.NoteSuggestions(rebalancer.suggestions))
         if conversion is not None:
             self.converter.begin(conversion, now_s)
@@ -236,6 +239,11 @@ class Scheduler:
             self.dispatch.check()
         missing = (inflight.keys() | landings.keys()) - self.fleet.instances.keys()
         assert not missing, f"requests are at instances that are gone: {missing}"
+
+
+def _first(suggestions: tuple[Suggestion, ...]) -> object:
+    """What is suggested first, whatever it would bring."""
+    return [(s.cluster, s.duty, s.from_duty, s.link_to) for s in suggestions[:1]]
 
 
 def _check_request(request: Request) -> None:

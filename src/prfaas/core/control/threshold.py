@@ -8,10 +8,19 @@ T_prefill is no straight line.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Final
 
 from prfaas.core.control.lengths import LengthBin
 from prfaas.core.record import record
+
+#: In place of nothing, where something is divided by it.
+_TINY: Final = 1e-300
+#: To a millionth of a bin.
+_HALVINGS: Final = 20
 
 
 @record
@@ -44,30 +53,20 @@ class Split:
 
 
 class _Side:
-    """Stages that share what one side of the threshold gets, each as it can."""
+    """What one side of the threshold gets, and its stages, each of which gets as much as it can do. `prefill_s` is by
+    stage: of all that it would take to prefill it there."""
 
-    def __init__(self, stages: Sequence[Stage], kv_bytes: Callable[[float], float]) -> None:
-        self.stages = [stage for stage in stages if stage.num_instances > 0 and stage.bytes_per_s > 0]
-        self._kv_bytes = kv_bytes
-        self.share = 0.0
-        self._prefill_s = [0.0] * len(self.stages)
-        self._bytes = 0.0
+    __slots__ = ("num_bytes", "prefill_s", "share", "stages")
 
-    def add(self, share: float, mean_tokens: float) -> None:
-        self.share += share
-        self._bytes += share * self._kv_bytes(mean_tokens)
-        for index, stage in enumerate(self.stages):
-            self._prefill_s[index] += share * stage.prefill_s(mean_tokens)
+    def __init__(self, stages: Sequence[Stage], share: float, num_bytes: float, prefill_s: Sequence[float]) -> None:
+        self.stages, self.share, self.num_bytes, self.prefill_s = stages, share, num_bytes, prefill_s
 
     def rates_rps(self) -> list[float]:
         """Of each stage, for requests such as these. Θ_prfaas (Eq. 3) or Θ_pd-p (Eq. 4)."""
-        share = max(self.share, 1e-300)
+        share, num_bytes = max(self.share, _TINY), max(self.num_bytes, _TINY)
         return [
-            min(
-                stage.num_instances * share / max(prefill_s, 1e-300),
-                stage.bytes_per_s * share / max(self._bytes, 1e-300),
-            )
-            for stage, prefill_s in zip(self.stages, self._prefill_s, strict=True)
+            min(stage.num_instances * share / max(prefill_s, _TINY), stage.bytes_per_s * share / num_bytes)
+            for stage, prefill_s in zip(self.stages, self.prefill_s, strict=True)
         ]
 
     @property
@@ -79,45 +78,62 @@ class _Side:
         return self.share / rate_rps if rate_rps > 0 else math.inf
 
 
+class _Sums:
+    """Over the first bins of some that are in the order in which one side gets them."""
+
+    def __init__(self, bins: Sequence[LengthBin], stages: Sequence[Stage], kv_bytes: Callable[[float], float]) -> None:
+        self.stages = [stage for stage in stages if stage.num_instances > 0 and stage.bytes_per_s > 0]
+        self._share = _running(entry.share for entry in bins)
+        self._bytes = _running(entry.share * kv_bytes(entry.mean_tokens) for entry in bins)
+        self._prefill_s = [
+            _running(entry.share * stage.prefill_s(entry.mean_tokens) for entry in bins) for stage in self.stages
+        ]
+
+    def side(self, num_bins: int, part: float = 0.0) -> _Side:
+        """With so many bins, and a part of the next one."""
+
+        def at(sums: Sequence[float]) -> float:
+            return sums[num_bins] + part * (sums[num_bins + 1] - sums[num_bins]) if part else sums[num_bins]
+
+        return _Side(self.stages, at(self._share), at(self._bytes), [at(sums) for sums in self._prefill_s])
+
+
+def _running(values: Iterable[float]) -> list[float]:
+    return list(accumulate(values, initial=0.0))
+
+
 def solve(
     bins: Sequence[LengthBin], prfaas: Sequence[Stage], pd: Sequence[Stage], kv_bytes: Callable[[float], float]
 ) -> Split:
     """`bins` are longest first, and not empty. Bins leave one by one, the last of them in part."""
-    away = _Side(prfaas, kv_bytes)
+    num = len(bins)
+    away, at_home = _Sums(bins, prfaas, kv_bytes), _Sums(bins[::-1], pd, kv_bytes)
     if not away.stages:
-        return _split(math.inf, away, _of(bins, pd, kv_bytes))
-    rest = _Side(pd, kv_bytes)
-    if not rest.stages:
-        return _split(0.0, _of(bins, prfaas, kv_bytes), rest)
-    at_home_without: list[_Side] = []
-    for entry in reversed(bins):
-        rest.add(entry.share, entry.mean_tokens)
-        at_home_without.append(_copy(rest))
-    at_home_without.reverse()  # [i]: all bins from the i-th on
-    for index, entry in enumerate(bins):
-        at_home = at_home_without[index + 1] if index + 1 < len(bins) else _Side(pd, kv_bytes)
-        more = _copy(away)
-        more.add(entry.share, entry.mean_tokens)
-        if more.fullness >= at_home.fullness:
-            return _in_part(entry, away, at_home)
-        away = more
-    return _split(0.0, away, _Side(pd, kv_bytes))
+        return _split(math.inf, away.side(0), at_home.side(num))
+    if not at_home.stages:
+        return _split(0.0, away.side(num), at_home.side(0))
+
+    def is_full(num_away: int) -> bool:
+        """With each bin that leaves, the one side becomes fuller and the other emptier."""
+        return away.side(num_away).fullness >= at_home.side(num - num_away).fullness
+
+    index = bisect_left(range(1, num + 1), True, key=is_full)
+    if index == num:
+        return _split(0.0, away.side(num), at_home.side(0))
+    return _in_part(bins[index], partial(away.side, index), partial(at_home.side, num - index - 1))
 
 
-def _in_part(entry: LengthBin, away: _Side, at_home: _Side) -> Split:
+def _in_part(entry: LengthBin, away: Callable[[float], _Side], at_home: Callable[[float], _Side]) -> Split:
     """So much of this bin leaves that both sides are equally full."""
     low, high = 0.0, 1.0
-    for _ in range(30):
+    for _ in range(_HALVINGS):
         part = (low + high) / 2
-        more, rest = _copy(away), _copy(at_home)
-        more.add(part * entry.share, entry.mean_tokens)
-        rest.add((1 - part) * entry.share, entry.mean_tokens)
-        if more.fullness < rest.fullness:
+        if away(part).fullness < at_home(1 - part).fullness:
             low = part
         else:
             high = part
     threshold = entry.high_tokens - low * (entry.high_tokens - entry.low_tokens)
-    return _split(threshold, more, rest)
+    return _split(threshold, away(high), at_home(1 - high))
 
 
 def _split(threshold: float, away: _Side, at_home: _Side) -> Split:
@@ -130,17 +146,3 @@ def _split(threshold: float, away: _Side, at_home: _Side) -> Split:
                 shares[stage.cluster] = Share(side.share * rate_rps / total, rate_rps)
     fullness = max(away.fullness, at_home.fullness)
     return Split(threshold, away.share, 1 / fullness if fullness > 0 else math.inf, shares)
-
-
-def _of(bins: Sequence[LengthBin], stages: Sequence[Stage], kv_bytes: Callable[[float], float]) -> _Side:
-    side = _Side(stages, kv_bytes)
-    for entry in bins:
-        side.add(entry.share, entry.mean_tokens)
-    return side
-
-
-def _copy(side: _Side) -> _Side:
-    twin = object.__new__(_Side)
-    twin.stages, twin._kv_bytes = side.stages, side._kv_bytes
-    twin.share, twin._bytes, twin._prefill_s = side.share, side._bytes, list(side._prefill_s)
-    return twin

@@ -1,0 +1,193 @@
+"""What is asked about the instances of one cluster with every prompt, kept until one of them changes: who works, how
+much they have to do, whose batch has a place.
+
+Laws of this file:
+- Instances say themselves what of them has changed; what is kept is made anew with the next question.
+- A question about work takes time in proportion to the cluster only after a change, or while an instance is late.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from prfaas.core.control.fleet import Instance
+
+
+class Backlog(NamedTuple):
+    """Of all that prefill for others: how many they are, seconds until the first of them is done with everything, and
+    the sum over all. `soonest_s` is inf without any."""
+
+    num: int
+    soonest_s: float
+    sum_s: float
+
+
+class _Busy(NamedTuple):
+    """An instance with prompts: when its first one should be done, and when all of them; both on the clock."""
+
+    first_s: float
+    end_s: float
+
+
+class Standing:
+    """Of one cluster, whose instances are given in file order."""
+
+    def __init__(self, prefillers: Sequence[Instance] = (), decoders: Sequence[Instance] = ()) -> None:
+        self._prefillers, self._decoders = tuple(prefillers), tuple(decoders)
+        self.has_new_members = self.has_new_load = self.has_new_work = True
+        self._working_prefillers: list[Instance] = []
+        self._working_decoders: list[Instance] = []
+        self._ready: list[Instance] = []
+        self._cut_off = False
+        self._all_only_decode = True
+        self._decoder_block_sizes: frozenset[int] = frozenset()
+        self._block_sizes: frozenset[int] = frozenset()
+        self._busy: list[_Busy] = []
+        self._first_late_s = self._soonest_end_s = math.inf
+        self._sum_end_s = 0.0
+        self._backlog, self._backlog_at_s = Backlog(0, math.inf, 0.0), math.nan
+        self._in_flight = 0
+        self._max_batch: int | None = None
+        self._landing: Instance | None = None
+
+    # Who
+
+    @property
+    def prefillers(self) -> list[Instance]:
+        """Those that prefill for others, and work."""
+        if self.has_new_members:
+            self._look()
+        return self._working_prefillers
+
+    @property
+    def decoders(self) -> list[Instance]:
+        """Those that decode, and work."""
+        if self.has_new_members:
+            self._look()
+        return self._working_decoders
+
+    @property
+    def ready(self) -> list[Instance]:
+        """Working ones that decode, with a node that works."""
+        if self.has_new_members:
+            self._look()
+        return self._ready
+
+    @property
+    def some_are_cut_off(self) -> bool:
+        """Whether some working prefiller has no lane to somebody."""
+        if self.has_new_members:
+            self._look()
+        return self._cut_off
+
+    @property
+    def all_only_decode(self) -> bool:
+        """Whether none that decodes prefills too."""
+        if self.has_new_members:
+            self._look()
+        return self._all_only_decode
+
+    @property
+    def decoder_block_sizes(self) -> frozenset[int]:
+        """In tokens, of those that decode."""
+        if self.has_new_members:
+            self._look()
+        return self._decoder_block_sizes
+
+    @property
+    def block_sizes(self) -> frozenset[int]:
+        """Of all."""
+        if self.has_new_members:
+            self._look()
+        return self._block_sizes
+
+    def _look(self) -> None:
+        self._working_prefillers = [i for i in self._prefillers if i.may_prefill_for_others]
+        self._working_decoders = [i for i in self._decoders if i.may_decode]
+        self._ready = [i for i in self._working_decoders if i.node_ready]
+        self._cut_off = any(i.cut_off_from for i in self._working_prefillers)
+        self._all_only_decode = not any(i.duty.prefills for i in self._working_decoders)
+        self._decoder_block_sizes = frozenset(i.block_tokens for i in self._decoders if i.block_tokens)
+        others = (i.block_tokens for i in self._prefillers if i.block_tokens)
+        self._block_sizes = self._decoder_block_sizes.union(others)
+        self.has_new_members = False
+        self.has_new_load = self.has_new_work = True
+
+    # What they have to do
+
+    def backlog(self, now_s: float) -> Backlog:
+        """What the prefillers have to do."""
+        if self.has_new_members:
+            self._look()
+        if self.has_new_work:
+            self._take_stock()
+        elif now_s == self._backlog_at_s:
+            return self._backlog
+        self._backlog_at_s = now_s
+        num = len(self._working_prefillers)
+        if now_s <= self._first_late_s:
+            soonest_s = self._soonest_end_s - now_s if len(self._busy) == num else 0.0
+            sum_s = self._sum_end_s - len(self._busy) * now_s
+        else:
+            # Who is late by some seconds is expected to need as many more.
+            left_s = [busy.end_s - busy.first_s + abs(busy.first_s - now_s) for busy in self._busy]
+            soonest_s = min(left_s, default=math.inf) if len(self._busy) == num else 0.0
+            sum_s = math.fsum(left_s)
+        self._backlog = Backlog(num, soonest_s if num else math.inf, max(0.0, sum_s))
+        return self._backlog
+
+    def next_done_s(self, now_s: float, ahead_s: float) -> float | None:
+        """When the first of those that are not late comes within `ahead_s` of being done with everything; None if none
+        will, since all are late or have nothing to do."""
+        self.backlog(now_s)
+        at_s = (busy.end_s - ahead_s for busy in self._busy if now_s <= busy.first_s)
+        return min((s for s in at_s if s > now_s), default=None)
+
+    def _take_stock(self) -> None:
+        self._busy = [
+            _Busy(first_s, first_s + i.work.behind_first_s)
+            for i in self._working_prefillers
+            if (first_s := i.work.first_done_s) is not None
+        ]
+        self._first_late_s = min((busy.first_s for busy in self._busy), default=math.inf)
+        self._soonest_end_s = min((busy.end_s for busy in self._busy), default=math.inf)
+        self._sum_end_s = math.fsum(busy.end_s for busy in self._busy)
+        self.has_new_work = False
+
+    # Whose batch has a place
+
+    def in_flight(self) -> int:
+        """Requests at all that decode."""
+        if self.has_new_members or self.has_new_load:
+            self._count()
+        return self._in_flight
+
+    def landing(self, max_batch: int | None) -> Instance | None:
+        """Where a prompt of which nobody holds anything lands first; None if no node is ready."""
+        if self.has_new_members or self.has_new_load or max_batch != self._max_batch:
+            self._max_batch = max_batch
+            self._count()
+        return self._landing
+
+    def _count(self) -> None:
+        if self.has_new_members:
+            self._look()
+        self._in_flight = sum([i.num_inflight for i in self._working_decoders])
+        self._landing = min(self._ready, key=self._rank, default=None)
+        self.has_new_load = False
+
+    def _rank(self, instance: Instance) -> tuple[int, int, int]:
+        return landing_rank(instance, self._max_batch)
+
+
+def landing_rank(instance: Instance, max_batch: int | None, num_known_tokens: int = 0) -> tuple[int, int, int]:
+    """Best first: with a place in its batch, then by what it knows of a prompt, then by load."""
+    over = 0 if max_batch is None else max(0, instance.num_inflight + 1 - max_batch)
+    return over, -num_known_tokens, instance.num_requests or instance.num_inflight
+
+
+#: Of an instance that is in no fleet.
+NOWHERE: Final = Standing()
