@@ -93,6 +93,11 @@ def test_every_end_of_a_conversion_happens() -> None:
     assert all(seen[phase] for phase in (Phase.DONE, Phase.REFUSED, Phase.OVERTAKEN)), seen
 
 
+def test_instances_that_fail_their_work_are_taken_out() -> None:
+    """And every law holds meanwhile."""
+    assert met_by_all().num_ejections > 10
+
+
 def test_a_seed_is_a_trace() -> None:
     """The same seed gives the same stories, word by word, and another seed gives others."""
     setting = Setting(num_lives=300)

@@ -17,9 +17,9 @@ from prfaas.gateway.background import Background
 from prfaas.gateway.prompt.tokenize import PromptTokenizer, load_tokenizer
 from prfaas.gateway.story_book import StoryBook
 from prfaas.gateway.tracing import RequestTracing, SpanSink
+from prfaas.observe.fleet_log import FleetLog
 from prfaas.observe.journal import Journal
 from prfaas.observe.metrics import Metrics, build
-from prfaas.observe.rebalance_log import RebalanceLog
 from prfaas.observe.request_log import RequestLog
 from prfaas.observe.request_metrics import RequestMetrics
 from prfaas.observe.story import Stories
@@ -72,5 +72,5 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
         metrics=metrics,
         stories=stories,
         story_book=StoryBook(stories),
-        journal=Journal([stories, RequestMetrics(metrics, stories), RequestLog(stories), RebalanceLog(metrics)]),
+        journal=Journal([stories, RequestMetrics(metrics, stories), RequestLog(stories), FleetLog(metrics)]),
     )

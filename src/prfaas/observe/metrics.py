@@ -78,6 +78,10 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "Instances that were to get another duty, by how that ended.", ("cluster", "duty", "outcome"),
     ),
     MetricSpec(
+        "prfaas_ejections_total", "counter", "gateway", "ejections",
+        "Times that an instance got no work for a while, since it failed it or was too slow.", ("instance",),
+    ),
+    MetricSpec(
         "prfaas_gateway_link_expected_bytes_per_second", "gauge", "gateway", "bytes/s",
         "What the scheduler expects this link to carry.", ("source", "target"),
     ),

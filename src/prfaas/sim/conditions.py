@@ -39,7 +39,29 @@ class EnginesReturn:
     instances: tuple[str, ...]
 
 
-Condition = LinkBecomes | EnginesDie | EnginesReturn
+@dataclass(frozen=True, slots=True)
+class EnginesFail:
+    """They answer probes, and every request with an error at once."""
+
+    instances: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesSlow:
+    """They prefill so many times as slowly as their profile says."""
+
+    instances: tuple[str, ...]
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesMend:
+    """They neither fail nor are slow any more."""
+
+    instances: tuple[str, ...]
+
+
+Condition = LinkBecomes | EnginesDie | EnginesReturn | EnginesFail | EnginesSlow | EnginesMend
 
 
 def happens(simulation: Simulation, condition: Condition) -> None:
@@ -53,6 +75,15 @@ def happens(simulation: Simulation, condition: Condition) -> None:
         case EnginesReturn(instances):
             for name in instances:
                 simulation.revive(name)
+        case EnginesFail(instances):
+            simulation.failing.update(instances)
+        case EnginesSlow(instances, factor):
+            for name in instances:
+                simulation.engines[name].slow_down(factor)
+        case EnginesMend(instances):
+            simulation.failing.difference_update(instances)
+            for name in instances:
+                simulation.engines[name].slow_down(1.0)
 
 
 def _link_becomes(simulation: Simulation, pair: tuple[str, str], bytes_per_s: float) -> None:

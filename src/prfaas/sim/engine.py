@@ -72,6 +72,7 @@ class Engine:
         self._milestones: list[tuple[float, int, bool, Sequence]] = []
         self._number = 0
         self._next: Planned | None = None
+        self._slowness = 1.0
         #: Seconds with a prompt, up to the last change.
         self.prefilling_s = 0.0
 
@@ -88,6 +89,10 @@ class Engine:
     @property
     def num_decoding(self) -> int:
         return self._num_decoding
+
+    def slow_down(self, factor: float) -> None:
+        """Prompts that begin from now on take so many times as long as the profile says."""
+        self._slowness = factor
 
     # Prefill
 
@@ -114,7 +119,7 @@ class Engine:
         self._step_s = self._profile.step_s
         if self._prefilling is not None:
             num_tokens = self._prefilling.num_tokens
-            takes_s = self._profile.prefill_s.at(num_tokens)
+            takes_s = self._profile.prefill_s.at(num_tokens) * self._slowness
             self._step_s = max(takes_s / math.ceil(num_tokens / self._profile.chunk_tokens), self._step_s)
             ends_s = self._kernel.now_s + takes_s
             self._prefill_ends = self._kernel.at(ends_s, self._prefilled, self._prefilling)

@@ -78,6 +78,8 @@ class Simulation:
         self._checks = checks
         self.lives: dict[str, Life] = {}
         self._num_lives = 0
+        #: Instances that answer every request with an error.
+        self.failing: set[str] = set()
         #: Those that are over.
         self.conversions: list[Conversion] = []
         self._tick: Planned | None = None
@@ -236,6 +238,9 @@ class Simulation:
     def _prefill_reaches(self, life: Life, instance: str) -> None:
         if not life.is_prefilling:
             return
+        if instance in self.failing:
+            self.kernel.after(self._way_s(life), self._prefill_refused, life)
+            return
         engine = self.engines[instance]
         life.engine = engine
         life.prompt = Prefill(
@@ -244,6 +249,11 @@ class Simulation:
             on_done=lambda: self._prefill_done(life, engine),
         )
         engine.prefill(life.prompt)
+
+    def _prefill_refused(self, life: Life) -> None:
+        if life.is_prefilling:
+            life.is_prefilling = False
+            self._handle(e.PrefillEnded(life.request_id, Failure(FallbackReason.PREFILL_HTTP_ERROR, "HTTP 500")))
 
     def _prefill_starts(self, life: Life, engine: Engine, ends_s: float) -> None:
         if self.engines[life.prefill] is not engine:
@@ -304,6 +314,11 @@ class Simulation:
             on_first=lambda: self._began(life, sequence, action.attempt),
             on_done=lambda: self._ended(life, sequence),
         )
+        if action.instance in self.failing:
+            life.sequence = None
+            failure = Failure(FallbackReason.DECODE_ERROR, "HTTP 500")
+            self._feed(e.DecodeFailed(life.request_id, action.attempt, failure))
+            return
         if action.is_landed:
             engine.decode(sequence)
             return

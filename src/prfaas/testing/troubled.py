@@ -18,7 +18,15 @@ from prfaas.core.model.curve import polynomial
 from prfaas.core.model.serving_model import ClusterModel, ServingModel
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
 from prfaas.sim.arrivals import Arrival
-from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBecomes
+from prfaas.sim.conditions import (
+    Condition,
+    EnginesDie,
+    EnginesFail,
+    EnginesMend,
+    EnginesReturn,
+    EnginesSlow,
+    LinkBecomes,
+)
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
 from prfaas.sim.policies import POLICIES
@@ -76,7 +84,7 @@ def _check_end(run: Run) -> None:
 
 def _deployment(rng: random.Random) -> SimulatedDeployment:
     prfaas = [Cluster(f"west{n}", Role.PRFAAS) for n in range(rng.randint(1, 2))]
-    pd = [Cluster(f"pd{n}", Role.PD) for n in range(rng.randint(1, 2))]
+    pd = [Cluster(f"pd{n}", Role.PD, rng.random() < 0.5) for n in range(rng.randint(1, 2))]
     members = [
         Instance(f"{c.name}-{n}", c.name, Duty.PREFILL, f"sim://{c.name}{n}", f"sim://{c.name}{n}/node", f"{c.name}{n}")
         for c in prfaas
@@ -111,7 +119,12 @@ def _conditions(rng: random.Random, topology: Topology) -> Iterator[tuple[float,
     links = [(link.source, link.target) for link in topology.links if link.bytes_per_s is not None]
     for _ in range(rng.randint(1, 8)):
         at_s = rng.uniform(0.0, UNTIL_S)
-        if rng.random() < 0.5:
+        if rng.random() < 0.3:
+            few = rng.sample(topology.instances, rng.randint(1, len(topology.instances)))
+            names = tuple(member.name for member in few)
+            yield at_s, EnginesFail(names) if rng.random() < 0.5 else EnginesSlow(names, rng.choice((2.0, 10.0)))
+            yield at_s + rng.uniform(0.1, 10.0), EnginesMend(names)
+        elif rng.random() < 0.5:
             few = rng.sample(topology.instances, rng.randint(1, len(topology.instances)))
             names = tuple(member.name for member in few)
             yield at_s, EnginesDie(names)
@@ -122,6 +135,7 @@ def _conditions(rng: random.Random, topology: Topology) -> Iterator[tuple[float,
             yield at_s + rng.uniform(0.1, 15.0), LinkBecomes(source, target, LINK_BYTES_PER_S)
     for source, target in links:
         yield HEALED_S, LinkBecomes(source, target, LINK_BYTES_PER_S)
+    yield HEALED_S, EnginesMend(tuple(member.name for member in topology.instances))
     yield HEALED_S, EnginesReturn(tuple(member.name for member in topology.instances))
 
 

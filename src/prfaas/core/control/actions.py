@@ -13,7 +13,7 @@
 | `DropLanding` | `LandingDropped` |
 | `StopPrefill`, `NoteUncached`, `Close` | none |
 | `Convert` | `TopologyChanged`, or `ConversionRefused` |
-| `NoteConversion`, `NoteSuggestions` | none |
+| `NoteConversion`, `NoteSuggestions`, `NoteHealth` | none |
 """
 
 from __future__ import annotations
@@ -172,6 +172,15 @@ class NoteSuggestions:
     suggestions: tuple[Suggestion, ...]
 
 
+@record
+class NoteHealth:
+    """For the log: an instance fails its work and gets none for a while, or works again."""
+
+    instance: str
+    is_out: bool
+    why: str
+
+
 RequestAction = (
     CountPrompt
     | Reserve
@@ -186,5 +195,5 @@ RequestAction = (
     | NoteUncached
     | Close
 )
-FleetAction = Convert | NoteConversion | NoteSuggestions
+FleetAction = Convert | NoteConversion | NoteSuggestions | NoteHealth
 Action = RequestAction | FleetAction

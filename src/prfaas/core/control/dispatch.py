@@ -133,16 +133,20 @@ class Dispatch:
         instance.work.add(request.request_id, expected_s, now_s)
         request.works_at, request.num_work_tokens = instance, num_tokens
 
-    def worked(self, request: Request, now_s: float, *, is_done: bool) -> None:
-        """The instance computes it no more. `is_done`: to its end, so that its time says something. Idempotent."""
+    def worked(self, request: Request, now_s: float, *, is_done: bool) -> float | None:
+        """The instance computes it no more. `is_done`: to its end, so that its time says something: returns it over the
+        time that was expected of its cluster. Idempotent."""
         instance, num_tokens = request.works_at, request.num_work_tokens
         taken_s = self._stops(request, now_s)
         if not is_done or instance is None or taken_s is None or not instance.duty.prefills:
-            return  # an engine that only decodes is late for other reasons than its speed
+            return None  # an engine that only decodes is late for other reasons than its speed
         if request.landing_beside is not None and request.prefill_instance is instance:
             taken_s -= self._fleet.rtt_s(instance.cluster, request.landing_beside.cluster)
-        if taken_s > 0:
-            self.estimates.saw_prefill(instance.cluster, num_tokens, taken_s)
+        if taken_s <= 0:
+            return None
+        ratio = taken_s / self.estimates.prefill_s(instance.cluster, num_tokens)
+        self.estimates.saw_prefill(instance.cluster, num_tokens, taken_s)
+        return ratio
 
     def begins(self, request: Request, now_s: float) -> None:
         """Its landing is there, and its prompt is on its way to the instance."""

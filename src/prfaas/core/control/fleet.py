@@ -45,13 +45,14 @@ class Instance:
     """One engine and the KV node beside it. `num_inflight` requests of ours are there, and `num_landings` landings.
     Of those in flight its batch answers `num_answers`, or will as soon as it has a place. It has no lane up to the
     nodes of the instances `cut_off_from`. `converts_to`: the duty that it is to get when it is idle; till then it takes
-    no new work."""
+    no new work. Nor does it while it `is_out`: see `health`."""
 
     engine_healthy: bool = _noticed("engine_healthy", "has_new_members")
     node_ready: bool = _noticed("node_ready", "has_new_members")
     is_draining: bool = _noticed("is_draining", "has_new_members")
     cut_off_from: frozenset[str] = _noticed("cut_off_from", "has_new_members")
     converts_to: Duty | None = _noticed("converts_to", "has_new_members")
+    is_out: bool = _noticed("is_out", "has_new_members")
     block_tokens: int | None = _noticed("block_tokens", "has_new_members")
     num_inflight: int = _noticed("num_inflight", "has_new_load")
 
@@ -63,7 +64,7 @@ class Instance:
         #: Place in the fleet.
         self.number = 0
         self.work = PrefillWork()
-        self.engine_healthy = self.node_ready = self.is_draining = False
+        self.engine_healthy = self.node_ready = self.is_draining = self.is_out = False
         self.block_tokens = None
         self.cut_off_from = frozenset()
         self.converts_to = None
@@ -93,7 +94,7 @@ class Instance:
 
     @property
     def takes_work(self) -> bool:
-        return not self.is_draining and self.converts_to is None
+        return not self.is_draining and not self.is_out and self.converts_to is None
 
     @property
     def may_decode(self) -> bool:
@@ -200,16 +201,11 @@ class Fleet:
         return [self.instances[member.name].candidate() for member in members]
 
     def decode_candidates(self, chains: Mapping[int, TokenChain] | None = None) -> list[Candidate]:
-        """All that decode. If no other works, one that is to get another duty still does."""
+        """All that decode. If no other works, one that is to get another duty still does, and one that is out."""
         found = [instance.candidate(chains) for instance in self.decoders]
-        if self.is_converting and not any(candidate.engine_healthy for candidate in found):
+        if not any(candidate.engine_healthy for candidate in found):
             return [replace(c, engine_healthy=self._still_decodes(self.instances[c.name])) for c in found]
         return found
-
-    @property
-    def is_converting(self) -> bool:
-        """Whether an instance is to get another duty."""
-        return any(instance.converts_to is not None for instance in self.decoders)
 
     def _still_decodes(self, instance: Instance) -> bool:
         return instance.engine_healthy and not instance.is_draining
@@ -266,14 +262,15 @@ class Fleet:
         self.instances |= left
         self._sort()
 
-    def forget_drained(self) -> None:
-        """Let go of instances that have left and hold nothing of ours."""
-        if any(i.is_draining and i.is_idle for i in self.instances.values()):
+    def forget_drained(self) -> bool:
+        """Let go of instances that have left and hold nothing of ours. Returns True if there were some."""
+        if has_some := any(i.is_draining and i.is_idle for i in self.instances.values()):
             for instance in self.instances.values():
                 if instance.is_draining and instance.is_idle:
                     instance.cache.observe_boot("")
             self.instances = {n: i for n, i in self.instances.items() if not (i.is_draining and i.is_idle)}
             self._sort()
+        return has_some
 
     def _sort(self) -> None:
         self.is_draining = any(i.is_draining for i in self.instances.values())

@@ -19,6 +19,7 @@ from prfaas.core.control import events as e
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.health import Health, blames
 from prfaas.core.control.placer import reason_of
 from prfaas.core.control.request import LandingPhase, Request, RequestState
 from prfaas.core.control.route import Option, Route, RouteKind
@@ -54,6 +55,7 @@ class Lifecycle:
         self.policy = policy
         self.terms = terms
         self.timers = Timers()
+        self.health = Health(fleet)
         self.out: list[a.Action] = []
         self.dispatch: Dispatch | None = None
         self.now_s = 0.0
@@ -205,6 +207,7 @@ class Lifecycle:
         # From now on, not from the node's answer: else all that come meanwhile would choose the same one.
         request.prefill, request.prefill_instance = route.prefill, self.fleet.instances[route.prefill]
         request.prefill_instance.num_inflight += 1
+        self.health.bound(request.prefill_instance, request.request_id)
         if self.dispatch is not None:
             self._computes_at(request, self.dispatch, request.prefill_instance, request.num_prompt_tokens)
         due_s = now_s + self.terms.deadline_s
@@ -218,6 +221,8 @@ class Lifecycle:
         decode = request.landing_beside
         assert decode is not None, "a landing was asked for beside an instance"
         restarted = decode.engine_registered(event.block_tokens, event.engine_boot_id, event.kv_group_kinds)
+        if restarted:
+            self.health.restarted(decode)
         # A probe may have seen the new life first, after the match and before this answer.
         restarted = restarted or decode.cache.boot_id != request.matched_boot_id
         if request.landing is P.ABANDONED:
@@ -257,6 +262,8 @@ class Lifecycle:
             request.landing_beside.node_ready = False
         # Perhaps the node has reserved and its answer was lost.
         was_wanted = request.landing is P.ASKED
+        if was_wanted and request.landing_beside is not None:
+            self._blame(request, request.landing_beside, event.failure)
         self._drop(request)
         if was_wanted:
             self._fall_back(request, event.failure)
@@ -270,9 +277,16 @@ class Lifecycle:
         if not request.prefill:
             return
         if self.dispatch is not None and request.works_at is request.prefill_instance:
-            self.dispatch.worked(request, self.now_s, is_done=is_done)
-        if is_done and request.prefill_instance is not None:
-            _ran_locally(request, request.prefill_instance)
+            ratio = self.dispatch.worked(request, self.now_s, is_done=is_done)
+            if ratio is not None and request.prefill_instance is not None:
+                self.health.took(request.prefill_instance, ratio, self.now_s)
+        if request.prefill_instance is not None:
+            if is_done:
+                _ran_locally(request, request.prefill_instance)
+                self.health.worked(request.prefill_instance, request.request_id, self.now_s)
+            elif failure is not None and request.state is S.PREFILLING:
+                self._blame(request, request.prefill_instance, failure)
+            self.health.given_up(request.prefill_instance, request.request_id)
         self.fleet.instances[request.prefill].num_inflight -= 1
         asked, request.prefill, request.prefill_instance = request.prefill_instance, "", None
         if failure is not None and failure.refused and asked is not None:
@@ -350,6 +364,8 @@ class Lifecycle:
             self._computes_no_more(request, is_done=True)
             _ran_locally(request, request.decode_instance)
             self._is_in_batch(request)
+        if request.decode_instance is not None:
+            self.health.worked(request.decode_instance, request.request_id, now_s)
         request.answered_by = request.decode_instance
         request.state = S.ANSWERING
 
@@ -360,6 +376,8 @@ class Lifecycle:
         self._computes_no_more(request)
         if event.failure.refused and request.decode_instance is not None:
             request.decode_instance.engine_silent(refused=True)
+        if request.decode_instance is not None:
+            self._blame(request, request.decode_instance, event.failure)
         may_retry, request.may_retry = request.may_retry, False
         if was_loading:
             self._fall_back(request, event.failure, avoid=failed)
@@ -482,10 +500,17 @@ class Lifecycle:
         if request.answers_at is not None:
             request.answers_at.num_answers -= 1
             request.answers_at = None
+        if request.decode_instance is not None:
+            self.health.given_up(request.decode_instance, request.request_id)
         request.decode, request.decode_instance = name, None
         if name:
             request.decode_instance = self.fleet.instances[name]
             request.decode_instance.num_inflight += 1
+            self.health.bound(request.decode_instance, request.request_id)
+
+    def _blame(self, request: Request, instance: Instance, failure: Failure) -> None:
+        if blames(failure.reason):
+            self.health.failed(instance, request.request_id, failure.reason, self.now_s)
 
     def _is_in_batch(self, request: Request) -> None:
         request.answers_at = request.decode_instance

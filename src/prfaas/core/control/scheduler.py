@@ -18,6 +18,7 @@ from prfaas.core.control import events as e
 from prfaas.core.control.conversion import Conversion, Converter, Phase
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.health import Health, Use
 from prfaas.core.control.lifecycle import Lifecycle, TransferTerms
 from prfaas.core.control.rebalance import Rebalancer, Suggestion
 from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, RequestState
@@ -51,7 +52,7 @@ class Scheduler:
     def next_due_s(self) -> float | None:
         """When a `Tick` will have something to do; None if never."""
         due_s = self._life.timers.next_due_s
-        for part in (self._life.dispatch, self.rebalancer, self.converter):
+        for part in (self._life.dispatch, self.rebalancer, self.converter, self._life.health):
             part_s = None if part is None else part.next_due_s
             if part_s is not None and (due_s is None or part_s < due_s):
                 due_s = part_s
@@ -61,6 +62,10 @@ class Scheduler:
     def dispatch(self) -> Dispatch | None:
         """None for a policy whose threshold is fixed."""
         return self._life.dispatch
+
+    @property
+    def health(self) -> Health:
+        return self._life.health
 
     def handle(self, event: e.Event, now_s: float) -> list[a.Action]:
         """What to do now that `event` has happened. `now_s` never falls."""
@@ -75,11 +80,13 @@ class Scheduler:
             self._world(event, now_s)
         if self.converter.current is not None:
             self._convert(now_s)
+        if self._life.health.changed:
+            self._health_changed()
         if self._life.dispatch is not None:
             for turn in self._life.dispatch.turns(now_s):
                 self._step(turn, now_s)
-        if self.fleet.is_draining:
-            self.fleet.forget_drained()
+        if self.fleet.is_draining and self.fleet.forget_drained():
+            self._life.health.forget_gone()
         return self._life.out
 
     def _arrived(self, event: e.RequestArrived, now_s: float) -> None:
@@ -110,6 +117,7 @@ class Scheduler:
 
     def _tick(self, now_s: float) -> None:
         timers = self._life.timers
+        self._life.health.tick(now_s)
         if self._life.dispatch is not None:
             self._life.dispatch.tick(now_s)
         if self.rebalancer is not None:
@@ -145,6 +153,18 @@ class Scheduler:
         self._life.out.append(a.NoteConversion(replace(conversion, beside=None)))
         if self.rebalancer is not None:
             self.rebalancer.ended(conversion, now_s)
+        self._fleet_changed()
+
+    def _health_changed(self) -> None:
+        """Tell who is out, and who is back."""
+        health = self._life.health
+        for instance in dict.fromkeys(health.changed):
+            record = health.records.get(instance)
+            if record is None or record.use is not Use.ON_TRIAL:
+                self._life.out.append(
+                    a.NoteHealth(instance.name, instance.is_out, "" if record is None else record.why)
+                )
+        health.changed.clear()
         self._fleet_changed()
 
     def _fleet_changed(self) -> None:
@@ -200,6 +220,7 @@ class Scheduler:
         match event:
             case e.TopologyChanged(topology):
                 self.fleet.apply(topology)
+                self._life.health.forget_gone()
                 if self.rebalancer is not None:
                     self.rebalancer.changed(now_s)
             case e.PolicyChanged(policy):
@@ -214,8 +235,8 @@ class Scheduler:
                 self.links = {pair: seen for pair, seen in self.links.items() if pair[0] != source}
             case e.EngineSeen() | e.EngineSilent() | e.NodeSeen() | e.NodeSilent():
                 instance = self.fleet.instances.get(event.instance)
-                if instance is not None:
-                    _observe(instance, event)
+                if instance is not None and _observe(instance, event):
+                    self._life.health.restarted(instance)
 
     def check(self) -> None:
         """Invariants; the message of a failure is the request's record."""
@@ -235,6 +256,7 @@ class Scheduler:
             assert instance.num_answers == answers[id(instance)], (name, instance.num_answers, answers[id(instance)])
             instance.cache.check()
         self.converter.check()
+        self._life.health.check()
         if self.dispatch is not None:
             self.dispatch.check()
         missing = (inflight.keys() | landings.keys()) - self.fleet.instances.keys()
@@ -261,7 +283,8 @@ def _check_request(request: Request) -> None:
     assert state is not RequestState.ENDED or not request.decode, f"ended and still on an engine: {request}"
 
 
-def _observe(instance: Instance, event: e.Event) -> None:
+def _observe(instance: Instance, event: e.Event) -> bool:
+    """Returns True if it was seen that the engine is another than before."""
     match event:
         case e.EngineSeen(_, healthy, num_requests):
             instance.engine_seen(healthy, num_requests)
@@ -270,6 +293,7 @@ def _observe(instance: Instance, event: e.Event) -> None:
         case e.NodeSeen():
             instance.node_ready, instance.cut_off_from = event.has_engine, event.cut_off_from
             if event.has_engine:
-                instance.engine_registered(event.block_tokens, event.engine_boot_id, event.kv_group_kinds)
+                return instance.engine_registered(event.block_tokens, event.engine_boot_id, event.kv_group_kinds)
         case e.NodeSilent():
             instance.node_ready = False
+    return False

@@ -84,6 +84,17 @@ class ConversionView:
 
 
 @record
+class OutView:
+    """An instance that gets no work, since it failed it or was too slow: `state` is out or on_trial."""
+
+    instance: str
+    state: str
+    why: str
+    num_times: int
+    tried_in_s: float
+
+
+@record
 class SchedulerView:
     """`threshold_tokens` is the solved one (Eq. 7), the planned one until enough lengths have been seen, or the fixed
     one; `max_rps` is what could be prefilled of such requests as come, `decode_rps` what could be decoded of answers of
@@ -105,13 +116,17 @@ class SchedulerView:
     stages: Sequence[StageView] = ()
     suggestions: Sequence[SuggestionView] = ()
     conversions: Sequence[ConversionView] = ()
+    out: Sequence[OutView] = ()
 
 
 def view(scheduler: Scheduler, now_s: float) -> SchedulerView:
     """Of `now_s`."""
     policy, dispatch = scheduler.policy, scheduler.dispatch
     if dispatch is None:
-        return SchedulerView(False, policy.offload, policy.threshold_tokens, None, None, None, 0, None, {}, ())
+        return SchedulerView(
+            False, policy.offload, policy.threshold_tokens, None, None, None, 0, None, {}, (),
+            out=_out(scheduler, now_s),
+        )  # fmt: skip
     estimates = dispatch.estimates
     split = estimates.split
     thresholds = thresholds_now(scheduler.fleet, dispatch, now_s)
@@ -138,6 +153,14 @@ def view(scheduler: Scheduler, now_s: float) -> SchedulerView:
         stages=_stages(scheduler.rebalancer),
         suggestions=_suggestions(scheduler.rebalancer),
         conversions=_conversions(scheduler.rebalancer, now_s),
+        out=_out(scheduler, now_s),
+    )
+
+
+def _out(scheduler: Scheduler, now_s: float) -> tuple[OutView, ...]:
+    return tuple(
+        OutView(name, str(record.use), record.why, record.num_times_out, max(0.0, record.until_s - now_s))
+        for name, record in scheduler.health.out()
     )
 
 

@@ -207,6 +207,8 @@ class Gateway:
     def _of_fleet(self, action: a.FleetAction) -> None:
         if isinstance(action, a.NoteConversion):
             self.coverage.conversions[action.conversion.phase] += 1
+        elif isinstance(action, a.NoteHealth):
+            self.coverage.num_ejections += action.is_out
         elif isinstance(action, a.Convert):
             instance = self.scheduler.fleet.instances[action.instance]
             held = instance.num_inflight, instance.num_landings, len(instance.work)

@@ -143,6 +143,7 @@ class Coverage:
         self.outcomes: Counter[str] = Counter()
         self.fallbacks: Counter[str] = Counter()
         self.conversions: Counter[Phase] = Counter()
+        self.num_ejections = 0
 
     def add(self, other: Coverage) -> None:
         self.faults.update(other.faults)
@@ -151,6 +152,7 @@ class Coverage:
         self.outcomes.update(other.outcomes)
         self.fallbacks.update(other.fallbacks)
         self.conversions.update(other.conversions)
+        self.num_ejections += other.num_ejections
 
     def table(self) -> str:
         """Faults by phase, as text; a dot where the fault cannot meet a request in that state."""
@@ -161,6 +163,7 @@ class Coverage:
             rows.append(fault.ljust(24) + "".join(f"{cell:>11}" for cell in cells))
         rows += ["", *(f"{upset.ljust(24)}{self.upsets[upset]:>11}" for upset in Upset)]
         rows += ["", *(f"{f'conversion {phase}'.ljust(24)}{n:>11}" for phase, n in sorted(self.conversions.items()))]
+        rows += ["", f"{'ejections'.ljust(24)}{self.num_ejections:>11}"]
         rows += ["", *(f"{name.ljust(24)}{n:>11}" for name, n in sorted((self.outcomes + self.fallbacks).items()))]
         return "\n".join(rows)
 

@@ -1,4 +1,4 @@
-"""Conversions of instances, and suggestions what would serve more: log lines and a counter."""
+"""Conversions of instances, suggestions what would serve more, and who is out: log lines and counters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prfaas.observe.metrics import Metrics
 logger = logging.getLogger("prfaas.gateway")
 
 
-class RebalanceLog:
+class FleetLog:
     """Writes to the logger `prfaas.gateway`."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -25,6 +25,8 @@ class RebalanceLog:
                 self._converts(action)
             elif isinstance(action, a.NoteSuggestions):
                 self._suggests(action)
+            elif isinstance(action, a.NoteHealth):
+                self._judges(action)
 
     def _converts(self, action: a.NoteConversion) -> None:
         done = action.conversion
@@ -38,6 +40,13 @@ class RebalanceLog:
             "conversion of %s to duty=%s: %s after %.0f s %s",
             done.instance, done.to_duty, done.phase, took_s, done.detail,
         )  # fmt: skip
+
+    def _judges(self, action: a.NoteHealth) -> None:
+        if action.is_out:
+            self._metrics.counter("prfaas_ejections_total", instance=action.instance).inc()
+            logger.warning("instance %s gets no work for a while: %s", action.instance, action.why)
+        else:
+            logger.info("instance %s works again", action.instance)
 
     def _suggests(self, action: a.NoteSuggestions) -> None:
         if action.suggestions:
