@@ -369,3 +369,22 @@ def test_a_probe_that_says_nothing_new_costs_nothing() -> None:
         found.see("pd-0")
     assert dispatch._changed == set()
     assert dispatch.estimates._solved_s is None
+
+
+@pytest.mark.parametrize(("falls_to", "gives_up"), [(8e5, False), (1e4, True)], ids=["a fifth less", "to a hundredth"])
+def test_what_crosses_a_link_that_falls_is_given_up_if_that_is_sooner(*, falls_to: float, gives_up: bool) -> None:
+    """The decode side computes it in two seconds; it would land in a little more than one, or in a hundred."""
+    found = drive("west-0 prefill", "pd-0 decode")
+    assert come(found, "a") == ["a west-0"]
+    found.feed(e.LandingReserved("a", 1_000_000, BLOCK, "life-1", ("full_attention",)))
+    assert state(found, "a") == "prefilling"
+    out = found.feed(e.LinkSeen("west-0", "pd-0", "congested", 1e9, 1_000_000, falls_to, unsent_bytes=1_000))
+    decoded = [x for x in out if isinstance(x, a.Decode)]
+    if not gives_up:
+        assert decoded == []
+        return
+    (decode,) = decoded
+    assert decode.fallback is not None
+    assert decode.fallback.reason == "deadline"
+    assert "the link from west to pd has become slow" in decode.fallback.detail
+    assert [type(x) for x in out if isinstance(x, a.StopPrefill | a.DropLanding)] == [a.StopPrefill, a.DropLanding]

@@ -9,6 +9,7 @@ Laws of this file:
 - What waits goes elsewhere if that has become cheaper by more than `MOVES_FOR` of what is left. It is looked at when
   instances of another cluster have nothing to do, when a link falls, and every `LOOKS_EVERY_S`; and if nobody works in
   its own cluster any more, it goes at once.
+- What already crosses a link that has become slow is given up if the decode side computes the prompt much sooner.
 - Work that was added somewhere is removed there, whatever happens to the instance meanwhile.
 """
 
@@ -24,6 +25,7 @@ from prfaas.core.control import events as e
 from prfaas.core.control.capacity import counts_now, prefill_stages
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.link_rates import Pair
 from prfaas.core.control.options import HANDOVER_S, cheapest
 from prfaas.core.control.placer import Placer
 from prfaas.core.control.queues import Queue
@@ -39,6 +41,8 @@ _CLOCK_S: Final = 1e-6
 LINK_AHEAD_S: Final = 5.0
 #: Estimates err; who has waited loses its place only for more than this share of what it would still take.
 MOVES_FOR: Final = 0.2
+#: What has been prefilled elsewhere is not thrown away for less.
+MIN_GIVEN_UP_S: Final = 2.0
 #: An instance with nothing to do asks those who wait elsewhere again so soon.
 TAKES_OVER_EVERY_S: Final = 0.25
 #: Engines that are slower than expected show in no event.
@@ -76,6 +80,8 @@ class Dispatch:
         self._looks_s: float | None = None
         #: So many of each queue are to be looked at now.
         self._looks_at = 0
+        #: Links that have become slow since, and the bytes that the node which said so has still to send.
+        self._fallen: dict[Pair, int] = {}
 
     @property
     def next_due_s(self) -> float | None:
@@ -223,7 +229,9 @@ class Dispatch:
                 return
             if self.estimates.links.saw((source.cluster, target.cluster), event, now_s):
                 self._looks_at = _LOOKED_AT_WHEN_A_LINK_FALLS
+                self._fallen[source.cluster, target.cluster] = event.queued_bytes or 0
                 self.estimates.forget_split()
+                self.estimates.solve_if_due(self._stages, now_s)
             return
         if isinstance(event, e.LinksLost):
             self.estimates.links.lost(event.source)
@@ -246,8 +254,12 @@ class Dispatch:
         if self._looks_s is not None and self._looks_s <= now_s:
             self._looks_at = max(self._looks_at, _LOOKED_AT)
 
-    def turns(self, now_s: float) -> Iterator[e.TurnCame]:
-        """Requests that need wait no more. Each must leave its queue before the next is asked for."""
+    def turns(self, now_s: float) -> Iterator[e.TurnCame | e.DeadlinePassed]:
+        """Requests that need wait no more, and those whose KVCache would cross for too long. Each must leave its queue,
+        or its link, before the next is asked for."""
+        while self._fallen:
+            pair, queued_bytes = self._fallen.popitem()
+            yield from self._given_up(pair, queued_bytes, now_s)
         if self._looks_at:
             most, self._looks_at, self._looks_s = self._looks_at, 0, None
             for cluster in list(self.queues):
@@ -370,6 +382,31 @@ class Dispatch:
             others = [o for o in found if o.kind is RouteKind.LOCAL or o.prefill_cluster != cluster]
             if others and self._is_better(cheapest(others), request, ahead, now_s):
                 yield e.TurnCame(request.request_id, None)
+
+    def _given_up(self, pair: Pair, queued_bytes: int, now_s: float) -> Iterator[e.DeadlinePassed]:
+        """Of those that cross a link that has become slow, in the order in which they were bound: whose prompt is
+        computed here much sooner than it would land."""
+        bytes_per_s = self.estimates.links.bytes_per_s(pair, now_s)
+        decoders = self._fleet.working_decoders(pair[1])
+        bound = self._bound_bytes.get(pair, 0.0)
+        if not self._moves or not decoders or not bound or bytes_per_s <= 0:
+            return
+        # Some of it has crossed already.
+        share = min(1.0, queued_bytes / bound) if queued_bytes else 1.0
+        ahead_bytes = 0.0
+        crossing = [r for r in self._requests.values() if r.crossing is not None and r.crossing.pair == pair]
+        for request in [r for r in crossing if r.crossing is not None and r.crossing.is_bound]:
+            assert request.crossing is not None, "it crosses"
+            assert request.num_prompt_tokens is not None, "only counted prompts are prefilled elsewhere"
+            lands_s = (ahead_bytes + request.crossing.num_bytes) * share / bytes_per_s
+            least_busy_s = min(instance.work.remaining_s(now_s) for instance in decoders)
+            prefill_s = self.estimates.prefill_s(pair[1], request.num_prompt_tokens - request.skip_tokens)
+            computed_s = least_busy_s + prefill_s
+            if computed_s < lands_s * (1 - MOVES_FOR) and lands_s > MIN_GIVEN_UP_S:
+                why = f"it would land in {lands_s:.0f} s: the link from {pair[0]} to {pair[1]} has become slow"
+                yield e.DeadlinePassed(request.request_id, now_s, why)
+            else:
+                ahead_bytes += request.crossing.num_bytes
 
     def _ahead(self, queue: Queue) -> list[tuple[Request, Ahead]]:
         """All that wait in a queue, in order, and what is before each."""

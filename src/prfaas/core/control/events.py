@@ -174,10 +174,12 @@ class LandingDropped:
 
 @record
 class DeadlinePassed:
-    """A transfer did not land in time. Made by the scheduler itself when a `Tick` finds it."""
+    """A transfer did not land in time, or will not: `why` says so then. Made by the scheduler itself when a `Tick`
+    finds it, or a link falls."""
 
     request_id: str
     deadline_s: float
+    why: str = ""
 
 
 @record
@@ -220,7 +222,8 @@ class NodeSilent:
 @record
 class LinkSeen:
     """What a sending node says of its link to another node. `queued_bytes` have not left it yet, or are still to be
-    computed; `delivered_bytes_per_s` of late. None: not said."""
+    computed; `unsent_bytes` of them are with the host's network stack, which cannot get rid of them;
+    `delivered_bytes_per_s` of late. None: not said."""
 
     source: str
     target: str
@@ -228,6 +231,7 @@ class LinkSeen:
     capacity_bytes_per_s: float | None = None
     queued_bytes: int | None = None
     delivered_bytes_per_s: float | None = None
+    unsent_bytes: int | None = None
 
 
 @record

@@ -311,7 +311,8 @@ class Lifecycle:
         self._decode(request, request.landing_at, is_landed=True)
 
     def _deadline_passed(self, request: Request, event: e.DeadlinePassed, now_s: float) -> None:
-        self._fall_back(request, Failure(FallbackReason.DEADLINE, f"not landed within {event.deadline_s:g} s"))
+        detail = event.why or f"not landed within {event.deadline_s:g} s"
+        self._fall_back(request, Failure(FallbackReason.DEADLINE, detail))
 
     def _lease_renewed(self, request: Request, event: e.LeaseRenewed, now_s: float) -> None:
         if event.is_held and request.landing is P.HELD:

@@ -1,10 +1,14 @@
 """What each link between two clusters carries: what the file says, corrected by what the sending nodes see.
 
 Laws of this file:
-- A rate falls at once with what is seen, and rises slowly: it doubles in `DOUBLES_S`. So a link that recovers is used
-  again little by little, and one that only seems to has cost little.
+- A rate falls at once with what is seen, and rises slowly while nothing is seen: it doubles in `DOUBLES_S`. So a link
+  that recovers is used again little by little, and one that only seems to has cost little.
+- Each time that such a hope turns out wrong, it doubles half as fast, down to `MAX_DOUBLES_S`: whoever tries costs a
+  request some seconds. Once more crosses than `PROVES` times what the link had fallen to, it is believed at once.
 - What is seen counts while a sender says that the link is pressed or congested: only then is the link what holds it up.
   Then the link carries what all its senders deliver together, or what those that are held up say that it can.
+- A sender that is congested and cannot get rid of its bytes delivers what the link carries for it, whatever it took the
+  capacity for before: that is a maximum of the last minutes, and links become slower.
 - What is old counts as not seen.
 """
 
@@ -20,8 +24,14 @@ from prfaas.core.topology import Topology
 
 #: Ten times as much is reached within seven seconds.
 DOUBLES_S: Final = 2.0
+MAX_DOUBLES_S: Final = 8.0
+#: A rate that has grown by less was no hope: what is delivered varies.
+HOPES: Final = 1.25
+PROVES: Final = 2.0
 #: The verdict of a link that holds nobody up.
 CLEAR: Final = "clear"
+#: Of one on which bytes queue in the network.
+CONGESTED: Final = "congested"
 #: Nodes say how their links are once a second; whoever has missed five words is not heard.
 STALE_S: Final = 5.0
 #: What is older is taken out of the sums so often.
@@ -32,8 +42,24 @@ Pair = tuple[str, str]
 
 @dataclass(slots=True)
 class _Rate:
+    """`low_bytes_per_s`: what it fell to last."""
+
     bytes_per_s: float
     as_of_s: float
+    low_bytes_per_s: float
+    doubles_s: float = DOUBLES_S
+
+    def fell(self, bytes_per_s: float, now_s: float) -> None:
+        if self.bytes_per_s > HOPES * self.low_bytes_per_s:
+            self.doubles_s = min(2 * self.doubles_s, MAX_DOUBLES_S)
+        self.bytes_per_s = self.low_bytes_per_s = bytes_per_s
+        self.as_of_s = now_s
+
+    def crosses(self, bytes_per_s: float) -> None:
+        """So much does."""
+        if bytes_per_s > PROVES * self.low_bytes_per_s:
+            self.low_bytes_per_s, self.doubles_s = bytes_per_s, DOUBLES_S
+            self.bytes_per_s = max(self.bytes_per_s, bytes_per_s)
 
 
 class _Said:
@@ -49,6 +75,11 @@ class _Said:
         self._num_deliver = 0
         self._delivered_bytes_per_s = 0.0
         self._swept_s = -math.inf
+
+    @property
+    def delivered_bytes_per_s(self) -> float:
+        """By all together."""
+        return self._delivered_bytes_per_s
 
     def take(self, seen: e.LinkSeen, now_s: float) -> None:
         names = seen.source, seen.target
@@ -71,7 +102,7 @@ class _Said:
         if now_s - self._swept_s >= SWEEP_EVERY_S:
             self._sweep(now_s)
         fresh = [seen for seen, at_s in map(self._last.__getitem__, self._held_up) if now_s - at_s <= STALE_S]
-        could = [seen.capacity_bytes_per_s for seen in fresh if seen.capacity_bytes_per_s is not None]
+        could = [rate for rate in map(_could, fresh) if rate is not None]
         if not fresh or not (could or self._num_deliver):
             return None
         return max(sum(could), self._delivered_bytes_per_s)
@@ -89,6 +120,13 @@ class _Said:
             # Sums of floats drift; of nothing the sum is nothing.
             left = max(0.0, self._delivered_bytes_per_s - seen.delivered_bytes_per_s)
             self._delivered_bytes_per_s = left if self._num_deliver else 0.0
+
+
+def _could(seen: e.LinkSeen) -> float | None:
+    """What one sender that is held up could send."""
+    if seen.verdict == CONGESTED and seen.unsent_bytes and seen.delivered_bytes_per_s is not None:
+        return seen.delivered_bytes_per_s
+    return seen.capacity_bytes_per_s
 
 
 class LinkRates:
@@ -116,9 +154,15 @@ class LinkRates:
         said = self._said.setdefault(pair, _Said())
         said.take(seen, now_s)
         is_seen = said.bytes_per_s(now_s)
+        rate = self._rates.get(pair)
         if is_seen is not None and is_seen < before:
-            self._rates[pair] = _Rate(is_seen, now_s)
+            if rate is None:
+                self._rates[pair] = _Rate(is_seen, now_s, is_seen)
+            else:
+                rate.fell(is_seen, now_s)
             return is_seen <= 0.9 * before
+        if rate is not None:
+            rate.crosses(said.delivered_bytes_per_s)
         return False
 
     def lost(self, source: str) -> None:
@@ -137,7 +181,9 @@ class LinkRates:
         passed_s = now_s - rate.as_of_s
         if passed_s > 0:
             # A floor, or a link that once gave nothing would never be tried again.
-            grown = max(rate.bytes_per_s, 1e-3 * given if given < math.inf else 1e6) * 2.0 ** (passed_s / DOUBLES_S)
+            grown = max(rate.bytes_per_s, 1e-3 * given if given < math.inf else 1e6) * 2.0 ** (
+                passed_s / rate.doubles_s
+            )
             rate.bytes_per_s, rate.as_of_s = min(grown, given if bound is None else max(bound, rate.bytes_per_s)), now_s
         if rate.bytes_per_s >= given:
             del self._rates[pair]

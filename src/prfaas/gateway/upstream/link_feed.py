@@ -82,8 +82,10 @@ class LinkFeed:
                 logger.info("link from=%s to=%s verdict=%s", source, target, report.verdict)
             gauge = self._metrics.gauge("prfaas_gateway_link_verdict", source=source, target=target)
             gauge.set(report.verdict.level)
-            capacity, queued, delivered = (
-                report.capacity_bytes_per_s, report.queued_bytes, report.delivered_bytes_per_s
+            self._feed(
+                e.LinkSeen(
+                    source, target, report.verdict, report.capacity_bytes_per_s, report.queued_bytes,
+                    report.delivered_bytes_per_s, report.unsent_bytes,
+                )
             )  # fmt: skip
-            self._feed(e.LinkSeen(source, target, report.verdict, capacity, queued, delivered))
         self.links[source] = dict(links)
