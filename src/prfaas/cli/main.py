@@ -203,6 +203,18 @@ def simulate(
 
 
 @app.command()
+def record(
+    gateway: Annotated[str, typer.Argument(metavar="URL", help="The gateway's base URL.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the trace is written.", show_default=False)],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as requests come, until Ctrl-C.")] = False,
+) -> None:
+    """Write a gateway's requests as a trace: lengths, times and salted hashes of prefixes, no text."""
+    from prfaas.recorder.command import RecordOptions, run
+
+    raise typer.Exit(run(RecordOptions(gateway, out, follow)))
+
+
+@app.command()
 def profile(
     url: Annotated[str, typer.Argument(help="Base URL of an OpenAI-compatible server.", show_default=False)],
     out: Annotated[Path, typer.Option(help="File to write.")],

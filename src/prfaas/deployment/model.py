@@ -320,6 +320,11 @@ class Gateway(Strict):
         description="Whether the field `priority` of a request, as vLLM has it, puts it before others that wait for a"
         " prefill instance. Whoever may set it can keep others waiting.",
     )
+    record: bool = Field(
+        default=False,
+        description="Keep lengths, times and salted hashes of prompts' blocks of the last requests, for"
+        " `prfaas record`. Whoever can reach the gateway can read them.",
+    )
     max_inflight_requests: int = Field(
         default=1024, ge=1, description="More than this are refused with 429 and Retry-After."
     )

@@ -25,6 +25,8 @@ from prfaas.observe.scheduler_metrics import SchedulerMetrics
 STORY_PREFIX: Final = "/prfaas/requests/"
 MODEL_PREFIX: Final = "/v1/models/"
 MAX_STORY_WAIT_S: Final = 60.0
+TRACE_PATH: Final = "/prfaas/trace"
+MAX_TRACE_PAGE: Final = 1_000
 #: A view takes milliseconds, and hundreds of them where instances are many.
 VIEW_EVERY_S: Final = 0.5
 
@@ -55,6 +57,9 @@ class Admin:
         """Answer one request. Raises ApiError 404 or 405."""
         route = self._routes.get(path)
         by_name = path.startswith((STORY_PREFIX, MODEL_PREFIX))
+        if path == TRACE_PATH and method == "GET":
+            await self._trace(response, query)
+            return
         if route is None and not by_name:
             raise ApiError(404, f"there is no route {path[:200]}", code="not_found")
         if method != "GET":
@@ -114,6 +119,27 @@ class Admin:
     async def _links(self, response: Response) -> None:
         await _json(response, {"links": msgspec.to_builtins(self._link_feed.links)})
 
+    async def _trace(self, response: Response, query: bytes) -> None:
+        """What was recorded after request number `after` of this gateway's life, in pages."""
+        recording = self._service.recording
+        if recording is None:
+            text = "this gateway records nothing; set gateway.record in the deployment file and start it anew"
+            raise ApiError(404, text, code="not_recorded")
+        most = _count(query, "most", MAX_TRACE_PAGE, 1, MAX_TRACE_PAGE)
+        asked = _count(query, "after", 0, 0, 1 << 53)
+        after = asked if _word(query, "life") in ("", recording.life) else 0
+        found = recording.after(after, most)
+        first = found[0].number if found else after + 1
+        began_s = recording.began_s or 0.0
+        await _json(response, {
+            "life": recording.life,
+            "next": found[-1].number if found else after,
+            "lost": max(0, first - after - 1),
+            "without_usage": recording.num_without_usage,
+            "left_out": recording.num_left_out,
+            "requests": [{**one.line(began_s), "block_tokens": one.block_tokens} for one in found],
+        })  # fmt: skip
+
     async def _story(self, response: Response, request_id: str, query: bytes) -> None:
         story = await self._service.story_book.read(request_id, _wait_s(query))
         if story is None:
@@ -154,6 +180,19 @@ def _wait_s(query: bytes) -> float | None:
     if not 0 <= wait_s <= MAX_STORY_WAIT_S:
         raise bad_request(f"wait_s must be from 0 to {MAX_STORY_WAIT_S:g}", "wait_s")
     return wait_s
+
+
+def _word(query: bytes, name: str) -> str:
+    return parse_qs(query.decode("latin-1")).get(name, [""])[-1]
+
+
+def _count(query: bytes, name: str, default: int, least: int, most: int) -> int:
+    text = _word(query, name)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit()) or not least <= int(text[:17]) <= most:
+        raise bad_request(f"{name} must be a whole number from {least} to {most}", name)
+    return int(text)
 
 
 async def _json(response: Response, answer: object, status: int = 200) -> None:

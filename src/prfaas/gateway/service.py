@@ -18,8 +18,9 @@ from prfaas.gateway.prompt.tokenize import PromptTokenizer, load_tokenizer
 from prfaas.gateway.story_book import StoryBook
 from prfaas.gateway.tracing import RequestTracing, SpanSink
 from prfaas.observe.fleet_log import FleetLog
-from prfaas.observe.journal import Journal
+from prfaas.observe.journal import Fold, Journal
 from prfaas.observe.metrics import Metrics, build
+from prfaas.observe.recording import Recording
 from prfaas.observe.request_log import RequestLog
 from prfaas.observe.request_metrics import RequestMetrics
 from prfaas.observe.story import Stories
@@ -38,6 +39,8 @@ class Service:
     stories: Stories
     story_book: StoryBook
     journal: Journal
+    #: None: nothing is recorded.
+    recording: Recording | None = None
     background: Background = field(default_factory=Background)
     #: Of requests that are being read or served: the driver knows them only when their bodies have come.
     admitted_ids: set[str] = field(default_factory=set)
@@ -64,6 +67,8 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
     served = routing_threshold(deployment, None) if served is None else served
     terms = TransferTerms(deadline_s=deployment.transfer.deadline, lease_s=deployment.transfer.lease)
     metrics, stories = build(CollectorRegistry(), "gateway"), Stories()
+    recording = Recording() if deployment.gateway.record else None
+    folds: list[Fold] = [stories, RequestMetrics(metrics, stories), RequestLog(stories), FleetLog(metrics)]
     return Service(
         deployment=deployment,
         model=deployment.served_model,
@@ -72,5 +77,6 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
         metrics=metrics,
         stories=stories,
         story_book=StoryBook(stories),
-        journal=Journal([stories, RequestMetrics(metrics, stories), RequestLog(stories), FleetLog(metrics)]),
+        journal=Journal(folds if recording is None else [*folds, recording]),
+        recording=recording,
     )

@@ -27,6 +27,7 @@ FIXED: Final[tuple[Setting, ...]] = (
     ("gateway", "port"),
     ("gateway", "connect_timeout"),
     ("gateway", "telemetry"),
+    ("gateway", "record"),
     ("transfer", "deadline"),
     ("transfer", "lease"),
     ("transfer", "hash"),

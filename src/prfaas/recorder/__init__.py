@@ -1,0 +1,1 @@
+"""`prfaas record`: a gateway's requests as a trace."""

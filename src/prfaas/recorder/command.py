@@ -1,0 +1,149 @@
+"""Fetches what a gateway has recorded and writes it as a trace, by which `plan` and `simulate` can be run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from prfaas.core.errors import PrfaasError
+
+#: Requests of one answer.
+PAGE: Final = 500
+TIMEOUT_S: Final = 30.0
+
+
+class BadRecording(PrfaasError):
+    """The gateway cannot be asked, or does not record; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOptions:
+    """`follow`: go on until Ctrl-C, asking every `every_s`; a gateway that is away is asked again."""
+
+    gateway: str
+    out: Path
+    follow: bool = False
+    every_s: float = 2.0
+
+
+@dataclass
+class _Progress:
+    after: int = 0
+    life: str | None = None
+    num_written: int = 0
+    num_lost: int = 0
+    num_without_usage: int = 0
+    num_left_out: int = 0
+    block_tokens: int = 0
+    offset_ms: int = 0
+    last_ms: int = 0
+
+
+def run(options: RecordOptions) -> int:
+    """Returns 0, or 2 after saying on standard error what is wrong; a file that exists is not touched then."""
+    url = f"{options.gateway.rstrip('/')}/prfaas/trace"
+    progress = _Progress()
+    try:
+        if not options.gateway.startswith(("http://", "https://")):
+            raise BadRecording(f"{options.gateway}: not a URL; write for example http://127.0.0.1:8000")
+        page = _fetch(url, progress)
+        if not page["requests"] and not options.follow:
+            raise BadRecording(f"{url}: nothing was recorded yet; send requests first, or give --follow")
+        with _opened(options.out) as out:
+            _write(out, page, progress)
+            _rest(url, out, progress, options)
+    except PrfaasError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+    _tell(options.out, progress)
+    return 0
+
+
+def _rest(url: str, out: IO[str], progress: _Progress, options: RecordOptions) -> None:
+    while True:
+        page: dict[str, Any] = {"requests": []}
+        try:
+            page = _fetch(url, progress)
+        except BadRecording as error:
+            if not options.follow:
+                raise
+            sys.stderr.write(f"\r{error}; asking again\n")
+        if not page["requests"]:
+            if not options.follow:
+                return
+            time.sleep(options.every_s)
+            continue
+        _write(out, page, progress)
+        sys.stderr.write(f"\r{progress.num_written} requests ")
+
+
+def _fetch(url: str, progress: _Progress) -> dict[str, Any]:
+    asked = f"{url}?after={progress.after}&most={PAGE}&life={progress.life or ''}"
+    try:
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as reply:  # noqa: S310 - see `run`
+            page = json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read().decode("utf-8", "replace")
+        try:
+            text = json.loads(text)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            text = text[:200]
+        raise BadRecording(f"{url}: {text}") from None
+    except (OSError, ValueError) as error:
+        raise BadRecording(f"{url}: no gateway answers there ({error})") from None
+    if not isinstance(page, dict) or "requests" not in page:
+        raise BadRecording(f"{url}: that is no PrfaaS gateway's answer")
+    return page
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise BadRecording(f"--out {path}: {error.strerror}") from None
+
+
+def _write(out: IO[str], page: dict[str, Any], progress: _Progress) -> None:
+    if page["life"] != progress.life:
+        if progress.life is not None:
+            text = "the gateway was started anew; prefixes of before are not recognized in what follows"
+            sys.stderr.write(f"\r{text}\n")
+        # Times go on from where they were.
+        first_ms = page["requests"][0]["timestamp"] if page["requests"] else 0
+        progress.offset_ms = progress.last_ms - first_ms
+        progress.life, progress.after = page["life"], 0
+    progress.num_lost += page["lost"]
+    progress.num_without_usage, progress.num_left_out = page["without_usage"], page["left_out"]
+    for line in page["requests"]:
+        block_tokens = line.pop("block_tokens")
+        if block_tokens and progress.block_tokens not in (0, block_tokens):
+            line["hash_ids"] = []
+        elif block_tokens:
+            progress.block_tokens = block_tokens
+        line["timestamp"] = max(0, line["timestamp"] + progress.offset_ms)
+        progress.last_ms = max(progress.last_ms, line["timestamp"])
+        out.write(json.dumps(line, separators=(",", ":")) + "\n")
+        progress.num_written += 1
+    out.flush()
+    progress.after = page["next"]
+
+
+def _tell(out: Path, progress: _Progress) -> None:
+    say = sys.stderr.write
+    say(f"{out}: {progress.num_written} requests, in blocks of {progress.block_tokens or 'no'} tokens\n")
+    if progress.num_without_usage:
+        text = "answers of the gateway's life said no usage: their output_length is 0; clients ask for it with"
+        say(f"{progress.num_without_usage} {text} stream_options.include_usage\n")
+    if progress.num_left_out:
+        say(f"{progress.num_left_out} requests of the gateway's life are left out: not answered, or not countable\n")
+    if progress.num_lost:
+        say(f"{progress.num_lost} requests were forgotten before they were fetched; run with --follow\n")

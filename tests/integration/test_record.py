@@ -1,0 +1,93 @@
+"""Record, replay, compare: requests of a running gateway become a trace that `plan` and `simulate` read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prfaas.core.planning.trace import read_trace
+from prfaas.observe.recording import BLOCK_TOKENS
+from prfaas.recorder.command import PAGE, RecordOptions, run
+from prfaas.simulator.command import SimulateOptions
+from prfaas.simulator.command import run as simulate
+from prfaas.testing.gateway_rig import Rig, gateway_rig, write_tiny_model
+
+CASE_STUDY = Path(__file__).parents[2] / "examples" / "case-study" / "prfaas.yaml"
+SECRET = "the words of a client"
+
+
+async def answered(rig: Rig, prompt: str, **more: Any) -> None:
+    reply, answer = await rig.complete(prompt=prompt, max_tokens=4, **more)
+    assert reply.status == 200, answer
+
+
+def test_a_recorded_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lengths and prefixes are those that were sent; no word of a prompt is in the file; the simulator runs it."""
+    out = tmp_path / "recorded.jsonl"
+    rng = random.Random(1)
+    begin = SECRET + "".join(rng.choice("abcdefgh") for _ in range(2 * BLOCK_TOKENS))
+
+    async def main() -> None:
+        write_tiny_model(tmp_path)
+        async with asyncio.timeout(120), gateway_rig(tmp_path, gateway={"record": True}) as rig:
+            for length in (100, 300, 2_000):
+                await answered(rig, begin + "".join(rng.choice("abcdefgh") for _ in range(length)))
+                await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(run, RecordOptions(rig.url, out)) == 0
+
+    asyncio.run(main())
+    text = out.read_text()
+    assert SECRET not in text
+    assert capsys.readouterr().err.startswith(f"{out}: 3 requests, in blocks of {BLOCK_TOKENS} tokens")
+    traced = read_trace(text.splitlines(), block_tokens=BLOCK_TOKENS)
+    assert [one.input_tokens for one in traced] == [len(begin) + more for more in (100, 300, 2_000)]
+    assert [one.uncached_tokens for one in traced][1:] == [one.input_tokens - 2 * BLOCK_TOKENS for one in traced[1:]]
+    assert simulate(SimulateOptions(CASE_STUDY, trace=out, as_json=True)) == 0
+    assert "3 requests of recorded.jsonl" in json.loads(capsys.readouterr().out)["load"]
+
+
+def test_more_than_a_page(tmp_path: Path) -> None:
+    """None is lost, none is there twice."""
+    out = tmp_path / "recorded.jsonl"
+
+    async def main() -> None:
+        write_tiny_model(tmp_path)
+        async with asyncio.timeout(120), gateway_rig(tmp_path, gateway={"record": True}) as rig:
+            for number in range(PAGE // 20 + 1):
+                await asyncio.gather(*(answered(rig, "x" * (10 + number)) for _ in range(20)))
+            assert await asyncio.to_thread(run, RecordOptions(rig.url, out)) == 0
+
+    asyncio.run(main())
+    lengths = [json.loads(line)["input_length"] for line in out.read_text().splitlines()]
+    assert sorted(lengths) == sorted(10 + number for number in range(PAGE // 20 + 1) for _ in range(20))
+
+
+def test_what_cannot_be_recorded_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A gateway that records nothing yet or not at all, none at all, and a file that cannot be written; a file that is
+    there stays as it was."""
+    out = tmp_path / "recorded.jsonl"
+    out.write_text("mine")
+
+    async def main() -> None:
+        write_tiny_model(tmp_path)
+        async with asyncio.timeout(120), gateway_rig(tmp_path) as rig:
+            assert await asyncio.to_thread(run, RecordOptions(rig.url, out)) == 2
+            assert "set gateway.record" in capsys.readouterr().err
+        async with asyncio.timeout(120), gateway_rig(tmp_path, gateway={"record": True}) as rig:
+            assert await asyncio.to_thread(run, RecordOptions(rig.url, out)) == 2
+            assert "nothing was recorded yet" in capsys.readouterr().err
+            await answered(rig, "x" * 20)
+            assert await asyncio.to_thread(run, RecordOptions(rig.url, tmp_path / "no" / "file")) == 2
+            assert "No such file or directory" in capsys.readouterr().err
+        assert run(RecordOptions(rig.url, out)) == 2
+        assert "no gateway answers there" in capsys.readouterr().err
+        assert run(RecordOptions("file:///etc/hosts", out)) == 2
+        assert "not a URL" in capsys.readouterr().err
+
+    asyncio.run(main())
+    assert out.read_text() == "mine"
