@@ -192,12 +192,30 @@ def simulate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     requests: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request.")] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--at",
+            metavar="WHAT",
+            help="What happens when, repeated: `300s link prfaas-west pd-east 10Gbps`, `300s die prfaas-west-0`.",
+        ),
+    ] = None,
 ) -> None:
     """Run a deployment under a load in simulated time, through the scheduler that the gateway runs."""
     from prfaas.simulator.command import SimulateOptions, run
 
     options = SimulateOptions(
-        file, tuple(policy or ()), seeds, first_seed, num_requests, rate, load, trace, as_json, requests
+        file,
+        tuple(policy or ()),
+        seeds,
+        first_seed,
+        num_requests,
+        rate,
+        load,
+        trace,
+        as_json,
+        requests,
+        tuple(at or ()),
     )
     raise typer.Exit(run(options))
 

@@ -163,6 +163,7 @@ class _Builder:
             num_prefill=None if num_idle else _num_prefill(cluster),
             price_per_gpu_hour=self._gpu_price(cluster, hardware),
             decode=decode,
+            decode_steps=hardware.decode if cluster.decode is None else (),
         )
 
     def _num_idle(self, name: str, cluster: Cluster) -> int:

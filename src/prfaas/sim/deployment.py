@@ -10,6 +10,7 @@ from typing import Final
 from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.router import COOL_DOWN_S, RoutePolicy
 from prfaas.core.model.curve import Curve
+from prfaas.core.model.decode import StepTimes
 from prfaas.core.planning.scenario import PlanningError, PolicyKind, Scenario
 from prfaas.core.planning.serving import moves_threshold, served_threshold_tokens, serving_model
 from prfaas.core.planning.solution import Solution
@@ -48,10 +49,12 @@ def planned_deployment(
     is_fixed: bool = False,
     convertible: Collection[str] = (),
     cool_down_s: float = COOL_DOWN_S,
+    has_constant_steps: bool = False,
 ) -> SimulatedDeployment:
     """A scenario with the split and the threshold of a plan. `rtts_s` are by source and target of a link. `is_fixed`:
     the threshold stays where it is planned, whatever the policy. `convertible`: PD clusters whose instances may get
-    other duties. Raises PlanningError if it is not known how long a decode step takes."""
+    other duties. `has_constant_steps`: a decode step takes what it takes with a full batch, as in Eq. 5. Raises
+    PlanningError if it is not known how long a decode step takes."""
     clusters = [Cluster(pd.name, Role.PD, pd.name in convertible) for pd in scenario.pd]
     clusters += [Cluster(name, Role.PRFAAS) for name in scenario.prfaas_by_name]
     instances: list[Instance] = []
@@ -60,7 +63,8 @@ def planned_deployment(
         if pd.decode is None:
             raise PlanningError(f"{pd.name}: a simulation needs its decode batch and step")
         num_prefill = solution.num_pd_prefill.get(pd.name, 0)
-        profile = EngineProfile(pd.prefill_s, pd.decode.batch, pd.decode.step_s)
+        steps = StepTimes(pd.decode_steps) if len(pd.decode_steps) > 1 and not has_constant_steps else None
+        profile = EngineProfile(pd.prefill_s, pd.decode.batch, pd.decode.step_s, steps=steps)
         for index in range(pd.num_instances):
             instance = _instance(pd.name, index, Duty.PREFILL if index < num_prefill else Duty.DECODE)
             instances.append(instance)

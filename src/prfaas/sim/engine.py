@@ -2,8 +2,9 @@
 
 Laws of this file:
 - Prompts are prefilled in the order in which they came, each in `prefill_s` of its uncached length.
-- A decode step gives every sequence of the batch one token, and takes `step_s` however many there are, as in the paper
-  (Eq. 5). At most `max_batch` sequences are in the batch; others wait in order.
+- A decode step gives every sequence of the batch one token, and takes what `steps` say of a batch of that size; without
+  them `step_s` however many there are, as in the paper (Eq. 5). At most `max_batch` sequences are in the batch; others
+  wait in order.
 - An engine that does both prefills in chunks, as engines do: every chunk is a step of the batch too, which gets one
   token of it. So a long prompt slows the batch down, and the batch does not slow the prompt.
 """
@@ -17,17 +18,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prfaas.core.model.curve import Curve
+from prfaas.core.model.decode import StepTimes
 from prfaas.sim.kernel import Kernel, Planned
 
 
 @dataclass(frozen=True, slots=True)
 class EngineProfile:
-    """`prefill_s`: seconds for a prompt of l uncached tokens, of which a step takes `chunk_tokens`."""
+    """`prefill_s`: seconds for a prompt of l uncached tokens, of which a step takes `chunk_tokens`. `step_s`: of a step
+    with a full batch; `steps`: by the batch, None if that makes no difference."""
 
     prefill_s: Curve
     max_batch: int
     step_s: float
     chunk_tokens: int = 8_192
+    steps: StepTimes | None = None
 
 
 class Prefill:
@@ -68,6 +72,8 @@ class Engine:
         #: Steps done since the start, fractions of one too: a sequence that joined at s has its n-th token at s + n.
         self._steps = 0.0
         self._step_s = profile.step_s
+        #: Of the prompt that is being prefilled; 0.0 without one.
+        self._chunk_s = 0.0
         self._advanced_at_s = kernel.now_s
         self._milestones: list[tuple[float, int, bool, Sequence]] = []
         self._number = 0
@@ -116,11 +122,11 @@ class Engine:
     def _start_prefill(self) -> None:
         self._advance()
         self._prefilling = self._prompts.popleft() if self._prompts else None
-        self._step_s = self._profile.step_s
+        self._chunk_s = 0.0
         if self._prefilling is not None:
             num_tokens = self._prefilling.num_tokens
             takes_s = self._profile.prefill_s.at(num_tokens) * self._slowness
-            self._step_s = max(takes_s / math.ceil(num_tokens / self._profile.chunk_tokens), self._step_s)
+            self._chunk_s = takes_s / math.ceil(num_tokens / self._profile.chunk_tokens)
             ends_s = self._kernel.now_s + takes_s
             self._prefill_ends = self._kernel.at(ends_s, self._prefilled, self._prefilling)
             self._prefilling.on_start(ends_s)
@@ -172,6 +178,9 @@ class Engine:
         if self._next is not None:
             self._next.cancel()
             self._next = None
+        profile = self._profile
+        step_s = profile.step_s if profile.steps is None else profile.steps.at(self._num_decoding)
+        self._step_s = max(self._chunk_s, step_s)
         if self._milestones:
             steps = self._milestones[0][0] - self._steps
             self._next = self._kernel.after(max(0.0, steps) * self._step_s, self._due)

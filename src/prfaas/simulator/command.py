@@ -30,6 +30,7 @@ from prfaas.sim.deployment import SimulatedDeployment, planned_deployment
 from prfaas.sim.policies import POLICIES
 from prfaas.sim.runs import Run, open_loop
 from prfaas.sim.simulation import Life
+from prfaas.simulator.happenings import happenings
 from prfaas.simulator.results import Results, results_of
 
 KINDS: Final = tuple(get_args(Policy.model_fields["kind"].annotation))
@@ -60,6 +61,7 @@ class SimulateOptions:
     trace: Path | None = None
     as_json: bool = False
     requests: Path | None = None
+    happenings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ def run(options: SimulateOptions) -> int:
         asked = options.policies or (deployment.policy.kind,)
         kinds = dict.fromkeys(name for one in asked for name in (NAMES if one == ALL else (one,)))
         cases = [_case(deployment, document, kind) for kind in kinds]
+        for case in cases:
+            happenings(options.happenings, case.deployment.topology)
         load = _load(options, deployment, cases[0])
         results = _simulated(options, cases, load)
     except PrfaasError as error:
@@ -198,7 +202,9 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: _Load) -> lis
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
-                done = open_loop(case.seeded(seed), load.arrivals(seed), on_progress=progress.show)
+                made = case.seeded(seed)
+                conditions = happenings(options.happenings, made.topology)
+                done = open_loop(made, load.arrivals(seed), conditions=conditions, on_progress=progress.show)
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prfaas.core.model.decode import DecodeError, DecodePoint, decode_within
+from prfaas.core.model.decode import DecodeError, DecodePoint, StepTimes, decode_within
 
 
 def step_at(points: list[DecodePoint], batch: int) -> float:
@@ -84,3 +84,12 @@ def test_nothing_known_is_refused() -> None:
 def test_requests_per_second() -> None:
     """Eq. 5 for one instance: 20 sequences, 25 ms, 1024 tokens."""
     assert DecodePoint(20, 0.025).rps(1024) == 0.78125
+
+
+def test_a_step_between_measured_batches_lies_on_a_line() -> None:
+    """Below the smallest and above the largest it is theirs; of one point it is always that."""
+    steps = StepTimes([DecodePoint(8, 0.03), DecodePoint(2, 0.01), DecodePoint(8, 0.02)])
+    assert [steps.at(batch) for batch in (0, 1, 2, 5, 8, 20)] == pytest.approx([0.01, 0.01, 0.01, 0.02, 0.03, 0.03])
+    assert [StepTimes([DecodePoint(20, 0.025)]).at(batch) for batch in (0, 7, 30)] == [0.025] * 3
+    with pytest.raises(DecodeError):
+        StepTimes([])

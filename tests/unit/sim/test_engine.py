@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prfaas.core.model.curve import polynomial
+from prfaas.core.model.decode import DecodePoint, StepTimes
 from prfaas.sim.engine import Engine, EngineProfile, Prefill, Sequence
 from prfaas.sim.kernel import Kernel
 
@@ -12,9 +13,9 @@ from prfaas.sim.kernel import Kernel
 class Bench:
     """An engine that prefills a token in 10 ms and decodes two sequences at 100 ms a step."""
 
-    def __init__(self, chunk_tokens: int = 8_192) -> None:
+    def __init__(self, chunk_tokens: int = 8_192, steps: StepTimes | None = None) -> None:
         self.kernel = Kernel()
-        profile = EngineProfile(polynomial(0.0, 0.01), max_batch=2, step_s=0.1, chunk_tokens=chunk_tokens)
+        profile = EngineProfile(polynomial(0.0, 0.01), 2, 0.1, chunk_tokens, steps)
         self.engine = Engine(self.kernel, profile)
         self.told: dict[str, float] = {}
 
@@ -104,3 +105,23 @@ def test_a_dropped_sequence_gives_its_place_to_the_next() -> None:
     bench.kernel.at(1.0, bench.engine.drop_sequence, gone)
     bench.kernel.run(10.0)
     assert bench.told == {"gone first": 0.1, "b first": 0.1, "d first": 1.1, "d done": 1.1, "b done": 5.0}
+
+
+def test_a_step_takes_what_its_batch_takes() -> None:
+    """Alone 40 ms, two 100 ms: the second comes when the first has five of ten tokens, and both have the next five
+    together; the second has the rest alone."""
+    bench = Bench(steps=StepTimes([DecodePoint(1, 0.04), DecodePoint(2, 0.1)]))
+    bench.engine.decode(bench.sequence("a", 10))
+    bench.kernel.at(0.2, lambda: bench.engine.decode(bench.sequence("b", 10)))
+    bench.kernel.run(10.0)
+    assert bench.told == {"a first": 0.04, "b first": 0.3, "a done": 0.7, "b done": 0.9}
+
+
+def test_a_chunk_is_a_step_however_few_decode() -> None:
+    """A prompt of one second in one chunk: whoever decodes has one token of it, and the next at its own pace."""
+    bench = Bench(steps=StepTimes([DecodePoint(1, 0.04), DecodePoint(2, 0.1)]))
+    bench.engine.prefill(bench.prompt("p", 100))
+    bench.engine.decode(bench.sequence("a", 2))
+    bench.kernel.run(10.0)
+    assert bench.told["a first"] == 1.0
+    assert bench.told["a done"] == 1.04

@@ -54,8 +54,8 @@ class PrfaasCluster:
 @dataclass(frozen=True, slots=True)
 class PdCluster:
     """A cluster that decodes, and prefills what stays. `decode_rps`: requests per second that one decoding instance
-    finishes, BS_max / (T_decode · L_out); `decode` is the batch and the step that it comes from, for who simulates it.
-    `num_prefill` fixes the split; None lets the search choose."""
+    finishes, BS_max / (T_decode · L_out); `decode` is the batch and the step that it comes from, `decode_steps` all
+    that were measured: for who simulates it. `num_prefill` fixes the split; None lets the search choose."""
 
     name: str
     num_instances: int
@@ -65,6 +65,7 @@ class PdCluster:
     num_prefill: int | None = None
     price_per_gpu_hour: float | None = None
     decode: DecodePoint | None = None
+    decode_steps: tuple[DecodePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
