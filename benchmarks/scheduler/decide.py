@@ -18,7 +18,7 @@ from prfaas.core.cache.engine_cache import EngineCache
 from prfaas.core.cache.hashing import TokenChain, chain_tokens, pack_tokens
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
-from prfaas.core.control.fleet import MAX_RECORD_BLOCKS
+from prfaas.core.control.instance import MAX_RECORD_BLOCKS
 from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.scheduler import Scheduler

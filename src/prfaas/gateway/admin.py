@@ -14,7 +14,7 @@ import msgspec
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from prfaas.core.control.fleet import Instance
+from prfaas.core.control.instance import Instance
 from prfaas.core.control.view import SchedulerView, view
 from prfaas.gateway.api.errors import ApiError, bad_request
 from prfaas.gateway.api.http import JSON, Response

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from prfaas.core.control import events as e
-from prfaas.core.control.fleet import MAX_SILENT_PROBES, Fleet, Instance
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.instance import MAX_SILENT_PROBES, Instance
 from prfaas.core.control.route import RouteKind
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.core.topology import Duty

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from prfaas.core.control.actions import Close
 from prfaas.core.control.events import AnswerEnded, RequestAbandoned, RequestArrived, Tick
 from prfaas.core.control.fallback import FallbackReason
-from prfaas.core.control.fleet import MAX_SILENT_PROBES, Instance
+from prfaas.core.control.instance import MAX_SILENT_PROBES, Instance
 from prfaas.core.control.route import RouteReason
 from prfaas.core.topology import Duty
 from prfaas.core.topology import Instance as Member

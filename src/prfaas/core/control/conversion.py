@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.instance import Instance
 from prfaas.core.topology import Duty
 
 #: The longest answers are waited for.

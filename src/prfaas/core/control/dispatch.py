@@ -24,7 +24,8 @@ from typing import Final
 from prfaas.core.control import events as e
 from prfaas.core.control.capacity import counts_now, prefill_stages
 from prfaas.core.control.estimates import Estimates
-from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.instance import Instance
 from prfaas.core.control.link_rates import Pair
 from prfaas.core.control.options import HANDOVER_S, cheapest
 from prfaas.core.control.placer import Placer

@@ -22,7 +22,8 @@ from enum import StrEnum
 from typing import Final
 
 from prfaas.core.control.fallback import FallbackReason
-from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.instance import Instance
 
 MAX_FAILURES: Final = 5
 OUT_S: Final = 1.0

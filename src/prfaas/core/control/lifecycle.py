@@ -18,8 +18,9 @@ from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fallback import Failure, FallbackReason
-from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.health import Health, blames
+from prfaas.core.control.instance import Instance
 from prfaas.core.control.placer import reason_of
 from prfaas.core.control.request import LandingPhase, Request, RequestState
 from prfaas.core.control.route import Option, Route, RouteKind

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
 from prfaas.core.control.estimates import Estimates
-from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.instance import Instance
 from prfaas.core.control.options import HANDOVER_S, cheapest, delay_to_others_s, wait_s
 from prfaas.core.control.queues import Queue
 from prfaas.core.control.route import Ahead, Option, Prompt, Route, RouteKind, RouteReason

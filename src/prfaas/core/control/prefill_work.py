@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prfaas.core.control.standing import NOWHERE
+from prfaas.core.control.marks import NOWHERE
 
 
 class PrefillWork:
     """Of one instance, by request. Times are expected ones, in seconds."""
 
-    __slots__ = ("_began_s", "_expected_s", "_sum_s", "standing")
+    __slots__ = ("_began_s", "_expected_s", "_sum_s", "marks")
 
     def __init__(self) -> None:
-        #: Of the instance's cluster: it is told of every change.
-        self.standing = NOWHERE
+        #: Of the instance's cluster: every change leaves one.
+        self.marks = NOWHERE
         self._expected_s: dict[str, float] = {}
         self._sum_s = 0.0
         #: When the first prompt's turn came.
@@ -52,13 +52,13 @@ class PrefillWork:
             self._began_s = now_s
         self._expected_s[request_id] = expected_s
         self._sum_s += expected_s
-        self.standing.has_new_work = True
+        self.marks.has_new_work = True
 
     def begins(self, request_id: str, now_s: float) -> None:
         """The engine gets it now. Nothing, unless its turn has come."""
         if next(iter(self._expected_s), None) == request_id:
             self._began_s = now_s
-            self.standing.has_new_work = True
+            self.marks.has_new_work = True
 
     def remove(self, request_id: str, now_s: float) -> float | None:
         """It has ended. Returns how long it took since its turn came; None if others were before it. Idempotent."""
@@ -67,7 +67,7 @@ class PrefillWork:
             return None
         was_first = next(iter(self._expected_s)) == request_id
         del self._expected_s[request_id]
-        self.standing.has_new_work = True
+        self.marks.has_new_work = True
         # Sums of floats drift; of nothing the sum is nothing.
         self._sum_s = self._sum_s - expected_s if self._expected_s else 0.0
         if not was_first:

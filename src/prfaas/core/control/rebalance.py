@@ -21,7 +21,8 @@ from typing import Final
 from prfaas.core.control.capacity import Capacity, Counts, capacity, counts_now
 from prfaas.core.control.conversion import Conversion, Converter, Phase
 from prfaas.core.control.estimates import Estimates
-from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.instance import Instance
 from prfaas.core.control.lengths import MIN_LENGTHS
 from prfaas.core.control.stage_loads import StageLoads
 from prfaas.core.record import record

@@ -17,7 +17,7 @@ from typing import Final
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control import events as e
-from prfaas.core.control.fleet import Instance
+from prfaas.core.control.instance import Instance
 from prfaas.core.control.route import Option, Route
 
 

@@ -17,8 +17,9 @@ from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.conversion import Conversion, Converter, Phase
 from prfaas.core.control.dispatch import Dispatch
-from prfaas.core.control.fleet import Fleet, Instance
+from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.health import Health, Use
+from prfaas.core.control.instance import Instance
 from prfaas.core.control.lifecycle import Lifecycle, TransferTerms
 from prfaas.core.control.rebalance import Rebalancer, Suggestion
 from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, RequestState

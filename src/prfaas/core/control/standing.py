@@ -2,7 +2,7 @@
 much they have to do, whose batch has a place.
 
 Laws of this file:
-- Instances say themselves what of them has changed; what is kept is made anew with the next question.
+- Instances leave marks of what has changed; what is kept is made anew with the next question.
 - A question about work takes time in proportion to the cluster only after a change, or while an instance is late.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from prfaas.core.control.fleet import Instance
+from prfaas.core.control.instance import Instance
+from prfaas.core.control.marks import Marks
 
 
 class Backlog(NamedTuple):
@@ -37,7 +37,7 @@ class Standing:
 
     def __init__(self, prefillers: Sequence[Instance] = (), decoders: Sequence[Instance] = ()) -> None:
         self._prefillers, self._decoders = tuple(prefillers), tuple(decoders)
-        self.has_new_members = self.has_new_load = self.has_new_work = True
+        self.marks = Marks()
         self._working_prefillers: list[Instance] = []
         self._working_decoders: list[Instance] = []
         self._ready: list[Instance] = []
@@ -58,49 +58,49 @@ class Standing:
     @property
     def prefillers(self) -> list[Instance]:
         """Those that prefill for others, and work."""
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
         return self._working_prefillers
 
     @property
     def decoders(self) -> list[Instance]:
         """Those that decode, and work."""
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
         return self._working_decoders
 
     @property
     def ready(self) -> list[Instance]:
         """Working ones that decode, with a node that works."""
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
         return self._ready
 
     @property
     def some_are_cut_off(self) -> bool:
         """Whether some working prefiller has no lane to somebody."""
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
         return self._cut_off
 
     @property
     def all_only_decode(self) -> bool:
         """Whether none that decodes prefills too."""
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
         return self._all_only_decode
 
     @property
     def decoder_block_sizes(self) -> frozenset[int]:
         """In tokens, of those that decode."""
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
         return self._decoder_block_sizes
 
     @property
     def block_sizes(self) -> frozenset[int]:
         """Of all."""
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
         return self._block_sizes
 
@@ -113,16 +113,16 @@ class Standing:
         self._decoder_block_sizes = frozenset(i.block_tokens for i in self._decoders if i.block_tokens)
         others = (i.block_tokens for i in self._prefillers if i.block_tokens)
         self._block_sizes = self._decoder_block_sizes.union(others)
-        self.has_new_members = False
-        self.has_new_load = self.has_new_work = True
+        self.marks.has_new_members = False
+        self.marks.has_new_load = self.marks.has_new_work = True
 
     # What they have to do
 
     def backlog(self, now_s: float) -> Backlog:
         """What the prefillers have to do."""
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
-        if self.has_new_work:
+        if self.marks.has_new_work:
             self._take_stock()
         elif now_s == self._backlog_at_s:
             return self._backlog
@@ -155,29 +155,29 @@ class Standing:
         self._first_late_s = min((busy.first_s for busy in self._busy), default=math.inf)
         self._soonest_end_s = min((busy.end_s for busy in self._busy), default=math.inf)
         self._sum_end_s = math.fsum(busy.end_s for busy in self._busy)
-        self.has_new_work = False
+        self.marks.has_new_work = False
 
     # Whose batch has a place
 
     def in_flight(self) -> int:
         """Requests at all that decode."""
-        if self.has_new_members or self.has_new_load:
+        if self.marks.has_new_members or self.marks.has_new_load:
             self._count()
         return self._in_flight
 
     def landing(self, max_batch: int | None) -> Instance | None:
         """Where a prompt of which nobody holds anything lands first; None if no node is ready."""
-        if self.has_new_members or self.has_new_load or max_batch != self._max_batch:
+        if self.marks.has_new_members or self.marks.has_new_load or max_batch != self._max_batch:
             self._max_batch = max_batch
             self._count()
         return self._landing
 
     def _count(self) -> None:
-        if self.has_new_members:
+        if self.marks.has_new_members:
             self._look()
         self._in_flight = sum([i.num_inflight for i in self._working_decoders])
         self._landing = min(self._ready, key=self._rank, default=None)
-        self.has_new_load = False
+        self.marks.has_new_load = False
 
     def _rank(self, instance: Instance) -> tuple[int, int, int]:
         return landing_rank(instance, self._max_batch)
@@ -187,7 +187,3 @@ def landing_rank(instance: Instance, max_batch: int | None, num_known_tokens: in
     """Best first: with a place in its batch, then by what it knows of a prompt, then by load."""
     over = 0 if max_batch is None else max(0, instance.num_inflight + 1 - max_batch)
     return over, -num_known_tokens, instance.num_requests or instance.num_inflight
-
-
-#: Of an instance that is in no fleet.
-NOWHERE: Final = Standing()

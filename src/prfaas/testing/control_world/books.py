@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
-from prfaas.core.control.fleet import MAX_SILENT_PROBES
+from prfaas.core.control.instance import MAX_SILENT_PROBES
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.core.topology import Duty
 from prfaas.core.transfer.landings import Landing
