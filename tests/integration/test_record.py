@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from prfaas.core.planning.trace import read_trace
 from prfaas.observe.recording import BLOCK_TOKENS
-from prfaas.recorder.command import PAGE, RecordOptions, run
+from prfaas.recorder.command import PAGE, RecordOptions, _Progress, _write, run
 from prfaas.simulator.command import SimulateOptions
 from prfaas.simulator.command import run as simulate
 from prfaas.testing.gateway_rig import Rig, gateway_rig, write_tiny_model
@@ -49,6 +50,31 @@ def test_a_recorded_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [one.uncached_tokens for one in traced][1:] == [one.input_tokens - 2 * BLOCK_TOKENS for one in traced[1:]]
     assert simulate(SimulateOptions(CASE_STUDY, trace=out, as_json=True)) == 0
     assert "3 requests of recorded.jsonl" in json.loads(capsys.readouterr().out)["load"]
+
+
+def test_times_are_those_of_arrival_whoever_ends_first(tmp_path: Path) -> None:
+    """A page in the order of ends, as a gateway gives it."""
+    lines: list[dict[str, Any]] = [{"timestamp": ms, "input_length": 1, "output_length": 1, "hash_ids": [], "block_tokens": 0}
+             for ms in (50_000, 0, 20_000, 60_000)]  # fmt: skip
+    page = {"life": "a", "next": 4, "lost": 0, "without_usage": 0, "left_out": 0, "requests": lines}
+    out = StringIO()
+    _write(out, page, _Progress())
+    assert [json.loads(line)["timestamp"] for line in out.getvalue().splitlines()] == [50_000, 0, 20_000, 60_000]
+
+
+def test_pages_are_asked_for_in_numbers(tmp_path: Path) -> None:
+    """Not too large ones, however they are written; and with GET."""
+
+    async def main() -> None:
+        write_tiny_model(tmp_path)
+        async with asyncio.timeout(120), gateway_rig(tmp_path, gateway={"record": True}) as rig:
+            for query in ("most=0", "most=1001", "most=00000000000000001999999", "after=-1", "after=" + "9" * 5_000):
+                async with rig.session.get(f"{rig.url}/prfaas/trace?{query}") as reply:
+                    assert reply.status == 400, query
+            async with rig.session.post(f"{rig.url}/prfaas/trace") as reply:
+                assert reply.status == 405
+
+    asyncio.run(main())
 
 
 def test_more_than_a_page(tmp_path: Path) -> None:

@@ -146,6 +146,15 @@ def test_what_no_conversion_mends_is_suggested() -> None:
     assert {stage.cluster for stage in shown.stages} == {"prfaas-west", "pd-east"}
 
 
+def test_suggestions_end_with_the_load() -> None:
+    """Whoever scales by them must see that nothing binds any more; and loads go down to nothing."""
+    found = run(deployment(), 3.3, 400.0)
+    rebalancer = rebalancer_of(found)
+    assert rebalancer.suggestions == ()
+    assert max(stage.load or 0.0 for stage in rebalancer.loads.all()) < 0.01
+    assert found.simulation.scheduler.next_due_s is None
+
+
 def test_a_cluster_that_must_not_be_converted_gets_a_suggestion() -> None:
     """With what the conversion would bring."""
     found = run_until(deployment(is_convertible=False), 2.2, 400.0, output_tokens=2_048)

@@ -57,14 +57,13 @@ class Admin:
         """Answer one request. Raises ApiError 404 or 405."""
         route = self._routes.get(path)
         by_name = path.startswith((STORY_PREFIX, MODEL_PREFIX))
-        if path == TRACE_PATH and method == "GET":
-            await self._trace(response, query)
-            return
-        if route is None and not by_name:
+        if route is None and not by_name and path != TRACE_PATH:
             raise ApiError(404, f"there is no route {path[:200]}", code="not_found")
         if method != "GET":
             raise ApiError(405, f"{path[:200]} takes GET", code="method_not_allowed", allow="GET")
-        if route is not None:
+        if path == TRACE_PATH:
+            await self._trace(response, query)
+        elif route is not None:
             await route(response)
         elif path.startswith(STORY_PREFIX):
             await self._story(response, path.removeprefix(STORY_PREFIX), query)
@@ -190,7 +189,7 @@ def _count(query: bytes, name: str, default: int, least: int, most: int) -> int:
     text = _word(query, name)
     if not text:
         return default
-    if not (text.isascii() and text.isdigit()) or not least <= int(text[:17]) <= most:
+    if not (text.isascii() and text.isdigit() and len(text) < 18) or not least <= int(text) <= most:
         raise bad_request(f"{name} must be a whole number from {least} to {most}", name)
     return int(text)
 

@@ -87,12 +87,13 @@ def keep_given_duties(written_before: Topology, now: Topology, written: Topology
     before = {instance.name: instance for instance in written_before.instances}
     given = {i.name: i.duty for i in now.instances if i.name in before and i.duty is not before[i.name].duty}
     kept = written
-    for instance in written.instances:
+    # Those that decode first, so that somebody does after every step.
+    for instance in sorted(written.instances, key=lambda i: not given.get(i.name, i.duty).decodes):
         duty = given.get(instance.name)
         if duty is None or instance != before[instance.name] or instance.cluster not in written.convertible:
             continue
         try:
             kept = kept.with_duty(instance.name, duty)
         except AssertionError:
-            logger.info("%s has the duty that the file says again, or nothing would decode", instance.name)
+            logger.info("%s has the duty that the file says again: nothing else would decode", instance.name)
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sys
 import time
@@ -46,7 +47,8 @@ class _Progress:
 
 
 def run(options: RecordOptions) -> int:
-    """Returns 0, or 2 after saying on standard error what is wrong; a file that exists is not touched then."""
+    """Returns 0, or 2 after saying on standard error what is wrong. Before the gateway has answered once, a file that
+    exists is not touched."""
     url = f"{options.gateway.rstrip('/')}/prfaas/trace"
     progress = _Progress()
     try:
@@ -98,7 +100,7 @@ def _fetch(url: str, progress: _Progress) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             text = text[:200]
         raise BadRecording(f"{url}: {text}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise BadRecording(f"{url}: no gateway answers there ({error})") from None
     if not isinstance(page, dict) or "requests" not in page:
         raise BadRecording(f"{url}: that is no PrfaaS gateway's answer")
@@ -117,9 +119,9 @@ def _write(out: IO[str], page: dict[str, Any], progress: _Progress) -> None:
         if progress.life is not None:
             text = "the gateway was started anew; prefixes of before are not recognized in what follows"
             sys.stderr.write(f"\r{text}\n")
-        # Times go on from where they were.
-        first_ms = page["requests"][0]["timestamp"] if page["requests"] else 0
-        progress.offset_ms = progress.last_ms - first_ms
+            # Times go on from where they were; requests come in the order of their ends.
+            first_ms = min((line["timestamp"] for line in page["requests"]), default=0)
+            progress.offset_ms = progress.last_ms - first_ms
         progress.life, progress.after = page["life"], 0
     progress.num_lost += page["lost"]
     progress.num_without_usage, progress.num_left_out = page["without_usage"], page["left_out"]

@@ -99,10 +99,7 @@ def _link_becomes(simulation: Simulation, pair: tuple[str, str], bytes_per_s: fl
 
 def _lanes_dead(simulation: Simulation, pair: tuple[str, str]) -> None:
     if simulation.links[pair].bytes_per_s <= 0:
-        members = simulation.deployment.topology
-        targets = frozenset(member.name for member in members.instances_of(pair[1]) if member.duty.decodes)
-        for sender in members.instances_of(pair[0]):
-            simulation.tell(e.NodeSeen(sender.name, True, cut_off_from=targets))
+        _tell_lanes(simulation, pair[0])
 
 
 def _transfers_lost(simulation: Simulation, pair: tuple[str, str]) -> None:
@@ -114,8 +111,16 @@ def _transfers_lost(simulation: Simulation, pair: tuple[str, str]) -> None:
 
 def _lanes_up(simulation: Simulation, pair: tuple[str, str]) -> None:
     if simulation.links[pair].bytes_per_s > 0:
-        for sender in simulation.deployment.topology.instances_of(pair[0]):
-            simulation.tell(e.NodeSeen(sender.name, True))
+        _tell_lanes(simulation, pair[0])
+
+
+def _tell_lanes(simulation: Simulation, source: str) -> None:
+    """The nodes there say to whom they have no lane: over all links that are cut."""
+    topology = simulation.scheduler.fleet.topology
+    cut = {target for (start, target), link in simulation.links.items() if start == source and link.bytes_per_s <= 0}
+    targets = frozenset(member.name for member in topology.instances if member.cluster in cut)
+    for sender in topology.instances_of(source):
+        simulation.tell(e.NodeSeen(sender.name, True, cut_off_from=targets))
 
 
 def _engine_dies(simulation: Simulation, name: str) -> None:

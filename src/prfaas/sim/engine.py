@@ -78,7 +78,7 @@ class Engine:
         self._milestones: list[tuple[float, int, bool, Sequence]] = []
         self._number = 0
         self._next: Planned | None = None
-        self._slowness = 1.0
+        self.slowness = 1.0
         #: Seconds with a prompt, up to the last change.
         self.prefilling_s = 0.0
 
@@ -98,7 +98,7 @@ class Engine:
 
     def slow_down(self, factor: float) -> None:
         """Prompts that begin from now on take so many times as long as the profile says."""
-        self._slowness = factor
+        self.slowness = factor
 
     # Prefill
 
@@ -125,7 +125,7 @@ class Engine:
         self._chunk_s = 0.0
         if self._prefilling is not None:
             num_tokens = self._prefilling.num_tokens
-            takes_s = self._profile.prefill_s.at(num_tokens) * self._slowness
+            takes_s = self._profile.prefill_s.at(num_tokens) * self.slowness
             self._chunk_s = takes_s / math.ceil(num_tokens / self._profile.chunk_tokens)
             ends_s = self._kernel.now_s + takes_s
             self._prefill_ends = self._kernel.at(ends_s, self._prefilled, self._prefilling)

@@ -78,8 +78,9 @@ class Simulation:
         self._checks = checks
         self.lives: dict[str, Life] = {}
         self._num_lives = 0
-        #: Instances that answer every request with an error.
+        #: Instances that answer every request with an error, and that refuse connections.
         self.failing: set[str] = set()
+        self.dead: set[str] = set()
         #: Those that are over.
         self.conversions: list[Conversion] = []
         self._tick: Planned | None = None
@@ -148,9 +149,13 @@ class Simulation:
 
     def kill(self, name: str) -> None:
         """An engine loses what it has; an empty one takes its place, which nobody is told of yet."""
+        slowness = self.engines[name].slowness
         self.engines[name] = Engine(self.kernel, self.deployment.profiles[name])
+        self.engines[name].slow_down(slowness)
+        self.dead.add(name)
 
     def revive(self, name: str) -> None:
+        self.dead.discard(name)
         self._handle(e.EngineSeen(name, True))
 
     def prefill_breaks(self, life: Life, failure: Failure) -> None:
@@ -238,8 +243,8 @@ class Simulation:
     def _prefill_reaches(self, life: Life, instance: str) -> None:
         if not life.is_prefilling:
             return
-        if instance in self.failing:
-            self.kernel.after(self._way_s(life), self._prefill_refused, life)
+        if instance in self.failing or instance in self.dead:
+            self.kernel.after(self._way_s(life), self._prefill_refused, life, instance)
             return
         engine = self.engines[instance]
         life.engine = engine
@@ -250,10 +255,13 @@ class Simulation:
         )
         engine.prefill(life.prompt)
 
-    def _prefill_refused(self, life: Life) -> None:
+    def _prefill_refused(self, life: Life, instance: str) -> None:
         if life.is_prefilling:
             life.is_prefilling = False
-            self._handle(e.PrefillEnded(life.request_id, Failure(FallbackReason.PREFILL_HTTP_ERROR, "HTTP 500")))
+            failure = Failure(FallbackReason.PREFILL_HTTP_ERROR, "HTTP 500")
+            if instance in self.dead:
+                failure = Failure(FallbackReason.PREFILL_UNREACHABLE, "nobody listens", refused=True)
+            self._handle(e.PrefillEnded(life.request_id, failure))
 
     def _prefill_starts(self, life: Life, engine: Engine, ends_s: float) -> None:
         if self.engines[life.prefill] is not engine:
@@ -314,9 +322,11 @@ class Simulation:
             on_first=lambda: self._began(life, sequence, action.attempt),
             on_done=lambda: self._ended(life, sequence),
         )
-        if action.instance in self.failing:
+        if action.instance in self.failing or action.instance in self.dead:
             life.sequence = None
             failure = Failure(FallbackReason.DECODE_ERROR, "HTTP 500")
+            if action.instance in self.dead:
+                failure = Failure(FallbackReason.DECODE_UNREACHABLE, "nobody listens", refused=True)
             self._feed(e.DecodeFailed(life.request_id, action.attempt, failure))
             return
         if action.is_landed:
@@ -338,6 +348,8 @@ class Simulation:
 
     def _refuse(self, life: Life, action: a.Refuse) -> None:
         life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        if action.fallback is not None:
+            life.fallback = str(action.fallback.reason)
         life.ended_s, life.outcome = self.kernel.now_s, "unavailable"
         self._feed(e.AnswerEnded(life.request_id, "unavailable", 503))
 

@@ -185,3 +185,26 @@ def test_another_policy_ends_nothing_that_is_under_way() -> None:
     assert ends(switch(found)) == [(Phase.DONE, "")]
     found.feed(e.PolicyChanged(POLICY))
     assert found.scheduler.rebalancer is not None
+
+
+def test_what_is_taken_back_before_it_works_is_not_done() -> None:
+    """The file gives it its old duty again."""
+    found = drive()
+    begin(found)
+    found.feed(e.NodeSilent("pd-1"))
+    switch(found)
+    assert ends(switch(found, duty=Duty.DECODE)) == [(Phase.OVERTAKEN, "it was given the duty decode")]
+
+
+def test_a_cool_down_outlives_a_policy() -> None:
+    """And so do the conversions that were."""
+    found = drive()
+    begin(found)
+    found.feed(e.ConversionRefused("pd-1", "not today"))
+    before = found.scheduler.rebalancer
+    found.feed(e.PolicyChanged(RoutePolicy(True, 1_000)))
+    found.feed(e.PolicyChanged(replace(POLICY, model=replace(MODEL, output_tokens=7.0))))
+    after = found.scheduler.rebalancer
+    assert before is not None
+    assert after is not None
+    assert (after._cools_until_s, after._num_failed) == (before._cools_until_s, 1)

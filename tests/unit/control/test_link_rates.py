@@ -183,3 +183,21 @@ def test_sums_that_are_kept_are_those_of_all_words(words: list[Any]) -> None:
             assert links.bytes_per_s(PAIR, now_s) in (pytest.approx(expected), pytest.approx(sum(crosses)))
         else:
             assert links.bytes_per_s(PAIR, now_s) >= before
+
+
+def test_a_link_that_nobody_asked_for_in_days_is_what_the_file_says() -> None:
+    """However often it would have doubled."""
+    links = rates()
+    links.saw(PAIR, said(1e8), 10.0)
+    assert links.bytes_per_s(PAIR, 10.0 + 30 * 86_400.0) == GIVEN
+
+
+def test_what_queues_is_of_all_senders() -> None:
+    """Of those that are held up, and not too long ago."""
+    links = rates()
+    links.saw(PAIR, said(1e8, queued=5, source="west-0"), 10.0)
+    links.saw(PAIR, said(1e8, queued=7, source="west-1"), 12.0)
+    links.saw(PAIR, said(1e8, queued=9, source="west-2", verdict="clear"), 12.0)
+    assert links.queued_bytes(PAIR, 12.0) == 12
+    assert links.queued_bytes(PAIR, 16.0) == 7
+    assert links.queued_bytes(("pd", "west"), 12.0) == 0

@@ -42,3 +42,9 @@ def test_the_file_changes_what_it_says_anew(written: Topology, expected: str) ->
     """An instance of which it says the same as before keeps the duty that it was given since."""
     kept = keep_given_duties(WRITTEN, GIVEN, written)
     assert " ".join(member.duty for member in kept.instances) == expected
+
+
+def test_duties_are_given_again_in_an_order_that_is_possible() -> None:
+    """Two came to prefill and the third to decode: somebody decodes after every step."""
+    written, given = topology("decode", "decode", "prefill"), topology("prefill", "prefill", "decode")
+    assert keep_given_duties(written, given, written) == given

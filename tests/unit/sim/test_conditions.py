@@ -89,3 +89,11 @@ def test_an_answer_that_breaks_off_has_failed_and_one_that_had_not_begun_is_trie
     assert [life.outcome for life in sorted(run.ended, key=lambda life: life.number)] == ["error", "ok", "ok"]
     (alone,) = ran((0.05, dies), num_tokens=90).ended
     assert (alone.outcome, alone.began_s) == ("unavailable", None)
+
+
+def test_what_lands_at_a_dead_engine_is_not_answered_there() -> None:
+    """It refuses; nobody else decodes here, so the client hears of it. Without death the same prompt is answered."""
+    assert ran().ended[0].outcome == "ok"
+    (life,) = ran((1.0, EnginesDie(("pd-0",)))).ended
+    assert life.outcome == "unavailable"
+    assert life.fallback == "decode_unreachable"

@@ -64,6 +64,17 @@ class Conversion:
         return self.phase in UNDER_WAY
 
 
+def _duties_in(conversion: Conversion) -> tuple[Duty, ...]:
+    """That its instance may have in the phase."""
+    match conversion.phase:
+        case Phase.DRAINING:
+            return (conversion.from_duty,)
+        case Phase.SWITCHING:
+            return conversion.from_duty, conversion.to_duty
+        case _:
+            return (conversion.to_duty,)
+
+
 class Converter:
     """`current` is the conversion that is under way, or None."""
 
@@ -99,8 +110,7 @@ class Converter:
         assert instance is not None, "it was begun"
         if self._fleet.instances.get(current.instance) is not instance or instance.is_draining:
             return self.end(Phase.OVERTAKEN, "it left, or moved", now_s)
-        expected = {current.from_duty} if current.phase is Phase.DRAINING else {current.from_duty, current.to_duty}
-        if instance.duty not in expected:
+        if instance.duty not in _duties_in(current):
             return self.end(Phase.OVERTAKEN, f"it was given the duty {instance.duty}", now_s)
         if current.phase is Phase.DRAINING and instance.is_idle and not instance.work:
             return self._enter(Phase.SWITCHING, now_s)

@@ -81,8 +81,8 @@ class Dispatch:
         self._looks_s: float | None = None
         #: So many of each queue are to be looked at now.
         self._looks_at = 0
-        #: Links that have become slow since, and the bytes that the node which said so has still to send.
-        self._fallen: dict[Pair, int] = {}
+        #: Links that have become slow since, in that order.
+        self._fallen: dict[Pair, None] = {}
 
     @property
     def next_due_s(self) -> float | None:
@@ -230,7 +230,7 @@ class Dispatch:
                 return
             if self.estimates.links.saw((source.cluster, target.cluster), event, now_s):
                 self._looks_at = _LOOKED_AT_WHEN_A_LINK_FALLS
-                self._fallen[source.cluster, target.cluster] = event.queued_bytes or 0
+                self._fallen[source.cluster, target.cluster] = None
                 self.estimates.forget_split()
                 self.estimates.solve_if_due(self._stages, now_s)
             return
@@ -259,8 +259,8 @@ class Dispatch:
         """Requests that need wait no more, and those whose KVCache would cross for too long. Each must leave its queue,
         or its link, before the next is asked for."""
         while self._fallen:
-            pair, queued_bytes = self._fallen.popitem()
-            yield from self._given_up(pair, queued_bytes, now_s)
+            pair, _ = self._fallen.popitem()
+            yield from self._given_up(pair, now_s)
         if self._looks_at:
             most, self._looks_at, self._looks_s = self._looks_at, 0, None
             for cluster in list(self.queues):
@@ -384,14 +384,15 @@ class Dispatch:
             if others and self._is_better(cheapest(others), request, ahead, now_s):
                 yield e.TurnCame(request.request_id, None)
 
-    def _given_up(self, pair: Pair, queued_bytes: int, now_s: float) -> Iterator[e.DeadlinePassed]:
-        """Of those that cross a link that has become slow, in the order in which they were bound: whose prompt is
-        computed here much sooner than it would land."""
+    def _given_up(self, pair: Pair, now_s: float) -> Iterator[e.DeadlinePassed]:
+        """Of those that cross a link that has become slow, in the order in which they came: whose prompt is computed
+        here much sooner than it would land."""
         bytes_per_s = self.estimates.links.bytes_per_s(pair, now_s)
         decoders = self._fleet.working_decoders(pair[1])
         bound = self._bound_bytes.get(pair, 0.0)
         if not self._moves or not decoders or not bound or bytes_per_s <= 0:
             return
+        queued_bytes = self.estimates.links.queued_bytes(pair, now_s)
         # Some of it has crossed already.
         share = min(1.0, queued_bytes / bound) if queued_bytes else 1.0
         ahead_bytes = 0.0
@@ -405,7 +406,7 @@ class Dispatch:
             computed_s = least_busy_s + prefill_s
             if computed_s < lands_s * (1 - MOVES_FOR) and lands_s > MIN_GIVEN_UP_S:
                 why = f"it would land in {lands_s:.0f} s: the link from {pair[0]} to {pair[1]} has become slow"
-                yield e.DeadlinePassed(request.request_id, now_s, why)
+                yield e.DeadlinePassed(request.request_id, 0.0, why)
             else:
                 ahead_bytes += request.crossing.num_bytes
 

@@ -174,8 +174,8 @@ class LandingDropped:
 
 @record
 class DeadlinePassed:
-    """A transfer did not land in time, or will not: `why` says so then. Made by the scheduler itself when a `Tick`
-    finds it, or a link falls."""
+    """A transfer did not land within `deadline_s`; or, with a `why`, it will not. Made by the scheduler itself when a
+    `Tick` finds it, or a link falls."""
 
     request_id: str
     deadline_s: float

@@ -120,7 +120,7 @@ class Fleet:
             if known is None:
                 known = Instance(member)
             elif replace(known.member, duty=member.duty) != member:
-                known.cache.observe_boot("")
+                _forget_cache(known)
                 known = Instance(member, num_inflight=known.num_inflight, num_landings=known.num_landings)
             known.member, known.is_draining = member, False
             known.cut_off_from |= joined.get(member.name, set())
@@ -135,7 +135,7 @@ class Fleet:
         if has_some := any(i.is_draining and i.is_idle for i in self.instances.values()):
             for instance in self.instances.values():
                 if instance.is_draining and instance.is_idle:
-                    instance.cache.observe_boot("")
+                    _forget_cache(instance)
             self.instances = {n: i for n, i in self.instances.items() if not (i.is_draining and i.is_idle)}
             self._sort()
         return has_some
@@ -164,6 +164,12 @@ class Fleet:
         self._longest_rtts_s = {
             source: max(self._rtts_s[pair] for pair in pairs) for source, pairs in self._links_from.items()
         }
+
+
+def _forget_cache(instance: Instance) -> None:
+    """Of one that is gone; what requests still say of it is kept by nobody."""
+    instance.cache.observe_boot("")
+    instance.roots.holders = None
 
 
 def _by_cluster(instances: Iterable[Instance]) -> dict[str, list[Instance]]:

@@ -33,6 +33,7 @@ TOO_SLOW: Final = 3.0
 #: So many prefills must have been seen, and of so many others of its cluster.
 _MIN_SEEN: Final = 4
 _MIN_OTHERS: Final = 2
+_MAX_DOUBLINGS: Final = 16
 #: A prefill counts half as much when four others have ended after it.
 _KEEPS: Final = 2.0**-0.25
 
@@ -117,6 +118,8 @@ class Health:
 
     def failed(self, instance: Instance, request_id: str, reason: FallbackReason, now_s: float) -> None:
         """It has not, and is to blame."""
+        if not self._is_here(instance):
+            return
         record = self.records.setdefault(instance, Record())
         record.num_failures += 1
         if record.use is Use.ON_TRIAL and record.trial in ("", request_id):
@@ -133,6 +136,8 @@ class Health:
 
     def took(self, instance: Instance, ratio: float, now_s: float) -> None:
         """A prefill took `ratio` times what was expected of any instance of its cluster."""
+        if not self._is_here(instance):
+            return
         record = self.records.setdefault(instance, Record())
         # Who is as fast as expected needs no comparison.
         usual = self._usual(instance) if max(ratio, record.slowness) > 1.0 else None
@@ -166,14 +171,14 @@ class Health:
 
     def restarted(self, instance: Instance) -> None:
         """Its engine begins another life: what failed before says nothing."""
-        if self.records.pop(instance, None) is not None:
-            self._out.pop(instance, None)
+        record = self.records.pop(instance, None)
+        if record is not None and record.use is not Use.IN:
             self._is_out(instance, False)
 
     def _put_out(self, instance: Instance, record: Record, why: str, now_s: float) -> None:
         if record.use is Use.IN and now_s - record.back_s > CALM_S:
             record.num_times_out = 0
-        out_s = min(OUT_S * 2**record.num_times_out, MAX_OUT_S)
+        out_s = min(OUT_S * 2 ** min(record.num_times_out, _MAX_DOUBLINGS), MAX_OUT_S)
         record.num_times_out += 1
         record.use, record.until_s, record.trial, record.why = Use.OUT, now_s + out_s, "", why
         self._is_out(instance, True)
@@ -189,9 +194,18 @@ class Health:
     def _may_be_out(self, instance: Instance) -> bool:
         if not instance.duty.decodes:
             return True
-        decoders = self._fleet.standing(instance.cluster).decoders
-        others = [i for i in self._fleet.decoders if i.cluster == instance.cluster and i.is_out]
-        return instance in decoders and 2 * (len(others) + 1) <= len(others) + len(decoders)
+        others = [i for i in self._fleet.decoders if i.cluster == instance.cluster and i is not instance]
+        num_out = sum(1 for other in others if self._use(other) is not Use.IN)
+        num_in = sum(1 for other in others if self._use(other) is Use.IN and other.may_decode)
+        return num_out + 1 <= num_in
+
+    def _use(self, instance: Instance) -> Use:
+        record = self.records.get(instance)
+        return Use.IN if record is None else record.use
+
+    def _is_here(self, instance: Instance) -> bool:
+        """What is still under way at one that has left or moved says nothing of who has its name now."""
+        return self._fleet.instances.get(instance.name) is instance
 
     def out(self) -> list[tuple[str, Record]]:
         """Those that get no work, or are on trial, by name."""

@@ -25,6 +25,8 @@ from prfaas.core.topology import Topology
 #: Ten times as much is reached within seven seconds.
 DOUBLES_S: Final = 2.0
 MAX_DOUBLES_S: Final = 8.0
+#: Beyond that every rate is what the file says.
+_MAX_DOUBLINGS: Final = 64.0
 #: A rate that has grown by less was no hope: what is delivered varies.
 HOPES: Final = 1.25
 PROVES: Final = 2.0
@@ -75,6 +77,11 @@ class _Said:
         self._num_deliver = 0
         self._delivered_bytes_per_s = 0.0
         self._swept_s = -math.inf
+
+    def queued_bytes(self, now_s: float) -> int:
+        """What all who are held up have still to send."""
+        last = map(self._last.__getitem__, self._held_up)
+        return sum(seen.queued_bytes or 0 for seen, at_s in last if now_s - at_s <= STALE_S)
 
     @property
     def delivered_bytes_per_s(self) -> float:
@@ -181,14 +188,19 @@ class LinkRates:
         passed_s = now_s - rate.as_of_s
         if passed_s > 0:
             # A floor, or a link that once gave nothing would never be tried again.
-            grown = max(rate.bytes_per_s, 1e-3 * given if given < math.inf else 1e6) * 2.0 ** (
-                passed_s / rate.doubles_s
+            grown = max(rate.bytes_per_s, 1e-3 * given if given < math.inf else 1e6) * 2.0 ** min(
+                passed_s / rate.doubles_s, _MAX_DOUBLINGS
             )
             rate.bytes_per_s, rate.as_of_s = min(grown, given if bound is None else max(bound, rate.bytes_per_s)), now_s
         if rate.bytes_per_s >= given:
             del self._rates[pair]
             return given
         return rate.bytes_per_s
+
+    def queued_bytes(self, pair: Pair, now_s: float) -> int:
+        """What all senders that are held up have still to send, as they said last."""
+        said = self._said.get(pair)
+        return 0 if said is None else said.queued_bytes(now_s)
 
     def given(self, pair: Pair) -> float:
         """What the file says; inf if it does not."""

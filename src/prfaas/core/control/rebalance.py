@@ -97,11 +97,15 @@ class Rebalancer:
             self._samples_s = now_s + SAMPLE_EVERY_S
 
     def tick(self, now_s: float, *, is_empty: bool) -> Conversion | None:
-        """Returns a conversion to begin. `is_empty`: nobody is there any more, and nothing is sampled until `wake`."""
+        """Returns a conversion to begin. `is_empty`: nobody is there any more; when loads are gone too, nothing is
+        sampled until `wake`."""
         if self._samples_s is None or now_s < self._samples_s:
             return None
         self.loads.look(now_s)
-        self._samples_s = None if is_empty else now_s + SAMPLE_EVERY_S
+        # Without requests loads are still looked at until they are next to nothing: who reads them must see that.
+        self._samples_s = None if is_empty and self.loads.are_empty else now_s + SAMPLE_EVERY_S
+        if is_empty:
+            self.suggestions, self.capacity = (), None
         if now_s < self._looks_s or is_empty:
             return None
         self._looks_s = now_s + LOOK_EVERY_S
@@ -116,6 +120,11 @@ class Rebalancer:
         cool_down_s = self.cool_down_s * 2**self._num_failed
         self._cools_until_s = now_s + max(self.cool_down_s, min(cool_down_s, MAX_COOL_DOWN_S))
         self.changed(now_s)
+
+    def takes_over(self, other: Rebalancer) -> None:
+        """What another one has done counts on."""
+        self.conversions.extend(other.conversions)
+        self._cools_until_s, self._num_failed = other._cools_until_s, other._num_failed
 
     def changed(self, now_s: float) -> None:
         """Instances have come, gone, or have other duties: loads are measured anew."""

@@ -41,6 +41,7 @@ class Scheduler:
         self.converter = Converter(self.fleet)
         #: None for a policy whose threshold is fixed.
         self.rebalancer: Rebalancer | None = None
+        self._last_rebalancer: Rebalancer | None = None
         #: Told of every step of every request: its id, its state, the kind of event, its state afterwards.
         self.on_step: Callable[[str, RequestState, type, RequestState], object] | None = None
         self._follow(policy, 0.0)
@@ -207,13 +208,15 @@ class Scheduler:
 
     def _slow_timescale(self, dispatch: Dispatch | None, policy: RoutePolicy, now_s: float) -> None:
         """What is under way goes on; whoever has a fixed threshold begins nothing new."""
-        before, self.rebalancer = self.rebalancer, None
+        if self.rebalancer is not None:
+            self._last_rebalancer = self.rebalancer
+        self.rebalancer = None
         if dispatch is None or policy.choose is not None:
             return
         loads = StageLoads(self.fleet, dispatch.estimates, dispatch.queues)
         self.rebalancer = Rebalancer(self.fleet, dispatch.estimates, loads, self.converter, policy.cool_down_s)
-        if before is not None:
-            self.rebalancer.conversions.extend(before.conversions)
+        if self._last_rebalancer is not None:
+            self.rebalancer.takes_over(self._last_rebalancer)
         if self.requests:
             self.rebalancer.wake(now_s)
 

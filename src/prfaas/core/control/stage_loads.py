@@ -36,18 +36,19 @@ class StageLoad:
 class _Mean:
     """Of a value that holds until the next one is told."""
 
-    __slots__ = ("sum", "value", "weight_s")
+    __slots__ = ("sum", "value", "weight")
 
     def __init__(self) -> None:
-        self.value = self.sum = self.weight_s = 0.0
+        self.value = self.sum = self.weight = 0.0
 
-    def passed(self, time_s: float, keeps: float) -> None:
-        self.sum = self.sum * keeps + self.value * time_s
-        self.weight_s = self.weight_s * keeps + time_s
+    def passed(self, keeps: float) -> None:
+        """A time after which what was before counts so much. The window's integral, in mean ages."""
+        self.sum = self.sum * keeps + self.value * (1.0 - keeps)
+        self.weight = self.weight * keeps + (1.0 - keeps)
 
     @property
     def mean(self) -> float:
-        return self.sum / self.weight_s if self.weight_s > 0 else self.value
+        return self.sum / self.weight if self.weight > 0 else self.value
 
 
 class StageLoads:
@@ -73,12 +74,19 @@ class StageLoads:
         passed_s = now_s - self._seen_s
         self._seen_s = now_s
         keeps = 2.0 ** (-passed_s / HALF_LIFE_S)
-        for key, value in self._values():
+        values = dict(self._values())
+        for key in values.keys() | self._means.keys():
             mean = self._means.setdefault(key, _Mean())
             if was_empty:
                 mean.value = 0.0
-            mean.passed(passed_s, keeps)
-            mean.value = value
+            mean.passed(keeps)
+            # Nobody of it works: it is not busy.
+            mean.value = values.get(key, 0.0)
+
+    @property
+    def are_empty(self) -> bool:
+        """Whether all of them are next to nothing."""
+        return all(mean.mean < 0.01 for mean in self._means.values())
 
     def load(self, cluster: str, duty: Duty) -> float:
         """0.0 where nothing was seen."""
