@@ -17,7 +17,7 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +35,7 @@ MAX_TOKENS: Final = 8_000
 #: What the scheduler is told of the engines' speed. It is not theirs; it corrects that.
 TOLD: Final = {"quadratic": {"s": 0.02, "s_per_token": 1e-4}}
 POLL_S: Final = 0.1
+LIMIT_S: Final = 120.0
 
 
 class ScheduledSite(Site):
@@ -178,8 +179,16 @@ def told(asked: Asked) -> str:
     return f"{asked.ttft_s:.1f} s, {story['prompt_tokens']} tokens, {asked.route}, {story['reason']}: {phases}"
 
 
-def measure(models: Path, *, phase_s: float, num_clients: int) -> dict[str, Any]:
-    """All phases. Seconds; a threshold that is None never rose or fell so far."""
+def stay(phase_s: float, is_seen: Callable[[], bool]) -> None:
+    """For a phase, and until it is seen what it is for; not for ever."""
+    began_s = time.monotonic()
+    while (stayed_s := time.monotonic() - began_s) < phase_s or (not is_seen() and stayed_s < phase_s + LIMIT_S):
+        time.sleep(POLL_S)
+
+
+def measure(models: Path, *, phase_s: float, num_clients: int, slowed: float = SLOWED) -> dict[str, Any]:
+    """All phases, the link `slowed` to that share in the second. Seconds; None: the threshold never rose, or fell, half
+    of the way."""
     with ScheduledSite(models=models) as site:
         with asking(site, num_clients) as clients:
             watch = Watch(site)
@@ -187,11 +196,13 @@ def measure(models: Path, *, phase_s: float, num_clients: int) -> dict[str, Any]
             began_s = time.monotonic()
             time.sleep(phase_s)
             slowed_s = time.monotonic()
-            site.proxy.rate_bytes_per_s = SLOWED * site.link_bytes_per_s
-            time.sleep(phase_s)
+            usual = watch.threshold(began_s, slowed_s)
+            site.proxy.rate_bytes_per_s = slowed * site.link_bytes_per_s
+            stay(phase_s, lambda: watch.first(slowed_s, above=1.3 * usual) is not None)
             back_s = time.monotonic()
+            slow = watch.threshold((slowed_s + back_s) / 2, back_s)
             site.proxy.rate_bytes_per_s = site.link_bytes_per_s
-            time.sleep(phase_s)
+            stay(phase_s, lambda: watch.first(back_s, below=(usual + slow) / 2) is not None)
             ended_s = time.monotonic()
             watch.stop()
         site.document["policy"] = {"kind": "homogeneous"}
@@ -201,8 +212,6 @@ def measure(models: Path, *, phase_s: float, num_clients: int) -> dict[str, Any]
             local_s = time.monotonic()
             time.sleep(phase_s)
             local_ended_s = time.monotonic()
-    usual = watch.threshold(began_s, slowed_s)
-    slow = watch.threshold((slowed_s + back_s) / 2, back_s)
     phases = {
         "whole link": clients.between(began_s, slowed_s), "a tenth": clients.between(slowed_s, back_s),
         "whole again": clients.between(back_s, ended_s), "all local": local.between(local_s, local_ended_s),
