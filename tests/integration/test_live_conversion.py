@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prfaas.core.control.rebalance import MIN_SEEN_LENGTHS
 from prfaas.testing.deployed import endpoint, free_ports, http
 from prfaas.testing.node_pair import wait_until
 from prfaas.testing.pd_site import DECODE, PREFILL, FakePdSite, add_planning
@@ -79,8 +80,8 @@ def test_decode_that_binds_gets_an_instance(site: FakePdSite) -> None:
     converted and decodes. No request fails, the metrics count it, and a file that is read again takes nothing back."""
     clients, more = Clients(site), None
     try:
-        # The scheduler must have seen some lengths first.
-        wait_until(lambda: clients.num_answers > 100, HANG_S)
+        # The scheduler must have seen enough lengths first.
+        wait_until(lambda: clients.num_answers > MIN_SEEN_LENGTHS, HANG_S)
         for name in DECODE:
             http(f"{site.instance(name).engine_url}/pause", {"at": "loaded"})
         converted = wait_until(lambda: done(site), HANG_S)

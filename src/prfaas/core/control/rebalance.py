@@ -23,7 +23,6 @@ from prfaas.core.control.conversion import Conversion, Converter, Phase
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.instance import Instance
-from prfaas.core.control.lengths import MIN_LENGTHS
 from prfaas.core.control.stage_loads import StageLoads
 from prfaas.core.record import record
 from prfaas.core.topology import Duty, Role
@@ -34,6 +33,8 @@ SAMPLE_EVERY_S: Final = 2.0
 LOOK_EVERY_S: Final = 10.0
 #: Loads must have been seen for so long.
 MIN_SEEN_S: Final = 60.0
+#: And so many lengths: of fewer the mean is off by more than what a conversion must bring.
+MIN_SEEN_LENGTHS: Final = 512
 BINDS: Final = 0.85
 MIN_GAIN: Final = 0.05
 PAYS_WITHIN_S: Final = 600.0
@@ -134,7 +135,7 @@ class Rebalancer:
     # One look
 
     def _look(self, now_s: float) -> Conversion | None:
-        if self._estimates.lengths.num_seen < MIN_LENGTHS or now_s - self.loads.since_s < MIN_SEEN_S:
+        if self._estimates.lengths.num_seen < MIN_SEEN_LENGTHS or now_s - self.loads.since_s < MIN_SEEN_S:
             return None
         binding = [(cluster, duty) for cluster, duty in self._stages() if self._binds(cluster, duty)]
         if not binding:
