@@ -10,16 +10,14 @@ import argparse
 import functools
 import math
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib
 
+from benchmarks.scheduler.in_parallel import run_all
 from prfaas.core.control import dispatch, placer
 from prfaas.core.control.link_rates import LinkRates
 from prfaas.core.control.view import view
@@ -48,22 +46,9 @@ def story_of(name: str) -> Story:
     return steady(share, LOAD_RUN_S)
 
 
-def simulated(cell: Cell) -> tuple[Cell, Outcome]:
+def simulated(cell: Cell) -> Outcome:
     name, seed, choice = cell
-    return cell, story_of(name).outcome(seed, choice)
-
-
-def run_all(cells: list[Cell], processes: int) -> dict[Cell, Outcome]:
-    """With progress on standard error."""
-    done: dict[Cell, Outcome] = {}
-    began_s = time.perf_counter()
-    with Pool(processes) as pool:
-        for cell, outcome in pool.imap_unordered(simulated, cells):
-            done[cell] = outcome
-            left_s = (time.perf_counter() - began_s) / len(done) * (len(cells) - len(done))
-            sys.stderr.write(f"\r{len(done)} of {len(cells)} runs, about {left_s:.0f} s left   ")
-    sys.stderr.write("\n")
-    return done
+    return story_of(name).outcome(seed, choice)
 
 
 class Table:
@@ -98,7 +83,7 @@ def under_load(seeds: range, processes: int) -> None:
         file = name.split()[1]
         choices: tuple[Choice, ...] = ("prfaas", *STATIC) if file == "prfaas" else (file, "prfaas")
         cells += [(name, seed, choice) for choice in choices for seed in seeds]
-    done = run_all(cells, processes)
+    done = run_all(simulated, cells, processes)
     table = Table(done, seeds)
     print("\n| load | policy | " + " | ".join(label for label, _, _ in FIGURES) + " |")
     print("|---|---|" + "---|" * len(FIGURES))
@@ -120,7 +105,7 @@ def under_load(seeds: range, processes: int) -> None:
 def when_things_change(seeds: range, processes: int) -> None:
     """Against the best threshold that stands still, and against others."""
     cells = [(name, seed, choice) for name in STORIES for choice in ("prfaas", *STATIC) for seed in seeds]
-    done = run_all(cells, processes)
+    done = run_all(simulated, cells, processes)
     table = Table(done, seeds)
     columns = ("what happens", "ours: mean, p99", "goodput", "best threshold", "its mean, p99", "goodput", "p99 ratio",
                "goodput ratio")  # fmt: skip
@@ -144,7 +129,8 @@ def when_things_change(seeds: range, processes: int) -> None:
 def beside_others(seeds: range, processes: int) -> None:
     """p99 of the time to the first token, and goodput, of every policy."""
     choices: tuple[Choice, ...] = ("prfaas", 19_400, 16_384, *POLICIES)
-    done = run_all([(name, seed, choice) for name in FEW for choice in choices for seed in seeds], processes)
+    cells = [(name, seed, choice) for name in FEW for choice in choices for seed in seeds]
+    done = run_all(simulated, cells, processes)
     table = Table(done, seeds)
     print("\n| policy | " + " | ".join(FEW) + " |\n|---|" + "---|" * len(FEW))
     for choice in choices:
@@ -178,18 +164,17 @@ def without(part: str | None) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _ablated(cell: tuple[str, int, str | None]) -> tuple[tuple[str, int, str | None], Outcome]:
+def _ablated(cell: tuple[str, int, str | None]) -> Outcome:
     name, seed, part = cell
     with without(part):
-        return cell, story_of(name).outcome(seed)
+        return story_of(name).outcome(seed)
 
 
 def ablations(seeds: range, processes: int) -> None:
     """Mean time to the first token without one part each."""
     parts: tuple[str | None, ...] = (None, *PARTS)
     cells = [(name, seed, part) for name in FEW for part in parts for seed in seeds]
-    with Pool(processes) as pool:
-        done = dict(pool.imap_unordered(_ablated, cells))
+    done = run_all(_ablated, cells, processes)
     print("\n| what happens | with all | " + " | ".join(PARTS) + " |\n|---|---|" + "---|" * len(PARTS))
     for name in FEW:
         means = [statistics.median(done[name, seed, part].ttft_s_mean for seed in seeds) for part in parts]

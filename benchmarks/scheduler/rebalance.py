@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-import time
 from collections.abc import Callable
-from multiprocessing import Pool
 from typing import Final
 
 from benchmarks.scheduler.conditions import save
+from benchmarks.scheduler.in_parallel import run_all
 from prfaas.testing.scheduling import SHIFTS, Outcome, Split, outcome_of
 
 #: Of eight instances, at least one has each duty.
@@ -26,24 +24,17 @@ STANDS: Final = Split()
 Cell = tuple[str, int, Split]
 
 
-def simulated(cell: Cell) -> tuple[Cell, Outcome, int]:
+def simulated(cell: Cell) -> tuple[Outcome, int]:
     """And how many instances were converted."""
     name, seed, split = cell
     run = SHIFTS[name].run(seed, split=split)
-    return cell, outcome_of(run), len(run.simulation.conversions)
+    return outcome_of(run), len(run.simulation.conversions)
 
 
 def table(seeds: range, processes: int) -> None:
     """Medians over the seeds. The best split is the one with the lowest mean time to the last token."""
     cells = [(name, seed, split) for name in SHIFTS for seed in seeds for split in (OURS, STANDS, *SPLITS)]
-    done: dict[Cell, tuple[Outcome, int]] = {}
-    began_s = time.perf_counter()
-    with Pool(processes) as pool:
-        for cell, outcome, num_conversions in pool.imap_unordered(simulated, cells):
-            done[cell] = outcome, num_conversions
-            left_s = (time.perf_counter() - began_s) / len(done) * (len(cells) - len(done))
-            sys.stderr.write(f"\r{len(done)} of {len(cells)} runs, about {left_s:.0f} s left   ")
-    sys.stderr.write("\n")
+    done = run_all(simulated, cells, processes)
 
     def median(name: str, split: Split, value: Callable[[Outcome], float]) -> float:
         return statistics.median(value(done[name, seed, split][0]) for seed in seeds)

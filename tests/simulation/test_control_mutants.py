@@ -5,8 +5,9 @@ A law that catches nothing proves nothing: each law of the world has a mutant he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -240,6 +241,25 @@ MUTANTS = {
 }
 
 
+def failure_of(world: World) -> WorldFailed | None:
+    try:
+        world.run()
+    except WorldFailed as failure:
+        return failure
+    return None
+
+
+def is_caught(mutant: type, laws: str, make_world: Callable[[int, Setting], World]) -> None:
+    """By one of the laws that it breaks, within the seeds that every test run has."""
+    for seed in SEEDS:
+        failure = failure_of(make_world(seed, SETTING))
+        if failure is not None:
+            print(f"{mutant.__name__} is caught by the law {failure.law!r} with seed {seed}")
+            assert failure.law in laws.split(), str(failure)
+            return
+    pytest.fail(f"{mutant.__name__} lives through all seeds")
+
+
 class GivesNoTurn(Dispatch):
     """Lets everybody wait."""
 
@@ -305,14 +325,7 @@ DISPATCH_MUTANTS: dict[type[Dispatch], str] = {
 def test_a_mutant_of_the_fast_timescale_is_caught(mutant: type[Dispatch], monkeypatch: pytest.MonkeyPatch) -> None:
     """By the law that it breaks, within the seeds that every test run has."""
     monkeypatch.setattr(scheduler, "Dispatch", mutant)
-    for seed in SEEDS:
-        try:
-            World(seed, SETTING).run()
-        except WorldFailed as failure:
-            print(f"{mutant.__name__} is caught by the law {failure.law!r} with seed {seed}")
-            assert failure.law in DISPATCH_MUTANTS[mutant].split(), str(failure)
-            return
-    pytest.fail(f"{mutant.__name__} lives through all seeds")
+    is_caught(mutant, DISPATCH_MUTANTS[mutant], World)
 
 
 class SwitchesAtOnce(Converter):
@@ -351,14 +364,7 @@ CONVERTER_MUTANTS: dict[type[Converter], str] = {
 def test_a_mutant_of_conversions_is_caught(mutant: type[Converter], monkeypatch: pytest.MonkeyPatch) -> None:
     """By the law that it breaks, within the seeds that every test run has."""
     monkeypatch.setattr(scheduler, "Converter", mutant)
-    for seed in SEEDS:
-        try:
-            World(seed, SETTING).run()
-        except WorldFailed as failure:
-            print(f"{mutant.__name__} is caught by the law {failure.law!r} with seed {seed}")
-            assert failure.law in CONVERTER_MUTANTS[mutant].split(), str(failure)
-            return
-    pytest.fail(f"{mutant.__name__} lives through all seeds")
+    is_caught(mutant, CONVERTER_MUTANTS[mutant], World)
 
 
 def scheduler_with(lifecycle: type[Lifecycle]) -> MakeScheduler:
@@ -373,29 +379,15 @@ def scheduler_with(lifecycle: type[Lifecycle]) -> MakeScheduler:
     return Mutated
 
 
-def failure_of(lifecycle: type[Lifecycle], seed: int, setting: Setting) -> WorldFailed | None:
-    try:
-        World(seed, setting, scheduler_with(lifecycle)).run()
-    except WorldFailed as failure:
-        return failure
-    return None
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_mutant_is_caught(mutant: type[Lifecycle]) -> None:
     """By the law that it breaks, within the seeds that every test run has."""
-    for seed in SEEDS:
-        failure = failure_of(mutant, seed, SETTING)
-        if failure is not None:
-            print(f"{mutant.__name__} is caught by the law {failure.law!r} with seed {seed}")
-            assert failure.law in MUTANTS[mutant].split(), str(failure)
-            return
-    pytest.fail(f"{mutant.__name__} lives through all seeds")
+    is_caught(mutant, MUTANTS[mutant], partial(World, make_scheduler=scheduler_with(mutant)))
 
 
 def test_the_unchanged_lifecycle_is_no_mutant() -> None:
     """What catches the others is their change, not the way in which they are put in."""
-    assert failure_of(Lifecycle, 0, Setting(num_lives=300)) is None
+    assert failure_of(World(0, Setting(num_lives=300), scheduler_with(Lifecycle))) is None
 
 
 def test_a_failure_tells_its_seed_and_its_story() -> None:

@@ -6,7 +6,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,6 +26,7 @@ from prfaas.deployment.model import Deployment, Policy
 from prfaas.scenario.build import scenario_of
 from prfaas.scenario.workload import read_trace_file
 from prfaas.sim.arrivals import Arrival, lengths_of, poisson
+from prfaas.sim.conditions import Condition
 from prfaas.sim.deployment import SimulatedDeployment, planned_deployment
 from prfaas.sim.policies import POLICIES
 from prfaas.sim.runs import Run, open_loop
@@ -71,6 +72,7 @@ class _Case:
     solution: Solution
     deployment: SimulatedDeployment
     tpot_slo_s: float | None
+    conditions: tuple[tuple[float, Condition], ...]
 
     def seeded(self, seed: int) -> SimulatedDeployment:
         """What others choose may depend on a seed."""
@@ -97,9 +99,7 @@ def run(options: SimulateOptions) -> int:
         deployment, document = read_deployment(options.file)
         asked = options.policies or (deployment.policy.kind,)
         kinds = dict.fromkeys(name for one in asked for name in (NAMES if one == ALL else (one,)))
-        cases = [_case(deployment, document, kind) for kind in kinds]
-        for case in cases:
-            happenings(options.happenings, case.deployment.topology)
+        cases = [_case(deployment, document, kind, options.happenings) for kind in kinds]
         load = _load(options, deployment, cases[0])
         results = _simulated(options, cases, load)
     except PrfaasError as error:
@@ -131,7 +131,7 @@ def _check(options: SimulateOptions) -> None:
         raise BadSimulation(f"--requests {options.requests}: that file is read; name another one to write")
 
 
-def _case(deployment: Deployment, document: Document, name: str) -> _Case:
+def _case(deployment: Deployment, document: Document, name: str, said: Sequence[str]) -> _Case:
     """Of a kind, or of how others choose: with the clusters as `prfaas` would have them."""
     kind = "prfaas" if name in POLICIES else name
     if kind != deployment.policy.kind:
@@ -159,7 +159,8 @@ def _case(deployment: Deployment, document: Document, name: str) -> _Case:
         max_ttft_s=deployment.policy.max_ttft, cool_down_s=deployment.policy.cool_down,
         convertible=[name for name, cluster in deployment.clusters.items() if cluster.convertible],
     )  # fmt: skip
-    return _Case(name, scenario, solution, simulated, deployment.slo.tpot)
+    conditions = happenings(said, simulated.topology)
+    return _Case(name, scenario, solution, simulated, deployment.slo.tpot, conditions)
 
 
 def _load(options: SimulateOptions, deployment: Deployment, first: _Case) -> _Load:
@@ -202,9 +203,8 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: _Load) -> lis
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
-                made = case.seeded(seed)
-                conditions = happenings(options.happenings, made.topology)
-                done = open_loop(made, load.arrivals(seed), conditions=conditions, on_progress=progress.show)
+                arrivals = load.arrivals(seed)
+                done = open_loop(case.seeded(seed), arrivals, conditions=case.conditions, on_progress=progress.show)
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(

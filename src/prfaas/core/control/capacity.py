@@ -16,11 +16,10 @@ from types import MappingProxyType
 
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.link_rates import Pair
 from prfaas.core.control.threshold import Stage, solve
 from prfaas.core.record import record
 from prfaas.core.topology import Duty, Role
-
-Pair = tuple[str, str]
 
 
 @record

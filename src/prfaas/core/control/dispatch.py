@@ -396,11 +396,10 @@ class Dispatch:
         # Some of it has crossed already.
         share = min(1.0, queued_bytes / bound) if queued_bytes else 1.0
         ahead_bytes = 0.0
-        crossing = [r for r in self._requests.values() if r.crossing is not None and r.crossing.pair == pair]
-        for request in [r for r in crossing if r.crossing is not None and r.crossing.is_bound]:
-            assert request.crossing is not None, "it crosses"
+        crossing = ((r, r.crossing) for r in self._requests.values() if r.crossing is not None)
+        for request, own in [(r, c) for r, c in crossing if c.pair == pair and c.is_bound]:
             assert request.num_prompt_tokens is not None, "only counted prompts are prefilled elsewhere"
-            lands_s = (ahead_bytes + request.crossing.num_bytes) * share / bytes_per_s
+            lands_s = (ahead_bytes + own.num_bytes) * share / bytes_per_s
             least_busy_s = min(instance.work.remaining_s(now_s) for instance in decoders)
             prefill_s = self.estimates.prefill_s(pair[1], request.num_prompt_tokens - request.skip_tokens)
             computed_s = least_busy_s + prefill_s
@@ -408,7 +407,7 @@ class Dispatch:
                 why = f"it would land in {lands_s:.0f} s: the link from {pair[0]} to {pair[1]} has become slow"
                 yield e.DeadlinePassed(request.request_id, 0.0, why)
             else:
-                ahead_bytes += request.crossing.num_bytes
+                ahead_bytes += own.num_bytes
 
     def _ahead(self, queue: Queue) -> list[tuple[Request, Ahead]]:
         """All that wait in a queue, in order, and what is before each."""

@@ -10,7 +10,7 @@ Laws of this file:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
@@ -88,7 +88,7 @@ class Placer:
             elsewhere = self._all_elsewhere(cluster, prompt, known, prefills, now_s)
             computing = self._computing(standing, prompt, known.get(cluster, ()), is_needed=not elsewhere)
             if computing:
-                found.append(self._locally(cluster, computing, len(standing.decoders), prompt, now_s))
+                found.append(self._locally(standing, computing, known.get(cluster, ()), prompt, now_s))
             found += elsewhere
         return found
 
@@ -149,7 +149,7 @@ class Placer:
         """The instances for an option whose turn has come; None if no two work that can reach each other."""
         prefillers = self._fleet.working_prefillers(option.prefill_cluster)
         known = self._known(prompt)
-        held = {i: match.reusable_prefix_tokens for some in known.values() for i, match in some}
+        held = _held(knows for some in known.values() for knows in some)
         with_room = [instance for instance in prefillers if has_room(instance)]
         for landing in self._landings(option.decode_cluster, known) if with_room else ():
             uncached = prompt.num_tokens - held.get(landing, 0)
@@ -162,14 +162,16 @@ class Placer:
     # The ways
 
     def _locally(
-        self, cluster: str, computing: Sequence[Instance], num_decoders: int, prompt: Prompt, now_s: float
+        self, standing: Standing, computing: Sequence[Instance], known: Sequence[Knows], prompt: Prompt, now_s: float
     ) -> Option:
         """A decode engine computes the prompt itself."""
+        cluster = computing[0].cluster
         rate_rps, load = self._estimates.rate_and_load(cluster, now_s)
-        rate_rps /= num_decoders
+        rate_rps /= len(standing.decoders)
+        held = _held(known)
 
         def on(instance: Instance) -> Option:
-            uncached = max(1, _uncached(instance, prompt))
+            uncached = max(1, prompt.num_tokens - held.get(instance, 0))
             prefill_s = self._estimates.prefill_s(cluster, uncached)
             queued_s = instance.work.remaining_s(now_s)
             others_s = _SLOWS_ANSWERS * prefill_s * max(0, instance.num_inflight - len(instance.work))
@@ -295,7 +297,7 @@ class Placer:
             return
         yield best[0]
         max_batch = self._estimates.cluster(cluster).max_batch
-        held = {instance: match.reusable_prefix_tokens for instance, match in known.get(cluster, ())}
+        held = _held(known.get(cluster, ()))
         ready = (instance for instance in self._fleet.standing(cluster).ready if instance is not best[0])
         yield from sorted(ready, key=lambda i: landing_rank(i, max_batch, held.get(i, 0)))
 
@@ -321,6 +323,6 @@ def _number(instance: Instance) -> int:
     return instance.number
 
 
-def _uncached(instance: Instance, prompt: Prompt) -> int:
-    """Tokens of a prompt that an instance is not known to hold."""
-    return prompt.num_tokens - instance.match(prompt.chains).reusable_prefix_tokens
+def _held(known: Iterable[Knows]) -> dict[Instance, int]:
+    """Tokens of a prompt that an instance need not compute."""
+    return {instance: match.reusable_prefix_tokens for instance, match in known}
