@@ -227,7 +227,8 @@ def test_prices_of_nothing_and_of_a_fortune(price_per_byte: float, gpu_price: fl
     json.dumps(plan.to_json(), allow_nan=False)
     assert plan.cost is not None
     local = solve(replace(scenario, policy=PolicyKind.HOMOGENEOUS))
-    per_hour = gpu_price * 8 * sum(c.num_instances for c in (*scenario.prfaas, *scenario.pd))
+    num_instances = sum(c.num_instances for c in scenario.prfaas) + sum(c.num_instances for c in scenario.pd)
+    per_hour = gpu_price * 8 * num_instances
     assert plan.cost.cheapest.per_request <= per_hour / 3600 / local.system_rps * (1 + 1e-6)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from prfaas.launch import own_files
 from prfaas.launch.own_files import make_own_folder, open_own_file
 
 
@@ -47,6 +46,6 @@ def test_a_trap_is_refused_and_what_it_leads_to_stays(tmp_path: Path, kind: str)
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who owns it can put anything there at any moment."""
     make_own_folder(tmp_path)
-    monkeypatch.setattr(own_files.os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(OSError, match=f"{tmp_path}/ belongs to another user"):
         make_own_folder(tmp_path)
