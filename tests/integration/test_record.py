@@ -16,6 +16,7 @@ from prfaas.observe.recording import BLOCK_TOKENS
 from prfaas.recorder.command import PAGE, RecordOptions, _Progress, _write, run
 from prfaas.simulator.command import SimulateOptions
 from prfaas.simulator.command import run as simulate
+from prfaas.simulator.loads import LoadOptions
 from prfaas.testing.gateway_rig import Rig, gateway_rig, write_tiny_model
 
 CASE_STUDY = Path(__file__).parents[2] / "examples" / "case-study" / "prfaas.yaml"
@@ -48,7 +49,7 @@ def test_a_recorded_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixt
     traced = read_trace(text.splitlines(), block_tokens=BLOCK_TOKENS)
     assert [one.input_tokens for one in traced] == [len(begin) + more for more in (100, 300, 2_000)]
     assert [one.uncached_tokens for one in traced][1:] == [one.input_tokens - 2 * BLOCK_TOKENS for one in traced[1:]]
-    assert simulate(SimulateOptions(CASE_STUDY, trace=out, as_json=True)) == 0
+    assert simulate(SimulateOptions(CASE_STUDY, load=LoadOptions(trace=out), as_json=True)) == 0
     assert "3 requests of recorded.jsonl" in json.loads(capsys.readouterr().out)["load"]
 
 

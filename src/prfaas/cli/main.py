@@ -190,6 +190,19 @@ def simulate(
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Requests of a trace (Mooncake's format), at its times.")
     ] = None,
+    arrivals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="`bursty 5x 30s 300s`, `daily 0.2 24h`, or conversations: `clients 64 think 10s turns 5 shared 2000`.",
+        ),
+    ] = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TOKENS", help="What an instance's prefix cache keeps; repeated: `500000`, `prfaas-west=2000000`."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     requests: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request.")] = None,
     at: Annotated[
@@ -203,20 +216,10 @@ def simulate(
 ) -> None:
     """Run a deployment under a load in simulated time, through the scheduler that the gateway runs."""
     from prfaas.simulator.command import SimulateOptions, run
+    from prfaas.simulator.loads import LoadOptions
 
-    options = SimulateOptions(
-        file,
-        tuple(policy or ()),
-        seeds,
-        first_seed,
-        num_requests,
-        rate,
-        load,
-        trace,
-        as_json,
-        requests,
-        tuple(at or ()),
-    )
+    asked = LoadOptions(num_requests, rate, load, trace, arrivals, tuple(cache or ()))
+    options = SimulateOptions(file, tuple(policy or ()), seeds, first_seed, asked, as_json, requests, tuple(at or ()))
     raise typer.Exit(run(options))
 
 

@@ -18,13 +18,15 @@ _SMALLEST: Final = 1e-300
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request. `num_tokens` of its prompt are uncached. The rest: see RequestArrived."""
+    """One request. Its prompt has `num_tokens`; those without names in `blocks` are nowhere cached. `blocks` name the
+    prompt's full blocks, each with everything before it. The rest: see RequestArrived."""
 
     at_s: float
     num_tokens: int
     num_output_tokens: int
     priority: int = 0
     tenant: str = ""
+    blocks: tuple[bytes, ...] = ()
 
 
 #: Draws one uncached prompt length, in tokens.
@@ -77,3 +79,41 @@ def poisson(rng: random.Random, rate_rps: float, lengths: DrawLength, num_output
     while True:
         at_s += rng.expovariate(rate_rps)
         yield Arrival(at_s, lengths(rng), num_output_tokens)
+
+
+def bursty(
+    rng: random.Random,
+    rate_rps: float,
+    factor: float,
+    burst_s: float,
+    calm_s: float,
+    lengths: DrawLength,
+    num_output_tokens: int,
+) -> Iterator[Arrival]:
+    """Without end: a Markov-modulated Poisson process. In a burst, of `burst_s` on average, `factor` times as many come
+    as in the calm of `calm_s` on average; over both, `rate_rps`."""
+    calm_rps = rate_rps * (burst_s + calm_s) / (factor * burst_s + calm_s)
+    at_s, is_burst = 0.0, False
+    ends_s = rng.expovariate(1.0 / calm_s)
+    while True:
+        wait_s = rng.expovariate(calm_rps * factor if is_burst else calm_rps)
+        if at_s + wait_s >= ends_s:
+            # Poisson forgets: what is left of this wait is drawn anew at the other rate.
+            at_s, is_burst = ends_s, not is_burst
+            ends_s += rng.expovariate(1.0 / (burst_s if is_burst else calm_s))
+            continue
+        at_s += wait_s
+        yield Arrival(at_s, lengths(rng), num_output_tokens)
+
+
+def daily(
+    rng: random.Random, rate_rps: float, lowest: float, day_s: float, lengths: DrawLength, num_output_tokens: int
+) -> Iterator[Arrival]:
+    """Without end: Poisson whose rate follows a sine, from its mean upwards, `rate_rps` over a day of `day_s`, and at
+    its lowest `lowest` times what it is at its highest."""
+    swing = (1.0 - lowest) / (1.0 + lowest)
+
+    def rate_at(at_s: float) -> float:
+        return rate_rps * (1.0 + swing * math.sin(2.0 * math.pi * at_s / day_s))
+
+    return varying(rng, rate_at, rate_rps * (1.0 + swing), lambda at_s: lengths, lambda at_s: num_output_tokens)

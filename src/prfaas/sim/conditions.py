@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +17,11 @@ LANES_DEAD_S: Final = 3.0
 PEER_LOST_S: Final = 3.0
 #: Lanes that can come up again do so within about a second.
 LANES_UP_S: Final = 1.0
+#: A link that drifts takes so many steps; one that varies, a new rate so often.
+RAMP_STEPS: Final = 50
+VARIES_EVERY_S: Final = 5.0
+#: How much of the last deviation is left in the next one.
+_STAYS: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,26 @@ class LinkBecomes:
     source: str
     target: str
     bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDrifts:
+    """To that rate, in equal steps."""
+
+    source: str
+    target: str
+    bytes_per_s: float
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkVaries:
+    """Around the rate that it has now, by chance: the same in every run. `share`: the standard deviation. Until the
+    next condition of this link."""
+
+    source: str
+    target: str
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +89,22 @@ class EnginesMend:
     instances: tuple[str, ...]
 
 
-Condition = LinkBecomes | EnginesDie | EnginesReturn | EnginesFail | EnginesSlow | EnginesMend
+Condition = LinkBecomes | LinkDrifts | LinkVaries | EnginesDie | EnginesReturn | EnginesFail | EnginesSlow | EnginesMend
 
 
 def happens(simulation: Simulation, condition: Condition) -> None:
     """Now."""
     match condition:
         case LinkBecomes(source, target, bytes_per_s):
-            _link_becomes(simulation, (source, target), bytes_per_s)
+            _link_course(simulation, (source, target), iter((bytes_per_s,)), 0.0)
+        case LinkDrifts(source, target, bytes_per_s, within_s):
+            pair = source, target
+            course = _drift(simulation.links[pair].bytes_per_s, bytes_per_s)
+            _link_course(simulation, pair, course, within_s / RAMP_STEPS)
+        case LinkVaries(source, target, share):
+            pair = source, target
+            course = _by_chance(pair, simulation.links[pair].bytes_per_s, share)
+            _link_course(simulation, pair, course, VARIES_EVERY_S)
         case EnginesDie(instances):
             for name in instances:
                 _engine_dies(simulation, name)
@@ -84,6 +120,38 @@ def happens(simulation: Simulation, condition: Condition) -> None:
             simulation.failing.difference_update(instances)
             for name in instances:
                 simulation.engines[name].slow_down(1.0)
+
+
+def _drift(from_bytes_per_s: float, to_bytes_per_s: float) -> Iterator[float]:
+    for step in range(1, RAMP_STEPS + 1):
+        yield from_bytes_per_s + (to_bytes_per_s - from_bytes_per_s) * step / RAMP_STEPS
+
+
+def _by_chance(pair: tuple[str, str], usual_bytes_per_s: float, share: float) -> Iterator[float]:
+    """Log-normal, each rate near the one before."""
+    rng = random.Random(" ".join(pair))
+    deviation = rng.gauss(0.0, 1.0)
+    while True:
+        yield usual_bytes_per_s * math.exp(share * deviation - share * share / 2)
+        deviation = _STAYS * deviation + math.sqrt(1 - _STAYS * _STAYS) * rng.gauss(0.0, 1.0)
+
+
+def _link_course(simulation: Simulation, pair: tuple[str, str], course: Iterator[float], every_s: float) -> None:
+    """The link takes these rates, one after the other, in place of what it was to do."""
+    link = simulation.links[pair]
+    link.course = course
+    _next_rate(simulation, pair, course, every_s)
+
+
+def _next_rate(simulation: Simulation, pair: tuple[str, str], course: Iterator[float], every_s: float) -> None:
+    if simulation.links[pair].course is not course:
+        return
+    bytes_per_s = next(course, None)
+    if bytes_per_s is None:
+        return
+    _link_becomes(simulation, pair, bytes_per_s)
+    if simulation.lives or simulation.expects_more:
+        simulation.kernel.after(every_s, _next_rate, simulation, pair, course, every_s)
 
 
 def _link_becomes(simulation: Simulation, pair: tuple[str, str], bytes_per_s: float) -> None:
@@ -120,7 +188,7 @@ def _tell_lanes(simulation: Simulation, source: str) -> None:
     cut = {target for (start, target), link in simulation.links.items() if start == source and link.bytes_per_s <= 0}
     targets = frozenset(member.name for member in topology.instances if member.cluster in cut)
     for sender in topology.instances_of(source):
-        simulation.tell(e.NodeSeen(sender.name, True, cut_off_from=targets))
+        simulation.tell(simulation.node_seen(sender.name, targets))
 
 
 def _engine_dies(simulation: Simulation, name: str) -> None:

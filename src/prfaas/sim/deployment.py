@@ -15,6 +15,7 @@ from prfaas.core.planning.scenario import PlanningError, PolicyKind, Scenario
 from prfaas.core.planning.serving import moves_threshold, served_threshold_tokens, serving_model
 from prfaas.core.planning.solution import Solution
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
+from prfaas.sim.caches import CacheProfile
 from prfaas.sim.engine import EngineProfile
 
 #: What `transfer.deadline` and `transfer.lease` are if a file does not say.
@@ -25,7 +26,8 @@ DEFAULT_TERMS: Final = TransferTerms(deadline_s=60.0, lease_s=30.0)
 class SimulatedDeployment:
     """`profiles` are by instance. A link without bandwidth has no limit, one without round-trip time no delay.
     `kv_bytes`: what crosses of a prompt of l uncached tokens. `is_layer_wise`: it leaves while prefill goes on.
-    Nodes say how their links are every `telemetry_s`. An instance gets another duty within `switch_s`."""
+    Nodes say how their links are every `telemetry_s`. An instance gets another duty within `switch_s`. Without `caches`
+    prompts are as long as what is uncached of them."""
 
     topology: Topology
     profiles: dict[str, EngineProfile]
@@ -35,6 +37,7 @@ class SimulatedDeployment:
     is_layer_wise: bool = True
     telemetry_s: float = 1.0
     switch_s: float = 5.0
+    caches: CacheProfile | None = None
 
 
 def planned_deployment(

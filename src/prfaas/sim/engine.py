@@ -35,11 +35,14 @@ class EngineProfile:
 
 
 class Prefill:
-    """One prompt. `on_start` is told when it will be done."""
+    """One prompt. How many tokens are to compute is asked when its turn comes: it depends on what is cached then.
+    `on_start` is told when it will be done."""
 
     __slots__ = ("is_over", "num_tokens", "on_done", "on_start")
 
-    def __init__(self, num_tokens: int, on_start: Callable[[float], object], on_done: Callable[[], object]) -> None:
+    def __init__(
+        self, num_tokens: Callable[[], int], on_start: Callable[[float], object], on_done: Callable[[], object]
+    ) -> None:
         self.num_tokens = num_tokens
         self.on_start = on_start
         self.on_done = on_done
@@ -58,10 +61,42 @@ class Sequence:
         self.is_over = False
 
 
-class Engine:
-    """One instance."""
+class Gaps:
+    """How long answers wait from one token to the next: by the time, how many tokens did. Times within half a percent
+    of each other count as the longest of them."""
 
-    def __init__(self, kernel: Kernel, profile: EngineProfile) -> None:
+    def __init__(self) -> None:
+        self._num: dict[int, float] = {}
+        self._longest_s: dict[int, float] = {}
+
+    def add(self, gap_s: float, num_tokens: float) -> None:
+        if gap_s > 0.0:
+            place = round(math.log(gap_s) * 200)
+            self._num[place] = self._num.get(place, 0.0) + num_tokens
+            self._longest_s[place] = max(gap_s, self._longest_s.get(place, 0.0))
+
+    def take(self, other: Gaps) -> None:
+        """Those of another too."""
+        for place, num_tokens in other._num.items():
+            self.add(other._longest_s[place], num_tokens)
+
+    def percentile_s(self, percent: float) -> float | None:
+        """The shortest that `percent` of all do not exceed; None of none."""
+        left = math.fsum(self._num.values()) * percent / 100
+        for place in sorted(self._num):
+            left -= self._num[place]
+            if left <= 0.0:
+                return self._longest_s[place]
+        return max(self._longest_s.values(), default=None)
+
+
+class Engine:
+    """One instance. `gaps` of its answers go there."""
+
+    def __init__(self, kernel: Kernel, profile: EngineProfile, gaps: Gaps | None = None) -> None:
+        self._gaps = Gaps() if gaps is None else gaps
+        #: Tokens of all answers since the step last took another time.
+        self._gap_tokens = 0.0
         self._kernel = kernel
         self._profile = profile
         self._prompts: deque[Prefill] = deque()
@@ -100,6 +135,16 @@ class Engine:
         """Prompts that begin from now on take so many times as long as the profile says."""
         self.slowness = factor
 
+    @property
+    def gaps(self) -> Gaps:
+        self._note_gaps()
+        return self._gaps
+
+    def _note_gaps(self) -> None:
+        if self._gap_tokens:
+            self._gaps.add(self._step_s, self._gap_tokens)
+            self._gap_tokens = 0.0
+
     # Prefill
 
     def prefill(self, prompt: Prefill) -> None:
@@ -124,7 +169,7 @@ class Engine:
         self._prefilling = self._prompts.popleft() if self._prompts else None
         self._chunk_s = 0.0
         if self._prefilling is not None:
-            num_tokens = self._prefilling.num_tokens
+            num_tokens = self._prefilling.num_tokens()
             takes_s = self._profile.prefill_s.at(num_tokens) * self.slowness
             self._chunk_s = takes_s / math.ceil(num_tokens / self._profile.chunk_tokens)
             ends_s = self._kernel.now_s + takes_s
@@ -165,7 +210,9 @@ class Engine:
         elapsed_s, self._advanced_at_s = now_s - self._advanced_at_s, now_s
         if self._prefilling is not None:
             self.prefilling_s += elapsed_s
-        self._steps += elapsed_s / self._step_s
+        steps = elapsed_s / self._step_s
+        self._gap_tokens += steps * self._num_decoding
+        self._steps += steps
 
     def _admit(self) -> None:
         while self._waiting and self._num_decoding < self._profile.max_batch:
@@ -180,7 +227,10 @@ class Engine:
             self._next = None
         profile = self._profile
         step_s = profile.step_s if profile.steps is None else profile.steps.at(self._num_decoding)
-        self._step_s = max(self._chunk_s, step_s)
+        step_s = max(self._chunk_s, step_s)
+        if step_s != self._step_s:
+            self._note_gaps()
+            self._step_s = step_s
         if self._milestones:
             steps = self._milestones[0][0] - self._steps
             self._next = self._kernel.after(max(0.0, steps) * self._step_s, self._due)

@@ -10,7 +10,7 @@ Laws of this file:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from prfaas.sim.kernel import Kernel, Planned
@@ -52,6 +52,8 @@ class SharedLink:
         self._updated_s = kernel.now_s
         self._next: Planned | None = None
         self._sent_bytes = 0.0
+        #: The rates that are still to come, if it drifts or varies.
+        self.course: Iterator[float] | None = None
 
     @property
     def num_transfers(self) -> int:

@@ -105,9 +105,18 @@ def open_loop(
     """All of `arrivals`, which end, to the end of the last one, while `conditions` happen at their times.
     `on_progress` is told now and then how many have ended."""
     run = Run(deployment, checks=checks)
+    run.simulation.follow(iter(arrivals))
+    return to_end(run, conditions, on_progress)
+
+
+def to_end(
+    run: Run,
+    conditions: Iterable[tuple[float, Condition]] = (),
+    on_progress: Callable[[int], object] = lambda num_ended: None,
+) -> Run:
+    """Until nothing more happens. See `open_loop`."""
     kernel = run.simulation.kernel
     run.expect(conditions)
-    run.simulation.follow(iter(arrivals))
     run.sample()
     while kernel.step():
         if kernel.num_events % EVENTS_PER_WORD == 0:

@@ -7,16 +7,18 @@ simulated takes no time: counting, reserving, settling.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.conversion import Conversion
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.sim.arrivals import Arrival
+from prfaas.sim.caches import NO_CHAINS, PrefixCaches
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import Engine, Prefill, Sequence
 from prfaas.sim.kernel import Kernel, Planned
@@ -40,6 +42,10 @@ class Life:
     decode: str = ""
     fallback: str = ""
     kv_bytes: float = 0.0
+    #: Of the prompt: computed by whoever prefilled it last; left out of what crosses, as the decode instance held it.
+    num_computed_tokens: int = 0
+    num_skipped_tokens: int = 0
+    chains: Mapping[int, TokenChain] = field(default_factory=lambda: NO_CHAINS, repr=False)
     prompt: Prefill | None = field(default=None, repr=False)
     engine: Engine | None = field(default=None, repr=False)
     transfer: Transfer | None = field(default=None, repr=False)
@@ -47,6 +53,7 @@ class Life:
     attempt: int = 0
     is_prefilling: bool = False
     has_landed: bool = False
+    is_loaded: bool = False
 
     @property
     def request_id(self) -> str:
@@ -68,6 +75,7 @@ class Simulation:
         self.deployment = deployment
         self.scheduler = Scheduler(deployment.topology, deployment.policy, deployment.terms)
         self.engines = {name: Engine(self.kernel, profile) for name, profile in deployment.profiles.items()}
+        self.caches = PrefixCaches(deployment.caches)
         self.links = {
             (link.source, link.target): SharedLink(self.kernel, link.bytes_per_s)
             for link in deployment.topology.links
@@ -104,8 +112,9 @@ class Simulation:
         }
         self._links_seen: Planned | None = None
         for name in deployment.profiles:
+            self.caches.boot(name, self.scheduler.fleet.instances[name].cluster)
             self._handle(e.EngineSeen(name, True))
-            self._handle(e.NodeSeen(name, True))
+            self._handle(self.node_seen(name))
 
     def follow(self, arrivals: Iterator[Arrival]) -> None:
         """Let these come at their times, one after the other; their times rise."""
@@ -115,7 +124,7 @@ class Simulation:
     def submit(self, arrival: Arrival) -> Life:
         """A request that comes now."""
         self._num_lives += 1
-        life = Life(self._num_lives, arrival)
+        life = Life(self._num_lives, arrival, chains=self.caches.chains(arrival.num_tokens, arrival.blocks))
         self.lives[life.request_id] = life
         tokens = arrival.num_tokens
         if self._links_seen is None and self.links and self.scheduler.dispatch is not None:
@@ -143,20 +152,33 @@ class Simulation:
 
     # What conditions do
 
+    def node_seen(self, name: str, cut_off_from: frozenset[str] = frozenset()) -> e.NodeSeen:
+        """What the node beside this engine says of it."""
+        return e.NodeSeen(name, True, *self._registered(name), cut_off_from)
+
+    def _registered(self, name: str) -> tuple[int | None, str | None, frozenset[str] | None]:
+        profile = self.caches.profile
+        if profile is None:
+            return None, None, None
+        return profile.block_tokens, self.caches.boot_id(name), frozenset(profile.kinds)
+
     def tell(self, event: e.Event) -> None:
         """Something has happened outside."""
         self._handle(event)
 
     def kill(self, name: str) -> None:
         """An engine loses what it has; an empty one takes its place, which nobody is told of yet."""
-        slowness = self.engines[name].slowness
-        self.engines[name] = Engine(self.kernel, self.deployment.profiles[name])
-        self.engines[name].slow_down(slowness)
+        before = self.engines[name]
+        self.engines[name] = Engine(self.kernel, self.deployment.profiles[name], before.gaps)
+        self.engines[name].slow_down(before.slowness)
+        self.caches.boot(name, self.scheduler.fleet.instances[name].cluster)
         self.dead.add(name)
 
     def revive(self, name: str) -> None:
         self.dead.discard(name)
         self._handle(e.EngineSeen(name, True))
+        if self.caches.profile is not None:
+            self._handle(self.node_seen(name))
 
     def prefill_breaks(self, life: Life, failure: Failure) -> None:
         """Its engine is gone, with what had not been sent."""
@@ -228,12 +250,16 @@ class Simulation:
         self._handle(e.TopologyChanged(topology))
 
     def _count(self, life: Life, action: a.CountPrompt) -> None:
-        self._feed(e.PromptCounted(life.request_id, life.arrival.num_tokens))
+        self._feed(e.PromptCounted(life.request_id, life.arrival.num_tokens, life.chains))
 
     def _reserve(self, life: Life, action: a.Reserve) -> None:
-        life.kv_bytes = self.deployment.kv_bytes.at(life.arrival.num_tokens)
+        curve = self.deployment.kv_bytes
+        life.kv_bytes, life.num_skipped_tokens = curve.at(life.arrival.num_tokens), action.skip_tokens
+        if action.skip_tokens:
+            life.kv_bytes -= curve.at(action.skip_tokens) - curve.at(0.0)
         life.route, life.reason = str(action.route.kind), str(action.route.reason)
-        self._feed(e.LandingReserved(life.request_id, max(1, round(life.kv_bytes))))
+        num_bytes = max(1, round(life.kv_bytes))
+        self._feed(e.LandingReserved(life.request_id, num_bytes, *self._registered(action.route.decode)))
 
     def _prefill(self, life: Life, action: a.Prefill) -> None:
         life.prefill, life.decode = action.instance, action.decode
@@ -249,11 +275,17 @@ class Simulation:
         engine = self.engines[instance]
         life.engine = engine
         life.prompt = Prefill(
-            life.arrival.num_tokens,
+            lambda: self._to_compute(life, instance),
             on_start=lambda ends_s: self._prefill_starts(life, engine, ends_s),
             on_done=lambda: self._prefill_done(life, engine),
         )
         engine.prefill(life.prompt)
+
+    def _to_compute(self, life: Life, instance: str) -> int:
+        """Its turn has come there."""
+        held = self.caches.match(instance, life.chains).reusable_prefix_tokens
+        life.num_computed_tokens = max(1, life.arrival.num_tokens - held)
+        return life.num_computed_tokens
 
     def _prefill_refused(self, life: Life, instance: str) -> None:
         if life.is_prefilling:
@@ -274,6 +306,7 @@ class Simulation:
         if self.engines[life.prefill] is not engine or not life.is_prefilling:
             return
         now_s = self.kernel.now_s
+        self.caches.computed(life.prefill, life.chains)
         self.kernel.after(self._way_s(life), self._prefill_told, life)
         link = self.links.get(self.pair_of(life))
         if link is None:
@@ -329,11 +362,30 @@ class Simulation:
                 failure = Failure(FallbackReason.DECODE_UNREACHABLE, "nobody listens", refused=True)
             self._feed(e.DecodeFailed(life.request_id, action.attempt, failure))
             return
-        if action.is_landed:
+        life.is_loaded = action.is_landed and self._still_holds_skipped(life, action.instance)
+        if life.is_loaded:
+            self.caches.loaded(action.instance, life.chains)
             engine.decode(sequence)
             return
-        life.route, life.reason = str(action.route.kind), str(action.route.reason)
-        engine.prefill(Prefill(life.arrival.num_tokens, lambda ends_s: None, lambda: engine.decode(sequence)))
+        if not action.is_landed:
+            life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        engine.prefill(
+            Prefill(
+                lambda: self._to_compute(life, action.instance),
+                on_start=lambda ends_s: None,
+                on_done=lambda: self._computed(life, engine, sequence),
+            )
+        )
+
+    def _still_holds_skipped(self, life: Life, instance: str) -> bool:
+        """Or the engine computes the prompt: what was left out of the transfer is gone."""
+        skipped = life.num_skipped_tokens
+        return not skipped or self.caches.match(instance, life.chains).skippable_tokens >= skipped
+
+    def _computed(self, life: Life, engine: Engine, sequence: Sequence) -> None:
+        if self.engines[life.decode] is engine:
+            self.caches.computed(life.decode, life.chains)
+        engine.decode(sequence)
 
     def _began(self, life: Life, sequence: Sequence, attempt: int) -> None:
         if life.sequence is sequence:  # or the engine has died, and this is its ghost
@@ -354,8 +406,10 @@ class Simulation:
         self._feed(e.AnswerEnded(life.request_id, "unavailable", 503))
 
     def _settle(self, life: Life, action: a.SettleLanding) -> None:
-        loaded = life.arrival.num_tokens - 1
-        self._feed(e.LandingSettled(life.request_id, e.FinalRecord("consumed", None, loaded, 1)))
+        num_tokens = life.arrival.num_tokens
+        num_loaded = num_tokens - 1 if life.is_loaded else 0
+        record = e.FinalRecord("consumed", None, num_loaded, num_tokens - num_loaded)
+        self._feed(e.LandingSettled(life.request_id, record))
 
     def _drop(self, life: Life, action: a.DropLanding) -> None:
         self._feed(e.LandingDropped(life.request_id))
@@ -364,6 +418,7 @@ class Simulation:
         del self.lives[life.request_id]
         # What it held is as large as itself, and runs of a million keep every life.
         life.prompt = life.engine = life.transfer = life.sequence = None
+        life.chains = NO_CHAINS
         self._on_end(life)
 
     # The ways between clusters

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TextIO, get_args
 
@@ -18,30 +15,24 @@ from prfaas.core.errors import PrfaasError
 from prfaas.core.planning.scenario import Scenario
 from prfaas.core.planning.solution import Solution
 from prfaas.core.planning.solve import solve
-from prfaas.core.planning.trace import MOONCAKE_BLOCK_TOKENS
 from prfaas.deployment.contradictions import contradictions
 from prfaas.deployment.document import DeploymentError, Document
 from prfaas.deployment.load import read_deployment
 from prfaas.deployment.model import Deployment, Policy
 from prfaas.scenario.build import scenario_of
-from prfaas.scenario.workload import read_trace_file
-from prfaas.sim.arrivals import Arrival, lengths_of, poisson
 from prfaas.sim.conditions import Condition
 from prfaas.sim.deployment import SimulatedDeployment, planned_deployment
 from prfaas.sim.policies import POLICIES
-from prfaas.sim.runs import Run, open_loop
+from prfaas.sim.runs import Run, to_end
 from prfaas.sim.simulation import Life
 from prfaas.simulator.happenings import happenings
+from prfaas.simulator.loads import Load, LoadOptions, cache_profile, check_load, load_of, trace_block_tokens
 from prfaas.simulator.results import Results, results_of
 
 KINDS: Final = tuple(get_args(Policy.model_fields["kind"].annotation))
 #: What `--policy` takes: the kinds of a deployment file, and how others choose.
 NAMES: Final = (*KINDS, *POLICIES)
 ALL: Final = "all"
-#: Of a run, unless the command line or a trace says it.
-DEFAULT_NUM_REQUESTS: Final = 5_000
-#: Of the rate that the plan of the first policy promises, where neither the file nor the command line says a rate.
-DEFAULT_LOAD: Final = 0.8
 
 
 class BadSimulation(PrfaasError):
@@ -50,16 +41,13 @@ class BadSimulation(PrfaasError):
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """What the command line says. Of `rate_rps` and `load`, a share of the planned rate, one at most is given."""
+    """What the command line says."""
 
     file: Path
     policies: tuple[str, ...] = ()
     num_seeds: int = 1
     first_seed: int = 0
-    num_requests: int | None = None
-    rate_rps: float | None = None
-    load: float | None = None
-    trace: Path | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
     as_json: bool = False
     requests: Path | None = None
     happenings: tuple[str, ...] = ()
@@ -83,15 +71,6 @@ class _Case:
         return replace(self.deployment, policy=policy)
 
 
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """Requests by seed, how many, and in words."""
-
-    arrivals: Callable[[int], Iterable[Arrival]]
-    num_requests: int
-    words: str
-
-
 def run(options: SimulateOptions) -> int:
     """Returns 0, or 2 after saying on standard error what is wrong with the input; nothing is written then."""
     try:
@@ -99,8 +78,11 @@ def run(options: SimulateOptions) -> int:
         deployment, document = read_deployment(options.file)
         asked = options.policies or (deployment.policy.kind,)
         kinds = dict.fromkeys(name for one in asked for name in (NAMES if one == ALL else (one,)))
-        cases = [_case(deployment, document, kind, options.happenings) for kind in kinds]
-        load = _load(options, deployment, cases[0])
+        section = deployment.workload.input_tokens.trace if deployment.workload is not None else None
+        block_tokens = trace_block_tokens(None if section is None else section.block_tokens)
+        cases = [_case(deployment, document, kind, options, block_tokens) for kind in kinds]
+        first = cases[0]
+        load = load_of(options.load, first.scenario, first.solution.system_rps, first.scenario.policy, block_tokens)
         results = _simulated(options, cases, load)
     except PrfaasError as error:
         sys.stderr.write(f"{error}\n")
@@ -118,20 +100,19 @@ def _check(options: SimulateOptions) -> None:
     for kind in options.policies:
         if kind not in (*NAMES, ALL):
             raise BadSimulation(f"--policy {kind}: there is {', '.join(NAMES)}, and {ALL}")
-    if sum(given is not None for given in (options.rate_rps, options.load, options.trace)) > 1:
-        raise BadSimulation("--rate, --load and --trace each say how many requests come; give one of them")
-    if options.trace is not None and (options.num_seeds > 1 or options.first_seed):
+    check_load(options.load)
+    if options.load.trace is not None and (options.num_seeds > 1 or options.first_seed):
         raise BadSimulation("--trace: its requests are the same for every seed; leave --seeds and --first-seed out")
     if options.requests is None:
         return
     out = options.requests.resolve()
     if not out.parent.is_dir():
         raise BadSimulation(f"--requests {options.requests}: there is no folder {out.parent}")
-    if out in {given.resolve() for given in (options.file, options.trace) if given is not None}:
+    if out in {given.resolve() for given in (options.file, options.load.trace) if given is not None}:
         raise BadSimulation(f"--requests {options.requests}: that file is read; name another one to write")
 
 
-def _case(deployment: Deployment, document: Document, name: str, said: Sequence[str]) -> _Case:
+def _case(deployment: Deployment, document: Document, name: str, options: SimulateOptions, block_tokens: int) -> _Case:
     """Of a kind, or of how others choose: with the clusters as `prfaas` would have them."""
     kind = "prfaas" if name in POLICIES else name
     if kind != deployment.policy.kind:
@@ -159,43 +140,14 @@ def _case(deployment: Deployment, document: Document, name: str, said: Sequence[
         max_ttft_s=deployment.policy.max_ttft, cool_down_s=deployment.policy.cool_down,
         convertible=[name for name, cluster in deployment.clusters.items() if cluster.convertible],
     )  # fmt: skip
-    conditions = happenings(said, simulated.topology)
+    clusters = [cluster.name for cluster in simulated.topology.clusters]
+    caches = cache_profile(options.load, scenario, clusters, block_tokens)
+    simulated = replace(simulated, caches=caches)
+    conditions = happenings(options.happenings, simulated.topology)
     return _Case(name, scenario, solution, simulated, deployment.slo.tpot, conditions)
 
 
-def _load(options: SimulateOptions, deployment: Deployment, first: _Case) -> _Load:
-    output = max(1, round(first.scenario.mean_output_tokens))
-    if options.trace is not None:
-        section = deployment.workload.input_tokens.trace if deployment.workload is not None else None
-        block_tokens = MOONCAKE_BLOCK_TOKENS if section is None else section.block_tokens
-        traced = _traced(options.trace, block_tokens)[: options.num_requests]
-        if traced[-1].at_s <= traced[0].at_s:
-            raise BadSimulation(f"--trace {options.trace}: all requests come at one time, so they have no rate")
-        words = f"{len(traced)} requests of {options.trace.name}, at its own times"
-        return _Load(lambda seed: traced, len(traced), words)
-    num_requests = options.num_requests or DEFAULT_NUM_REQUESTS
-    if options.rate_rps is not None:
-        rate_rps, why = options.rate_rps, "--rate"
-    elif options.load is None and first.scenario.arrival_rps is not None:
-        rate_rps, why = first.scenario.arrival_rps, "workload.arrivals"
-    else:
-        share = DEFAULT_LOAD if options.load is None else options.load
-        rate_rps, why = share * first.solution.system_rps, f"{share:g} of what {first.policy} is planned to serve"
-    lengths = lengths_of(first.scenario.workload)
-
-    def drawn(seed: int) -> Iterator[Arrival]:
-        return islice(poisson(random.Random(seed), rate_rps, lengths, output), num_requests)
-
-    return _Load(drawn, num_requests, f"{num_requests} requests, Poisson, {rate_rps:.4g} a second ({why})")
-
-
-def _traced(path: Path, block_tokens: int) -> list[Arrival]:
-    traced = read_trace_file(path, f"--trace {path}", block_tokens)
-    first_s = traced[0].arrival_s
-    return [Arrival(r.arrival_s - first_s, r.uncached_tokens, max(1, r.output_tokens)) for r in traced]
-
-
-def _simulated(options: SimulateOptions, cases: list[_Case], load: _Load) -> list[Results]:
+def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list[Results]:
     results = []
     with ExitStack() as stack:
         lines = None if options.requests is None else stack.enter_context(_opened(options.requests))
@@ -203,8 +155,7 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: _Load) -> lis
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
-                arrivals = load.arrivals(seed)
-                done = open_loop(case.seeded(seed), arrivals, conditions=case.conditions, on_progress=progress.show)
+                done = to_end(load.begin(case.seeded(seed), seed), case.conditions, progress.show)
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(
@@ -233,7 +184,9 @@ def request_line(life: Life) -> dict[str, object]:
     return {
         "request": life.number,
         "arrival_s": life.arrival.at_s,
-        "uncached_tokens": life.arrival.num_tokens,
+        "input_tokens": life.arrival.num_tokens,
+        "computed_tokens": life.num_computed_tokens,
+        "skipped_tokens": life.num_skipped_tokens,
         "output_tokens": life.arrival.num_output_tokens,
         "route": life.route,
         "reason": life.reason,

@@ -16,6 +16,8 @@ from prfaas.sim.conditions import (
     EnginesReturn,
     EnginesSlow,
     LinkBecomes,
+    LinkDrifts,
+    LinkVaries,
 )
 
 _OF_ENGINES: Final[dict[str, Callable[[tuple[str, ...]], Condition]]] = {
@@ -26,9 +28,14 @@ _OF_ENGINES: Final[dict[str, Callable[[tuple[str, ...]], Condition]]] = {
 }
 #: For whoever has written something else.
 FORMS: Final = (
-    "TIME link FROM TO BANDWIDTH, TIME cut FROM TO, or TIME die|return|fail|mend|slow FACTOR with names of instances or"
+    "TIME link FROM TO BANDWIDTH, TIME drift FROM TO BANDWIDTH DURATION, TIME vary FROM TO PERCENT%, TIME cut FROM TO,"
+    " or TIME die|return|fail|mend|slow FACTOR with names of instances or"
     " of a cluster"
 )
+
+
+#: After a verb of links.
+_NUM_WORDS: Final = {"link": 3, "drift": 4, "vary": 3, "cut": 2}
 
 
 class BadHappening(PrfaasError):
@@ -49,7 +56,7 @@ def _happening(text: str, topology: Topology) -> tuple[float, Condition]:
     except ValueError as error:
         raise BadHappening(f"--at {text!r}: {error}") from None
     verb, rest = words[1], words[2:]
-    if verb in ("link", "cut"):
+    if verb in _NUM_WORDS:
         return at_s, _link(text, verb, rest, topology)
     if verb == "slow":
         return at_s, EnginesSlow(_instances(text, rest[1:], topology), _factor(text, rest[0]))
@@ -60,7 +67,7 @@ def _happening(text: str, topology: Topology) -> tuple[float, Condition]:
 
 
 def _link(text: str, verb: str, rest: list[str], topology: Topology) -> Condition:
-    if len(rest) != (3 if verb == "link" else 2):
+    if len(rest) != _NUM_WORDS[verb]:
         raise BadHappening(f"--at {text!r}: write {FORMS}")
     source, target = rest[:2]
     link = topology.link_between(source, target)
@@ -69,8 +76,13 @@ def _link(text: str, verb: str, rest: list[str], topology: Topology) -> Conditio
         raise BadHappening(f"--at {text!r}: no link with a bandwidth leads from {source} to {target}; there is {known}")
     if verb == "cut":
         return LinkBecomes(source, target, 0.0)
+    if verb == "vary":
+        return LinkVaries(source, target, _percent(text, rest[2]))
     try:
-        return LinkBecomes(source, target, parse_bandwidth(rest[2]))
+        bytes_per_s = parse_bandwidth(rest[2])
+        if verb == "drift":
+            return LinkDrifts(source, target, bytes_per_s, parse_seconds(rest[3]))
+        return LinkBecomes(source, target, bytes_per_s)
     except ValueError as error:
         raise BadHappening(f"--at {text!r}: {error}") from None
 
@@ -89,6 +101,16 @@ def _instances(text: str, names: Sequence[str], topology: Topology) -> tuple[str
     if not found:
         raise BadHappening(f"--at {text!r}: which instances? write {FORMS}")
     return tuple(found)
+
+
+def _percent(text: str, word: str) -> float:
+    try:
+        percent = float(word.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0.0 <= percent <= 200.0:
+        raise BadHappening(f"--at {text!r}: {word} is no percentage from 0% to 200%, such as 30%")
+    return percent / 100
 
 
 def _factor(text: str, word: str) -> float:

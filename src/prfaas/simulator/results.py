@@ -11,6 +11,7 @@ from typing import Final
 from prfaas.core.control.conversion import Phase
 from prfaas.core.control.route import RouteKind
 from prfaas.core.topology import Duty
+from prfaas.sim.engine import Gaps
 from prfaas.sim.runs import Run
 from prfaas.sim.simulation import Life
 
@@ -50,6 +51,8 @@ class Results:
     e2e_s_p95: float | None
     e2e_s_p99: float | None
     tpot_s_mean: float | None
+    itl_s_p99: float | None
+    cached_fraction: float
     offload_fraction: float
     egress_bytes_per_s_mean: float
     egress_bytes_per_s_max: float
@@ -99,6 +102,8 @@ def results_of(run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wa
         e2e_s_p95=percentile(e2e_s, 95),
         e2e_s_p99=percentile(e2e_s, 99),
         tpot_s_mean=_mean(tpot_s),
+        itl_s_p99=_gaps(run).percentile_s(99),
+        cached_fraction=_cached_fraction(answered),
         offload_fraction=sum(1 for life in counted if life.route == RouteKind.REMOTE) / len(counted),
         egress_bytes_per_s_mean=(sent[-1] - sent[0]) / (len(sent) - 1) / run.sample_s if len(sent) > 1 else 0.0,
         egress_bytes_per_s_max=max((after - before for before, after in pairwise(sent)), default=0.0) / run.sample_s,
@@ -110,6 +115,21 @@ def results_of(run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wa
         simulated_s=max(life.ended_s or 0.0 for life in ended),
         wall_s=wall_s,
     )
+
+
+def _gaps(run: Run) -> Gaps:
+    """Of the whole run."""
+    all_gaps = Gaps()
+    for engine in run.simulation.engines.values():
+        all_gaps.take(engine.gaps)
+    return all_gaps
+
+
+def _cached_fraction(answered: Sequence[Life]) -> float:
+    """Of the prompts' tokens, those that nobody had to compute."""
+    num_tokens = sum(life.arrival.num_tokens for life in answered)
+    num_computed = sum(life.num_computed_tokens for life in answered)
+    return 1.0 - num_computed / num_tokens if num_tokens else 0.0
 
 
 def _threshold_tokens(run: Run) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 
 from prfaas.core.control.lifecycle import TransferTerms
@@ -9,7 +11,7 @@ from prfaas.core.control.router import RoutePolicy
 from prfaas.core.model.curve import polynomial
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
 from prfaas.sim.arrivals import Arrival
-from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBecomes
+from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBecomes, LinkDrifts, LinkVaries
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
 from prfaas.sim.runs import Run, open_loop
@@ -97,3 +99,36 @@ def test_what_lands_at_a_dead_engine_is_not_answered_there() -> None:
     (life,) = ran((1.0, EnginesDie(("pd-0",)))).ended
     assert life.outcome == "unavailable"
     assert life.fallback == "decode_unreachable"
+
+
+def rates_of(*conditions: tuple[float, Condition], until_s: int = 40) -> list[float]:
+    """What the link can carry, every second, while somebody comes each second."""
+    run = Run(deployment())
+    run.expect(conditions)
+    run.simulation.follow(iter(Arrival(float(second), 10, 1) for second in range(until_s + 1)))
+    found = []
+    for second in range(1, until_s):
+        run.simulation.run(float(second))
+        found.append(run.simulation.links[PAIR].bytes_per_s)
+    return found
+
+
+def test_a_link_drifts_in_a_straight_line() -> None:
+    """And stays where it has arrived."""
+    rates = rates_of((10.0, LinkDrifts(*PAIR, 0.2e6, 10.0)))
+    assert rates[8] == 1e6
+    assert rates[14] == pytest.approx(0.6e6, rel=0.05)
+    assert rates[21:] == [pytest.approx(0.2e6)] * len(rates[21:])
+
+
+def test_a_link_varies_around_its_rate_until_something_else_is_said() -> None:
+    """By chance that is the same each time."""
+    varies = (0.0, LinkVaries(*PAIR, 0.3))
+    rates = rates_of(varies, until_s=4_000)
+    assert rates == rates_of(varies, until_s=4_000)
+    seen = rates[::5]
+    assert statistics.fmean(seen) == pytest.approx(1e6, rel=0.1)
+    assert statistics.stdev(seen) == pytest.approx(0.3e6, rel=0.25)
+    neighbours = statistics.correlation(seen[:-1], seen[1:])
+    assert 0.6 < neighbours < 0.95, "a rate is near the one before"
+    assert rates_of(varies, (20.0, LinkBecomes(*PAIR, 2e6)))[25:] == [2e6] * 14

@@ -23,7 +23,9 @@ class Bench:
         self.told[what] = round(self.kernel.now_s, 9)
 
     def prompt(self, name: str, num_tokens: int) -> Prefill:
-        return Prefill(num_tokens, lambda ends_s: self.note(f"{name} starts"), lambda: self.note(f"{name} done"))
+        return Prefill(
+            lambda: num_tokens, lambda ends_s: self.note(f"{name} starts"), lambda: self.note(f"{name} done")
+        )
 
     def sequence(self, name: str, num_tokens: int) -> Sequence:
         return Sequence(num_tokens, lambda: self.note(f"{name} first"), lambda: self.note(f"{name} done"))

@@ -13,14 +13,15 @@ import pytest
 
 from prfaas.sim.policies import POLICIES
 from prfaas.simulator.command import NAMES, SimulateOptions, run
+from prfaas.simulator.loads import LoadOptions
 
 CASE = Path(__file__).parents[3] / "examples" / "case-study" / "prfaas.yaml"
-SHORT = SimulateOptions(CASE, num_requests=300)
+SHORT = SimulateOptions(CASE, load=LoadOptions(num_requests=300))
 
 KEYS = [
     "policy", "seed", "offered_rps", "num_requests", "num_completed", "num_refused", "num_failed", "num_fallbacks",
     "system_rps", "goodput_rps", "ttft_s_mean", "ttft_s_p50", "ttft_s_p90", "ttft_s_p95", "ttft_s_p99", "e2e_s_mean",
-    "e2e_s_p50", "e2e_s_p95", "e2e_s_p99", "tpot_s_mean", "offload_fraction", "egress_bytes_per_s_mean",
+    "e2e_s_p50", "e2e_s_p95", "e2e_s_p99", "tpot_s_mean", "itl_s_p99", "cached_fraction", "offload_fraction", "egress_bytes_per_s_mean",
     "egress_bytes_per_s_max", "routing_threshold_tokens_final", "num_pd_prefill_final", "num_pd_decode_final",
     "num_conversions",
     "stability", "simulated_s", "wall_s",
@@ -46,7 +47,12 @@ def refused(capsys: pytest.CaptureFixture[str], options: SimulateOptions) -> str
 
 def test_json_has_the_promised_keys_for_each_policy_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
     """In the order that was asked for."""
-    runs = simulated(capsys, replace(SHORT, policies=("prfaas", "homogeneous"), num_seeds=2, rate_rps=1.0))
+    runs = simulated(
+        capsys,
+        replace(
+            SHORT, policies=("prfaas", "homogeneous"), num_seeds=2, load=LoadOptions(num_requests=300, rate_rps=1.0)
+        ),
+    )
     assert [list(one) for one in runs] == [KEYS] * 4
     assert [(one["policy"], one["seed"]) for one in runs] == [
         ("prfaas", 0), ("prfaas", 1), ("homogeneous", 0), ("homogeneous", 1),
@@ -58,19 +64,22 @@ def test_json_has_the_promised_keys_for_each_policy_and_seed(capsys: pytest.Capt
 
 def test_a_run_whose_queues_do_not_grow_is_stable(capsys: pytest.CaptureFixture[str]) -> None:
     """Long enough to tell."""
-    (one,) = simulated(capsys, replace(SHORT, num_requests=3_000, load=0.6))
+    (one,) = simulated(capsys, replace(SHORT, load=LoadOptions(num_requests=3_000, load=0.6)))
     assert one["stability"] == "stable"
 
 
 def test_a_short_run_says_that_it_is_too_short(capsys: pytest.CaptureFixture[str]) -> None:
     """A deployment that fills up looks like one whose queues grow."""
-    (one,) = simulated(capsys, replace(SHORT, num_requests=100))
+    (one,) = simulated(capsys, replace(SHORT, load=LoadOptions(num_requests=100)))
     assert one["stability"] == "too_short"
 
 
 def test_a_seed_gives_the_same_figures_again(capsys: pytest.CaptureFixture[str]) -> None:
     """All but the time that it took; policies meet the same requests."""
-    first, again = (simulated(capsys, replace(SHORT, policies=("prfaas", "naive"), load=0.5)) for _ in range(2))
+    first, again = (
+        simulated(capsys, replace(SHORT, policies=("prfaas", "naive"), load=LoadOptions(num_requests=300, load=0.5)))
+        for _ in range(2)
+    )
     assert [{**one, "wall_s": 0} for one in first] == [{**one, "wall_s": 0} for one in again]
     assert first[0]["offered_rps"] == first[1]["offered_rps"]
 
@@ -84,9 +93,12 @@ def test_the_load_is_the_files_or_a_share_of_the_plan(capsys: pytest.CaptureFixt
     )
     for options, words in (
         (SHORT, "2.599 a second (0.8 of what prfaas is planned to serve)"),
-        (replace(SHORT, load=0.5), "1.624 a second (0.5 of what prfaas is planned to serve)"),
+        (
+            replace(SHORT, load=LoadOptions(num_requests=300, load=0.5)),
+            "1.624 a second (0.5 of what prfaas is planned to serve)",
+        ),
         (replace(SHORT, file=with_rate), "1.5 a second (workload.arrivals)"),
-        (replace(SHORT, file=with_rate, rate_rps=0.7), "0.7 a second (--rate)"),
+        (replace(SHORT, file=with_rate, load=LoadOptions(num_requests=300, rate_rps=0.7)), "0.7 a second (--rate)"),
     ):
         assert run(options) == 0
         assert f"300 requests, Poisson, {words}" in capsys.readouterr().out
@@ -94,7 +106,7 @@ def test_the_load_is_the_files_or_a_share_of_the_plan(capsys: pytest.CaptureFixt
 
 def test_too_much_load_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
     """In a word, and in plain ones in the table."""
-    (one,) = simulated(capsys, replace(SHORT, num_requests=2_000, load=1.5))
+    (one,) = simulated(capsys, replace(SHORT, load=LoadOptions(num_requests=2_000, load=1.5)))
     assert one["stability"] == "overloaded"
 
 
@@ -107,10 +119,10 @@ def test_a_trace_is_replayed_at_its_own_times(capsys: pytest.CaptureFixture[str]
     ]
     trace.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     out = tmp_path / "requests.jsonl"
-    (one,) = simulated(capsys, replace(SHORT, num_requests=None, trace=trace, requests=out))
+    (one,) = simulated(capsys, replace(SHORT, requests=out, load=LoadOptions(trace=trace)))
     assert one["num_requests"] == 2
     written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert [(r["arrival_s"], r["uncached_tokens"], r["output_tokens"]) for r in written] == [
+    assert [(r["arrival_s"], r["computed_tokens"], r["output_tokens"]) for r in written] == [
         (0.0, 1_024, 2),
         (2.0, 512, 3),
     ]
@@ -135,17 +147,27 @@ def test_bad_input_is_told_with_the_remedy(capsys: pytest.CaptureFixture[str], t
     assert "--policy best: there is prfaas, fixed, homogeneous, naive" in refused(
         capsys, replace(SHORT, policies=("best",))
     )
-    assert "give one of them" in refused(capsys, replace(SHORT, rate_rps=1.0, load=0.5))
+    assert "give one" in refused(capsys, replace(SHORT, load=LoadOptions(num_requests=300, rate_rps=1.0, load=0.5)))
     missing = tmp_path / "missing.jsonl"
-    assert f"--trace {missing}: No such file" in refused(capsys, replace(SHORT, trace=missing))
+    assert f"--trace {missing}: No such file" in refused(
+        capsys, replace(SHORT, load=LoadOptions(num_requests=300, trace=missing))
+    )
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"timestamp": 0}\n', encoding="utf-8")
-    assert f"--trace {broken}: line 1: input_length is missing" in refused(capsys, replace(SHORT, trace=broken))
+    assert f"--trace {broken}: line 1: input_length is missing" in refused(
+        capsys, replace(SHORT, load=LoadOptions(num_requests=300, trace=broken))
+    )
     at_once = tmp_path / "at_once.jsonl"
     at_once.write_text('{"timestamp": 0, "input_length": 9, "output_length": 9}\n' * 2, encoding="utf-8")
-    assert "all requests come at one time" in refused(capsys, replace(SHORT, trace=at_once))
-    assert "leave --seeds" in refused(capsys, replace(SHORT, trace=at_once, num_seeds=2))
-    assert "that file is read" in refused(capsys, replace(SHORT, trace=at_once, requests=at_once))
+    assert "all requests come at one time" in refused(
+        capsys, replace(SHORT, load=LoadOptions(num_requests=300, trace=at_once))
+    )
+    assert "leave --seeds" in refused(
+        capsys, replace(SHORT, num_seeds=2, load=LoadOptions(num_requests=300, trace=at_once))
+    )
+    assert "that file is read" in refused(
+        capsys, replace(SHORT, requests=at_once, load=LoadOptions(num_requests=300, trace=at_once))
+    )
     nowhere = tmp_path / "no" / "requests.jsonl"
     assert "there is no folder" in refused(capsys, replace(SHORT, requests=nowhere))
     assert not nowhere.parent.exists()
@@ -186,7 +208,10 @@ def test_policies_that_a_file_contradicts_are_told(capsys: pytest.CaptureFixture
 
 def test_policies_of_others_are_compared_under_the_same_requests(capsys: pytest.CaptureFixture[str]) -> None:
     """All of them: each answers everybody, none has a threshold of ours, and one seed is one run."""
-    runs, again = (simulated(capsys, replace(SHORT, policies=("all",), load=0.3)) for _ in range(2))
+    runs, again = (
+        simulated(capsys, replace(SHORT, policies=("all",), load=LoadOptions(num_requests=300, load=0.3)))
+        for _ in range(2)
+    )
     assert [one["policy"] for one in runs] == list(NAMES)
     assert {one["num_failed"] for one in runs} == {0}
     assert {one["offered_rps"] for one in runs} == {runs[0]["offered_rps"]}

@@ -13,6 +13,8 @@ from prfaas.sim.conditions import (
     EnginesReturn,
     EnginesSlow,
     LinkBecomes,
+    LinkDrifts,
+    LinkVaries,
 )
 from prfaas.simulator.happenings import BadHappening, happenings
 from prfaas.testing.scheduling import WEST, deployment
@@ -27,6 +29,8 @@ def topology() -> Topology:
     ("text", "expected"),
     [
         ("300s link prfaas-west pd-east 2Gbps", LinkBecomes("prfaas-west", "pd-east", 2.5e8)),
+        ("300s drift prfaas-west pd-east 2Gbps 2min", LinkDrifts("prfaas-west", "pd-east", 2.5e8, 120.0)),
+        ("300s vary prfaas-west pd-east 30%", LinkVaries("prfaas-west", "pd-east", 0.3)),
         ("300 cut prfaas-west pd-east", LinkBecomes("prfaas-west", "pd-east", 0.0)),
         ("5min die prfaas-west-0 pd-east-7", EnginesDie(("prfaas-west-0", "pd-east-7"))),
         ("300s return prfaas-west", EnginesReturn(WEST)),
