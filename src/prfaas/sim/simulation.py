@@ -275,14 +275,16 @@ class Simulation:
         engine = self.engines[instance]
         life.engine = engine
         life.prompt = Prefill(
-            lambda: self._to_compute(life, instance),
+            lambda: self._to_compute(life, engine, instance),
             on_start=lambda ends_s: self._prefill_starts(life, engine, ends_s),
             on_done=lambda: self._prefill_done(life, engine),
         )
         engine.prefill(life.prompt)
 
-    def _to_compute(self, life: Life, instance: str) -> int:
+    def _to_compute(self, life: Life, engine: Engine, instance: str) -> int:
         """Its turn has come there."""
+        if self.engines[instance] is not engine:
+            return life.arrival.num_tokens  # it has died, and nobody waits for this
         held = self.caches.match(instance, life.chains).reusable_prefix_tokens
         life.num_computed_tokens = max(1, life.arrival.num_tokens - held)
         return life.num_computed_tokens
@@ -371,7 +373,7 @@ class Simulation:
             life.route, life.reason = str(action.route.kind), str(action.route.reason)
         engine.prefill(
             Prefill(
-                lambda: self._to_compute(life, action.instance),
+                lambda: self._to_compute(life, engine, action.instance),
                 on_start=lambda ends_s: None,
                 on_done=lambda: self._computed(life, engine, sequence),
             )
