@@ -75,6 +75,11 @@ class PrefillWork:
         began_s, self._began_s = self._began_s, now_s
         return now_s - began_s
 
+    def is_late(self, now_s: float) -> bool:
+        """Its first prompt should be done by now."""
+        first_s = self.first_done_s
+        return first_s is not None and first_s < now_s
+
     def remaining_s(self, now_s: float) -> float:
         """Until everything is done that was given to it."""
         if not self._expected_s:
