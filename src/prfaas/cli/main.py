@@ -192,6 +192,13 @@ def simulate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     requests: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw what happened over time into a .svg or .png.")
+    ] = None,
+    chrome_trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every prefill, transfer and answer as a .json for ui.perfetto.dev."),
+    ] = None,
     at: Annotated[
         list[str] | None,
         typer.Option(
@@ -216,6 +223,8 @@ def simulate(
         as_json,
         requests,
         tuple(at or ()),
+        plot,
+        chrome_trace,
     )
     raise typer.Exit(run(options))
 

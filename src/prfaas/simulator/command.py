@@ -33,6 +33,7 @@ from prfaas.sim.runs import Run, open_loop
 from prfaas.sim.simulation import Life
 from prfaas.simulator.happenings import happenings
 from prfaas.simulator.results import Results, results_of
+from prfaas.simulator.watched import check_outputs, watched
 
 KINDS: Final = tuple(get_args(Policy.model_fields["kind"].annotation))
 #: What `--policy` takes: the kinds of a deployment file, and how others choose.
@@ -63,6 +64,8 @@ class SimulateOptions:
     as_json: bool = False
     requests: Path | None = None
     happenings: tuple[str, ...] = ()
+    plot: Path | None = None
+    chrome_trace: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +125,8 @@ def _check(options: SimulateOptions) -> None:
         raise BadSimulation("--rate, --load and --trace each say how many requests come; give one of them")
     if options.trace is not None and (options.num_seeds > 1 or options.first_seed):
         raise BadSimulation("--trace: its requests are the same for every seed; leave --seeds and --first-seed out")
-    if options.requests is None:
-        return
-    out = options.requests.resolve()
-    if not out.parent.is_dir():
-        raise BadSimulation(f"--requests {options.requests}: there is no folder {out.parent}")
-    if out in {given.resolve() for given in (options.file, options.trace) if given is not None}:
-        raise BadSimulation(f"--requests {options.requests}: that file is read; name another one to write")
+    outputs = {"--requests": options.requests, "--plot": options.plot, "--chrome-trace": options.chrome_trace}
+    check_outputs(outputs, (options.file, options.trace))
 
 
 def _case(deployment: Deployment, document: Document, name: str, said: Sequence[str]) -> _Case:
@@ -198,18 +196,28 @@ def _traced(path: Path, block_tokens: int) -> list[Arrival]:
 def _simulated(options: SimulateOptions, cases: list[_Case], load: _Load) -> list[Results]:
     results = []
     with ExitStack() as stack:
+        watch = stack.enter_context(
+            watched(
+                options.plot, options.chrome_trace, said=options.happenings, num_runs=len(cases) * options.num_seeds,
+                title=f"{options.file.stem}: {load.words}",
+            )
+        )  # fmt: skip
         lines = None if options.requests is None else stack.enter_context(_opened(options.requests))
         for case in cases:
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
                 arrivals = load.arrivals(seed)
-                done = open_loop(case.seeded(seed), arrivals, conditions=case.conditions, on_progress=progress.show)
+                done = open_loop(
+                    case.seeded(seed), arrivals, conditions=case.conditions, on_progress=progress.show,
+                    observer=watch.observer(case.policy),
+                )  # fmt: skip
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(
                     results_of(done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s)
                 )
+                watch.keep(done, results[-1])
                 if lines is not None:
                     _write_requests(lines, case.policy, seed, done)
                 del done  # or two runs' requests would be in memory during the next
