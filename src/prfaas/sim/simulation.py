@@ -91,6 +91,8 @@ class Simulation:
         self.dead: set[str] = set()
         #: Those that are over.
         self.conversions: list[Conversion] = []
+        #: Told where a prompt begins to be prefilled, and when it will be done: `sim/observed.py` asks for it.
+        self.on_prefill: Callable[[Life, str, float], object] | None = None
         self._tick: Planned | None = None
         self._tick_due_s: float | None = None
         self._arrivals: Iterator[Arrival] = iter(())
@@ -300,6 +302,8 @@ class Simulation:
     def _prefill_starts(self, life: Life, engine: Engine, ends_s: float) -> None:
         if self.engines[life.prefill] is not engine:
             return  # it has died
+        if self.on_prefill is not None:
+            self.on_prefill(life, life.prefill, ends_s)
         link = self.links.get(self.pair_of(life))
         if link is not None and self.deployment.is_layer_wise:
             life.transfer = link.send(life.kv_bytes, self.kernel.now_s, ends_s, lambda: self._sent(life))
@@ -374,7 +378,7 @@ class Simulation:
         engine.prefill(
             Prefill(
                 lambda: self._to_compute(life, engine, action.instance),
-                on_start=lambda ends_s: None,
+                on_start=lambda ends_s: self._compute_starts(life, engine, ends_s),
                 on_done=lambda: self._computed(life, engine, sequence),
             )
         )
@@ -388,6 +392,10 @@ class Simulation:
         if self.engines[life.decode] is engine:
             self.caches.computed(life.decode, life.chains)
         engine.decode(sequence)
+
+    def _compute_starts(self, life: Life, engine: Engine, ends_s: float) -> None:
+        if self.on_prefill is not None and self.engines[life.decode] is engine:
+            self.on_prefill(life, life.decode, ends_s)
 
     def _began(self, life: Life, sequence: Sequence, attempt: int) -> None:
         if life.sequence is sequence:  # or the engine has died, and this is its ghost

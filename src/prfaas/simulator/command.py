@@ -28,6 +28,7 @@ from prfaas.sim.simulation import Life
 from prfaas.simulator.happenings import happenings
 from prfaas.simulator.loads import Load, LoadOptions, cache_profile, check_load, load_of, trace_block_tokens
 from prfaas.simulator.results import Results, results_of
+from prfaas.simulator.watched import check_outputs, watched
 
 KINDS: Final = tuple(get_args(Policy.model_fields["kind"].annotation))
 #: What `--policy` takes: the kinds of a deployment file, and how others choose.
@@ -51,6 +52,8 @@ class SimulateOptions:
     as_json: bool = False
     requests: Path | None = None
     happenings: tuple[str, ...] = ()
+    plot: Path | None = None
+    chrome_trace: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +106,8 @@ def _check(options: SimulateOptions) -> None:
     check_load(options.load)
     if options.load.trace is not None and (options.num_seeds > 1 or options.first_seed):
         raise BadSimulation("--trace: its requests are the same for every seed; leave --seeds and --first-seed out")
-    if options.requests is None:
-        return
-    out = options.requests.resolve()
-    if not out.parent.is_dir():
-        raise BadSimulation(f"--requests {options.requests}: there is no folder {out.parent}")
-    if out in {given.resolve() for given in (options.file, options.load.trace) if given is not None}:
-        raise BadSimulation(f"--requests {options.requests}: that file is read; name another one to write")
+    outputs = {"--requests": options.requests, "--plot": options.plot, "--chrome-trace": options.chrome_trace}
+    check_outputs(outputs, (options.file, options.load.trace))
 
 
 def _case(deployment: Deployment, document: Document, name: str, options: SimulateOptions, block_tokens: int) -> _Case:
@@ -150,17 +148,25 @@ def _case(deployment: Deployment, document: Document, name: str, options: Simula
 def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list[Results]:
     results = []
     with ExitStack() as stack:
+        watch = stack.enter_context(
+            watched(
+                options.plot, options.chrome_trace, said=options.happenings, num_runs=len(cases) * options.num_seeds,
+                title=f"{options.file.stem}: {load.words}",
+            )
+        )  # fmt: skip
         lines = None if options.requests is None else stack.enter_context(_opened(options.requests))
         for case in cases:
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
-                done = to_end(load.begin(case.seeded(seed), seed), case.conditions, progress.show)
+                run = load.begin(case.seeded(seed), seed)
+                done = to_end(run, case.conditions, progress.show, watch.observer(case.policy))
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(
                     results_of(done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s)
                 )
+                watch.keep(done, results[-1])
                 if lines is not None:
                     _write_requests(lines, case.policy, seed, done)
                 del done  # or two runs' requests would be in memory during the next

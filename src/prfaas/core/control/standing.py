@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 from prfaas.core.control.instance import Instance
 from prfaas.core.control.marks import Marks
 
-
 #: Of an engine of whose batch nothing is known.
 USUAL_BATCH: Final = 64
 
