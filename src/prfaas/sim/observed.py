@@ -169,7 +169,7 @@ class Observer:
         """It begins, and will be done then unless it is stopped."""
         self._close(Doing.WAIT, life.number)
         self._close(Doing.PREFILL, life.number)
-        begins = _Open(instance, self._now_s, life.arrival.num_tokens, ends_s)
+        begins = _Open(instance, self._now_s, life.num_computed_tokens, ends_s)
         self._open[Doing.PREFILL, life.number] = begins
         if self._simulation.scheduler.requests[life.request_id].state is not S.PREFILLING:
             # It computes for itself, and decodes as soon as that is done.
