@@ -9,7 +9,6 @@ interpreter has the package `aisimulate`, as a wheel with its engine:
 from __future__ import annotations
 
 import argparse
-import heapq
 import itertools
 import json
 import math
@@ -91,21 +90,6 @@ class Request:
         return self.first_s - self.arrival_s
 
 
-class StepEndEngine(Engine):
-    """A sequence joins a batch when the step that goes on has ended, as in AISimulate."""
-
-    def _admit(self) -> None:
-        while self._waiting and self._num_decoding < self._profile.max_batch:
-            sequence = self._waiting.popleft()
-            if not self._num_decoding:
-                self._steps = float(math.ceil(self._steps))  # an idle engine's step begins at once
-            self._num_decoding += 1
-            self._number += 1
-            # Less than a millionth of a step is a float that fell short of a whole one.
-            first = math.ceil(self._steps - 1e-6) + 1.0
-            heapq.heappush(self._milestones, (first, self._number, sequence.num_tokens <= 1, sequence))
-
-
 class Clients(Run):
     """So many send the next of the requests when their last one has ended."""
 
@@ -155,14 +139,11 @@ def deployment_of(case: Case) -> SimulatedDeployment:
     return SimulatedDeployment(topology, profiles, nothing, policy, FOR_EVER, is_layer_wise=False)
 
 
-def ours(case: Case, *, waits_for_step: bool = False) -> tuple[list[Request], float]:
+def ours(case: Case) -> tuple[list[Request], float]:
     """Every request, and how long it took."""
     deployment = deployment_of(case)
     run = Run(deployment) if case.clients is None else Clients(deployment, case.arrivals, case.clients)
     simulation = run.simulation
-    if waits_for_step:
-        engines = {name: StepEndEngine(simulation.kernel, profile) for name, profile in deployment.profiles.items()}
-        simulation.engines.update(engines)
     began_s = time.perf_counter()
     if isinstance(run, Clients):
         run.begin()
@@ -290,7 +271,7 @@ def decoded(case: Case, other: Sequence[Request]) -> list[Request]:
     """Their requests by our decode engines: each on the instance that they chose, from when their prefill ended."""
     kernel, first_s = Kernel(), dict[int, float]()
     profile = EngineProfile(PREFILL_S, case.max_batch, case.step_s)
-    engines = [StepEndEngine(kernel, profile) for _ in range(case.num_pairs)]
+    engines = [Engine(kernel, profile) for _ in range(case.num_pairs)]
 
     def begin(request: Request) -> None:
         def on_first() -> None:
@@ -307,10 +288,10 @@ def decoded(case: Case, other: Sequence[Request]) -> list[Request]:
 
 def explained(case: Case, mine: Sequence[Request], other: Sequence[Request]) -> str:
     """A row: how far apart prefills end, which our first tokens tell if they waited for no place in a batch; and how
-    much later their first tokens are, in steps, as our engines become more like theirs."""
+    much later their first tokens are, in steps; then on the decode instances that they chose."""
     apart_s = max(abs(a.prefilled_s - b.prefilled_s) for a, b in zip(mine, other, strict=True))
     cells = ["–" if case.max_batch < 64 or case.clients else f"{1e9 * apart_s:.0f}"]
-    for some in (mine, ours(case, waits_for_step=True)[0], decoded(case, other)):
+    for some in (mine, decoded(case, other)):
         later = sorted((b.ttft_s - a.ttft_s) / case.step_s for a, b in zip(some, other, strict=True))
         cells.append(", ".join(f"{round(x, 2) + 0.0:.2f}" for x in (later[0], statistics.fmean(later), later[-1])))
     return f"| {case.name} | {' | '.join(cells)} |"
@@ -332,9 +313,8 @@ def agreement(every: Sequence[Case], python: str, folder: Path) -> None:
         print(compared(case, mine, other), flush=True)
         speed.append(f"| {case.name} | {len(mine)} | {my_s:.2f} | {other_s:.2f} |")
     print("\nTheir first token later than ours, in steps: least, mean, most.\n")
-    columns = ["prefills end apart by at most, ns", "ours", "ours, waiting for the end of a step",
-               "and on the decode instance that they chose"]  # fmt: skip
-    print(f"| workload | {' | '.join(columns)} |\n|---|---|---|---|---|")
+    columns = ["prefills end apart by at most, ns", "ours", "ours, on the decode instance that they chose"]
+    print(f"| workload | {' | '.join(columns)} |\n|---|---|---|---|")
     print("\n".join(why))
     print("\n| workload, engine alone | requests | ours, s | theirs, s |\n|---|---|---|---|")
     print("\n".join(speed))

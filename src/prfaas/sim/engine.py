@@ -22,7 +22,6 @@ from prfaas.core.model.curve import Curve
 from prfaas.core.model.decode import StepTimes
 from prfaas.sim.kernel import Kernel, Planned
 
-
 #: Less of a step is a float that fell short of a whole one.
 _STEP_FRACTION: Final = 1e-6
 
