@@ -212,6 +212,9 @@ def simulate(
         Path | None,
         typer.Option(metavar="FILE", help="Write every prefill, transfer and answer as a .json for ui.perfetto.dev."),
     ] = None,
+    hindsight: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Try so many requests of a run on every way that they had.")
+    ] = 0,
     at: Annotated[
         list[str] | None,
         typer.Option(
@@ -227,8 +230,9 @@ def simulate(
 
     asked = LoadOptions(num_requests, rate, load, trace, arrivals, tuple(cache or ()))
     options = SimulateOptions(
-        file, tuple(policy or ()), seeds, first_seed, asked, as_json, requests, tuple(at or ()), plot, chrome_trace
-    )
+        file, tuple(policy or ()), seeds, first_seed, asked, as_json, requests, tuple(at or ()), plot,
+        chrome_trace, hindsight,
+    )  # fmt: skip
     raise typer.Exit(run(options))
 
 

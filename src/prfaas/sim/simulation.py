@@ -16,6 +16,7 @@ from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.conversion import Conversion
 from prfaas.core.control.fallback import Failure, FallbackReason
+from prfaas.core.control.route import Option, Route
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.sim.arrivals import Arrival
 from prfaas.sim.caches import NO_CHAINS, PrefixCaches
@@ -45,6 +46,8 @@ class Life:
     #: Of the prompt: computed by whoever prefilled it last; left out of what crosses, as the decode instance held it.
     num_computed_tokens: int = 0
     num_skipped_tokens: int = 0
+    #: Those that it had when it was placed, if they are kept.
+    options: tuple[Option, ...] = field(default=(), repr=False)
     chains: Mapping[int, TokenChain] = field(default_factory=lambda: NO_CHAINS, repr=False)
     prompt: Prefill | None = field(default=None, repr=False)
     engine: Engine | None = field(default=None, repr=False)
@@ -83,6 +86,8 @@ class Simulation:
         }
         self._delay_s = {(link.source, link.target): (link.rtt_s or 0.0) / 2 for link in deployment.topology.links}
         self._on_end = on_end
+        #: Every request's options, for whoever wants to read them afterwards.
+        self.keeps_options = False
         self._checks = checks
         self.lives: dict[str, Life] = {}
         self._num_lives = 0
@@ -259,7 +264,7 @@ class Simulation:
         life.kv_bytes, life.num_skipped_tokens = curve.at(life.arrival.num_tokens), action.skip_tokens
         if action.skip_tokens:
             life.kv_bytes -= curve.at(action.skip_tokens) - curve.at(0.0)
-        life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        self._is_routed(life, action.route)
         num_bytes = max(1, round(life.kv_bytes))
         self._feed(e.LandingReserved(life.request_id, num_bytes, *self._registered(action.route.decode)))
 
@@ -374,7 +379,7 @@ class Simulation:
             engine.decode(sequence)
             return
         if not action.is_landed:
-            life.route, life.reason = str(action.route.kind), str(action.route.reason)
+            self._is_routed(life, action.route)
         engine.prefill(
             Prefill(
                 lambda: self._to_compute(life, engine, action.instance),
@@ -408,8 +413,13 @@ class Simulation:
             life.ended_s, life.outcome = self.kernel.now_s, "ok"
             self._handle(e.AnswerEnded(life.request_id, "ok", 200, None, life.arrival.num_output_tokens))
 
+    def _is_routed(self, life: Life, route: Route) -> None:
+        life.route, life.reason = str(route.kind), str(route.reason)
+        if self.keeps_options and route.options:
+            life.options = route.options
+
     def _refuse(self, life: Life, action: a.Refuse) -> None:
-        life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        self._is_routed(life, action.route)
         if action.fallback is not None:
             life.fallback = str(action.fallback.reason)
         life.ended_s, life.outcome = self.kernel.now_s, "unavailable"
