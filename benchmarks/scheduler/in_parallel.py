@@ -20,6 +20,8 @@ def run_all(run: Callable[[Cell], Found], cells: Sequence[Cell], processes: int)
         for cell, found in zip(cells, pool.imap(run, cells), strict=True):
             done[cell] = found
             left_s = (time.perf_counter() - began_s) / len(done) * (len(cells) - len(done))
-            sys.stderr.write(f"\r{len(done)} of {len(cells)} runs, about {left_s:.0f} s left   ")
-    sys.stderr.write("\n")
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{len(done)} of {len(cells)} runs, about {left_s:.0f} s left   ")
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
     return done

@@ -203,6 +203,9 @@ def simulate(
             metavar="TOKENS", help="What an instance's prefix cache keeps; repeated: `500000`, `prfaas-west=2000000`."
         ),
     ] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Let instances fetch cached prefixes from each other; nodes cannot yet.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     requests: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request.")] = None,
     plot: Annotated[
@@ -228,7 +231,7 @@ def simulate(
     from prfaas.simulator.command import SimulateOptions, run
     from prfaas.simulator.loads import LoadOptions
 
-    asked = LoadOptions(num_requests, rate, load, trace, arrivals, tuple(cache or ()))
+    asked = LoadOptions(num_requests, rate, load, trace, arrivals, tuple(cache or ()), fetch)
     options = SimulateOptions(
         file, tuple(policy or ()), seeds, first_seed, asked, as_json, requests, tuple(at or ()), plot,
         chrome_trace, hindsight,

@@ -74,6 +74,21 @@ class PrefixCaches:
             return NO_MATCH
         return self._caches[instance].match(chains[self.profile.block_tokens])
 
+    def can_send(self, instance: str, chains: Mapping[int, TokenChain], num_tokens: int) -> bool:
+        """Whether the engine holds this prefix, with all that another one needs to start at its end."""
+        if self.profile is None:
+            return False
+        block_tokens = self.profile.block_tokens
+        # A prompt of one token more, so that the whole prefix may be used.
+        names = chains[block_tokens].hashes[: num_tokens // block_tokens]
+        prefix = TokenChain(num_tokens + 1, block_tokens, names)
+        return self._caches[instance].match(prefix).reusable_prefix_tokens == num_tokens
+
+    def fetched(self, instance: str, chains: Mapping[int, TokenChain], num_tokens: int) -> None:
+        """The engine has got this prefix from another one."""
+        if self.profile is not None:
+            self._caches[instance].fetched(chains[self.profile.block_tokens], num_tokens)
+
     def computed(self, instance: str, chains: Mapping[int, TokenChain]) -> None:
         """The engine has computed this prompt."""
         if self.profile is not None:

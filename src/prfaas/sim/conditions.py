@@ -158,6 +158,9 @@ def _link_becomes(simulation: Simulation, pair: tuple[str, str], bytes_per_s: fl
     link = simulation.links[pair]
     was_cut = link.bytes_per_s <= 0
     link.set_rate(bytes_per_s)
+    back = simulation.back_links.get((pair[1], pair[0]))
+    if back is not None:
+        back.set_rate(bytes_per_s)
     if bytes_per_s <= 0 and not was_cut:
         simulation.kernel.after(LANES_DEAD_S, _lanes_dead, simulation, pair)
         simulation.kernel.after(LANES_DEAD_S + PEER_LOST_S, _transfers_lost, simulation, pair)
@@ -173,6 +176,8 @@ def _lanes_dead(simulation: Simulation, pair: tuple[str, str]) -> None:
 def _transfers_lost(simulation: Simulation, pair: tuple[str, str]) -> None:
     if simulation.links[pair].bytes_per_s <= 0:
         for life in list(simulation.lives.values()):
+            if life.fetch is not None and life.fetch.link is simulation.back_links.get((pair[1], pair[0])):
+                simulation.fetch_breaks(life)
             if life.transfer is not None and simulation.pair_of(life) == pair:
                 simulation.abort(life, Failure(FallbackReason.LANDING_ABORTED, "the link is cut"))
 
@@ -196,6 +201,8 @@ def _engine_dies(simulation: Simulation, name: str) -> None:
     simulation.tell(e.EngineSilent(name, refused=True))
     lost = Failure(FallbackReason.PREFILL_UNREACHABLE, "the engine died", refused=True)
     for life in list(simulation.lives.values()):
+        if life.fetch is not None and life.fetch.source == name:
+            simulation.fetch_breaks(life)
         if life.is_prefilling and life.prefill == name:
             simulation.prefill_breaks(life, lost)
         elif life.sequence is not None and life.decode == name:

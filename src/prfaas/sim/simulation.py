@@ -29,6 +29,21 @@ _STOPPED: Final = Failure(FallbackReason.PREFILL_FAILED, "stopped")
 
 
 @dataclass(eq=False, slots=True)
+class Fetch:
+    """The first `num_tokens` of a prompt on their way from the instance `source`; without a link, in no time."""
+
+    source: str
+    num_tokens: int
+    link: SharedLink | None
+    transfer: Transfer | None = None
+
+    def stop(self) -> None:
+        """Nobody wants the rest. Idempotent."""
+        if self.link is not None and self.transfer is not None:
+            self.link.stop(self.transfer)
+
+
+@dataclass(eq=False, slots=True)
 class Life:
     """One request's way through the simulation. Times are absolute; None: it did not come to that."""
 
@@ -43,15 +58,18 @@ class Life:
     decode: str = ""
     fallback: str = ""
     kv_bytes: float = 0.0
-    #: Of the prompt: computed by whoever prefilled it last; left out of what crosses, as the decode instance held it.
+    #: Of the prompt: computed by whoever prefilled it last; left out of what crosses, as the decode instance held it;
+    #: fetched from another instance first.
     num_computed_tokens: int = 0
     num_skipped_tokens: int = 0
+    num_fetched_tokens: int = 0
     #: Those that it had when it was placed, if they are kept.
     options: tuple[Option, ...] = field(default=(), repr=False)
     chains: Mapping[int, TokenChain] = field(default_factory=lambda: NO_CHAINS, repr=False)
     prompt: Prefill | None = field(default=None, repr=False)
     engine: Engine | None = field(default=None, repr=False)
     transfer: Transfer | None = field(default=None, repr=False)
+    fetch: Fetch | None = field(default=None, repr=False)
     sequence: Sequence | None = field(default=None, repr=False)
     attempt: int = 0
     is_prefilling: bool = False
@@ -83,6 +101,12 @@ class Simulation:
             (link.source, link.target): SharedLink(self.kernel, link.bytes_per_s)
             for link in deployment.topology.links
             if link.bytes_per_s is not None and link.bytes_per_s < math.inf
+        }
+        #: What carries cached prefixes to prefill clusters: as much as what leads from them.
+        self.back_links = {
+            (target, source): SharedLink(self.kernel, link.bytes_per_s)
+            for (source, target), link in self.links.items()
+            if deployment.policy.may_fetch
         }
         self._delay_s = {(link.source, link.target): (link.rtt_s or 0.0) / 2 for link in deployment.topology.links}
         self._on_end = on_end
@@ -190,6 +214,7 @@ class Simulation:
     def prefill_breaks(self, life: Life, failure: Failure) -> None:
         """Its engine is gone, with what had not been sent."""
         life.is_prefilling, life.prompt = False, None
+        self.fetch_breaks(life)
         self.tell(e.PrefillEnded(life.request_id, failure))
 
     def abort(self, life: Life, failure: Failure) -> None:
@@ -271,9 +296,10 @@ class Simulation:
     def _prefill(self, life: Life, action: a.Prefill) -> None:
         life.prefill, life.decode = action.instance, action.decode
         life.is_prefilling = True
-        self.kernel.after(self._way_s(life), self._prefill_reaches, life, action.instance)
+        self.kernel.after(self._way_s(life), self._prefill_reaches, life, action)
 
-    def _prefill_reaches(self, life: Life, instance: str) -> None:
+    def _prefill_reaches(self, life: Life, action: a.Prefill) -> None:
+        instance = action.instance
         if not life.is_prefilling:
             return
         if instance in self.failing or instance in self.dead:
@@ -286,7 +312,50 @@ class Simulation:
             on_start=lambda ends_s: self._prefill_starts(life, engine, ends_s),
             on_done=lambda: self._prefill_done(life, engine),
         )
-        engine.prefill(life.prompt)
+        if action.fetch_from:
+            self._fetch(life, engine, action)
+        else:
+            engine.prefill(life.prompt)
+
+    def _fetch(self, life: Life, engine: Engine, action: a.Prefill) -> None:
+        """The prefix first, if its source has it still; then the prompt."""
+        source, num_tokens = action.fetch_from, action.num_fetched_tokens
+        prompt = life.prompt
+        assert prompt is not None, "who fetches has a prompt to compute"
+        if source in self.dead or not self.caches.can_send(source, life.chains, num_tokens):
+            engine.prefill(prompt)
+            return
+        instances = self.scheduler.fleet.instances
+        pair = instances[source].cluster, instances[action.instance].cluster
+        link = self.links.get(pair) or self.back_links.get(pair)
+        delay_s = max(self._delay_s.get(pair, 0.0), self._delay_s.get((pair[1], pair[0]), 0.0))
+        fetch = life.fetch = Fetch(source, num_tokens, link)
+
+        def sent() -> None:
+            self.kernel.after(delay_s, self._fetched, life, engine, fetch)
+
+        if link is None:
+            sent()
+        else:
+            now_s = self.kernel.now_s
+            fetch.transfer = link.send(self.deployment.kv_bytes.at(num_tokens), now_s, now_s, sent)
+
+    def _fetched(self, life: Life, engine: Engine, fetch: Fetch) -> None:
+        if life.fetch is not fetch:
+            return  # nobody waits for it any more
+        if self.engines[life.prefill] is engine:
+            self.caches.fetched(life.prefill, life.chains, fetch.num_tokens)
+            life.num_fetched_tokens = fetch.num_tokens
+        self.fetch_breaks(life)
+
+    def fetch_breaks(self, life: Life) -> None:
+        """Or is over: what has not come is computed."""
+        fetch, life.fetch = life.fetch, None
+        if fetch is None:
+            return
+        fetch.stop()
+        if life.prompt is not None and life.is_prefilling and not life.prompt.is_over:
+            self.engines[life.prefill].prefill(life.prompt)
 
     def _to_compute(self, life: Life, engine: Engine, instance: str) -> int:
         """Its turn has come there."""
@@ -343,7 +412,9 @@ class Simulation:
     def _stop_prefill(self, life: Life, action: a.StopPrefill) -> None:
         if life.is_prefilling:
             life.is_prefilling = False
-            if life.prompt is not None and life.engine is not None:
+            if life.fetch is not None:
+                self.fetch_breaks(life)
+            elif life.prompt is not None and life.engine is not None:
                 life.engine.drop_prefill(life.prompt)
             self._feed(e.PrefillEnded(life.request_id, _STOPPED))
         self._stop_transfer(life)
@@ -437,7 +508,7 @@ class Simulation:
     def _close(self, life: Life, action: a.Close) -> None:
         del self.lives[life.request_id]
         # What it held is as large as itself, and runs of a million keep every life.
-        life.prompt = life.engine = life.transfer = life.sequence = None
+        life.prompt = life.engine = life.transfer = life.fetch = life.sequence = None
         life.chains = NO_CHAINS
         self._on_end(life)
 

@@ -147,7 +147,7 @@ def _case(deployment: Deployment, document: Document, name: str, options: Simula
     )  # fmt: skip
     clusters = [cluster.name for cluster in simulated.topology.clusters]
     caches = cache_profile(options.load, scenario, clusters, block_tokens)
-    simulated = replace(simulated, caches=caches)
+    simulated = replace(simulated, caches=caches, policy=replace(simulated.policy, may_fetch=options.load.may_fetch))
     conditions = happenings(options.happenings, simulated.topology)
     return _Case(name, scenario, solution, simulated, deployment.slo.tpot, conditions)
 
@@ -227,6 +227,7 @@ def request_line(life: Life) -> dict[str, object]:
         "input_tokens": life.arrival.num_tokens,
         "computed_tokens": life.num_computed_tokens,
         "skipped_tokens": life.num_skipped_tokens,
+        "fetched_tokens": life.num_fetched_tokens,
         "output_tokens": life.arrival.num_output_tokens,
         "route": life.route,
         "reason": life.reason,

@@ -40,7 +40,8 @@ class BadLoad(PrfaasError):
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """As they stand on the command line. `caches`: `TOKENS` or `CLUSTER=TOKENS`."""
+    """As they stand on the command line. `caches`: `TOKENS` or `CLUSTER=TOKENS`. `may_fetch`: instances get cached
+    prefixes from each other."""
 
     num_requests: int | None = None
     rate_rps: float | None = None
@@ -48,6 +49,7 @@ class LoadOptions:
     trace: Path | None = None
     arrivals: str | None = None
     caches: tuple[str, ...] = ()
+    may_fetch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ def check_load(options: LoadOptions) -> None:
     given = [options.rate_rps is not None, options.load is not None, options.trace is not None, is_closed]
     if sum(given) > 1:
         raise BadLoad("--rate, --load, --trace and --arrivals clients each say how many requests come; give one")
+    if options.may_fetch and not options.caches:
+        raise BadLoad("--fetch: without --cache nothing can be fetched; say how much an instance keeps")
     if options.trace is not None and options.arrivals is not None:
         raise BadLoad("--trace: its requests come at its own times; leave --arrivals out")
 

@@ -114,6 +114,7 @@ def _deployment(rng: random.Random) -> SimulatedDeployment:
         rng.random() < 0.95, rng.choice((0, 1_000, 5_000)), model if rng.random() < 0.9 else None,
         rng.choice((None, None, 3.0)),
         choose=None if others is None else others(rng.randrange(1000)), binds_late=others is None,
+        may_fetch=rng.random() < 0.5,
     )  # fmt: skip
     profiles = {member.name: EngineProfile(real[member.cluster], 4, 0.02) for member in members}
     terms = TransferTerms(deadline_s=rng.choice((5.0, 20.0)), lease_s=rng.choice((3.0, 9.0)))

@@ -124,6 +124,12 @@ class EngineCache:
         if KVGroupKind.LINEAR_STATE not in self._kinds:
             self._complete(usable[-1:])
 
+    def fetched(self, chain: TokenChain, num_tokens: int) -> None:
+        """The engine got the first `num_tokens` of this prompt, whole blocks, with all that it needs to start there."""
+        names = chain.hashes[: num_tokens // chain.block_tokens]
+        self._hold(names)
+        self._complete(names[-1:])
+
     def forget(self, chain: TokenChain) -> None:
         """The engine turned out not to hold this prompt's prefix."""
         for name in chain.hashes:

@@ -51,12 +51,16 @@ class Reserve:
 
 @record
 class Prefill:
-    """Have `instance` prefill the prompt and send its KVCache into the landing beside `decode`, within `deadline_s`."""
+    """Have `instance` prefill the prompt and send its KVCache into the landing beside `decode`, within `deadline_s`.
+    Before that it fetches the prompt's first `num_fetched_tokens` from the instance `fetch_from`, unless that is empty;
+    what does not come is computed."""
 
     request_id: str
     instance: str
     decode: str
     deadline_s: float
+    fetch_from: str = ""
+    num_fetched_tokens: int = 0
 
 
 @record

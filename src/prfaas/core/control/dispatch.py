@@ -73,7 +73,8 @@ class Dispatch:
         self._bound_bytes: dict[tuple[str, str], float] = {}
         #: Prompts that wait, by the cluster that will answer.
         self.num_waiting: Counter[str] = Counter()
-        self._placer = Placer(fleet, self.estimates, self.queues, self.link_bytes, self.num_waiting)
+        self._placer = Placer(fleet, self.estimates, self.queues, self.link_bytes, self.num_waiting,
+                              may_fetch=policy.may_fetch)  # fmt: skip
         #: Clusters in which something has changed since their queue was looked at.
         self._changed: set[str] = set()
         self._due_s: dict[str, float] = {}
@@ -97,7 +98,8 @@ class Dispatch:
 
     def is_like(self, policy: RoutePolicy) -> bool:
         """Whether it chooses in the same way."""
-        return self._choose is policy.choose and self._binds_late == policy.binds_late
+        may_fetch = self._placer.fetching is not None
+        return (self._choose, self._binds_late, may_fetch) == (policy.choose, policy.binds_late, policy.may_fetch)
 
     def chosen(self, request: Request, options: list[Option]) -> Option:
         """The way that it goes."""
@@ -136,17 +138,34 @@ class Dispatch:
     def works(self, request: Request, instance: Instance, num_tokens: int, now_s: float) -> None:
         """The instance has been given its prompt."""
         self._stops(request, now_s)
-        expected_s = self.estimates.prefill_s(instance.cluster, num_tokens)
+        fetches_s, num_fetched = self._fetches(request, instance, now_s)
+        if num_fetched:
+            num_tokens = max(1, (request.num_prompt_tokens or 1) - num_fetched)
+        expected_s = fetches_s + self.estimates.prefill_s(instance.cluster, num_tokens)
         instance.work.add(request.request_id, expected_s, now_s)
         request.works_at, request.num_work_tokens = instance, num_tokens
+
+    def _fetches(self, request: Request, instance: Instance, now_s: float) -> tuple[float, int]:
+        """How long it waits for what it fetches first, and how many tokens those are."""
+        route, fetching = request.route, self._placer.fetching
+        source = None if route is None else self._fleet.instances.get(route.fetch_from)
+        if route is None or source is None or fetching is None or instance.name != route.prefill:
+            return 0.0, 0
+        pair, num_bytes = (source.cluster, instance.cluster), fetching.num_bytes(route.num_fetched_tokens)
+        takes_s = fetching.takes_s(*pair, num_bytes, now_s)
+        if pair[0] != pair[1]:
+            request.fetching = Crossing(pair, num_bytes)
+            self.link_bytes[pair] = self.link_bytes.get(pair, 0.0) + num_bytes
+        return takes_s, route.num_fetched_tokens
 
     def worked(self, request: Request, now_s: float, *, is_done: bool) -> float | None:
         """The instance computes it no more. `is_done`: to its end, so that its time says something: returns it over the
         time that was expected of its cluster. Idempotent."""
         instance, num_tokens = request.works_at, request.num_work_tokens
+        has_fetched = request.route is not None and bool(request.route.fetch_from)
         taken_s = self._stops(request, now_s)
-        if not is_done or instance is None or taken_s is None or not instance.duty.prefills:
-            return None  # an engine that only decodes is late for other reasons than its speed
+        if not is_done or instance is None or taken_s is None or not instance.duty.prefills or has_fetched:
+            return None  # an engine that only decodes, or fetches first, is late for other reasons than its speed
         if request.landing_beside is not None and request.prefill_instance is instance:
             taken_s -= self._fleet.rtt_s(instance.cluster, request.landing_beside.cluster)
         if taken_s <= 0:
@@ -439,6 +458,9 @@ class Dispatch:
 
     def _stops(self, request: Request, now_s: float) -> float | None:
         instance, request.works_at = request.works_at, None
+        fetching, request.fetching = request.fetching, None
+        if fetching is not None:
+            _take_off(self.link_bytes, fetching)
         if instance is None:
             return None
         self._changed.add(instance.cluster)
@@ -459,6 +481,10 @@ class Dispatch:
         crossing: dict[tuple[str, str], float] = {}
         bound: dict[tuple[str, str], float] = {}
         for request in self._requests.values():
+            if request.fetching is not None:
+                pair = request.fetching.pair
+                crossing[pair] = crossing.get(pair, 0.0) + request.fetching.num_bytes
+                assert request.works_at is not None, f"{request.request_id} fetches for nobody"
             if request.crossing is not None:
                 pair = request.crossing.pair
                 crossing[pair] = crossing.get(pair, 0.0) + request.crossing.num_bytes

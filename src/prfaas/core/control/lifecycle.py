@@ -184,7 +184,8 @@ class Lifecycle:
             dispatch.bound(request)
             request.route = Route(
                 event.route.kind, event.route.reason, event.route.decode, event.route.prefill,
-                event.route.num_uncached_tokens, options=seen.options,
+                event.route.num_uncached_tokens, options=seen.options, fetch_from=event.route.fetch_from,
+                num_fetched_tokens=event.route.num_fetched_tokens,
             )  # fmt: skip
             self._reserve(request, request.route, now_s)
             return
@@ -255,7 +256,11 @@ class Lifecycle:
         if self.dispatch is not None:
             self.dispatch.begins(request, now_s)
         left_s = max(0.0, request.deadline_s - now_s)
-        self.out.append(a.Prefill(request.request_id, route.prefill, route.decode, left_s))
+        self.out.append(
+            a.Prefill(
+                request.request_id, route.prefill, route.decode, left_s, route.fetch_from, route.num_fetched_tokens
+            )
+        )
         self.out.append(a.AwaitLanding(request.request_id, route.decode))
 
     def _reserve_failed(self, request: Request, event: e.ReserveFailed, now_s: float) -> None:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
 from prfaas.core.control.estimates import Estimates
+from prfaas.core.control.fetching import Fetch, Fetching
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.instance import Instance
 from prfaas.core.control.options import HANDOVER_S, cheapest, delay_to_others_s, wait_s
@@ -34,8 +35,9 @@ Known = dict[str, list[Knows]]
 
 
 class PrefillLeg(NamedTuple):
-    """`cluster` computes `num_tokens` of a prompt: its turn comes after `wait_s`, and others wait `others_s` longer.
-    The cluster gets `rate_rps` such prompts, which keep it as full as `load`."""
+    """`cluster` computes `num_tokens` of a prompt, after it has fetched the first `num_fetched_tokens` of it: its turn
+    has come and these are there after `wait_s`, and others wait `others_s` longer. The cluster gets `rate_rps` such
+    prompts, which keep it as full as `load`."""
 
     cluster: str
     num_tokens: int
@@ -44,6 +46,7 @@ class PrefillLeg(NamedTuple):
     others_s: float
     rate_rps: float
     load: float
+    num_fetched_tokens: int = 0
 
 
 class DecodeLeg(NamedTuple):
@@ -68,12 +71,15 @@ class Placer:
         queues: Mapping[str, Queue],
         link_bytes: Mapping[tuple[str, str], float],
         num_waiting: Mapping[str, int],
+        *,
+        may_fetch: bool = False,
     ) -> None:
         self._fleet = fleet
         self._estimates = estimates
         self._queues = queues
         self._link_bytes = link_bytes
         self._num_waiting = num_waiting
+        self.fetching = Fetching(fleet, estimates, link_bytes) if may_fetch else None
 
     def options(self, prompt: Prompt, now_s: float) -> list[Option]:
         """Empty if no engine that decodes works."""
@@ -113,7 +119,7 @@ class Placer:
             if source in prefills:
                 prefill = prefills[source]
             else:
-                prefill = self._prefill_leg(source, decode.landing, prompt, known.get(source, ()), now_s)
+                prefill = self._prefill_leg(source, decode.landing, prompt, known, now_s)
                 if not self._fleet.standing(source).some_are_cut_off:
                     prefills[source] = prefill
             option = None if prefill is None else self._elsewhere(prefill, decode, now_s)
@@ -153,20 +159,33 @@ class Placer:
         held = _held(knows for some in known.values() for knows in some)
         fitting = [i for i in prefillers if has_room(i) or (held.get(i, 0) and not i.work.is_late(now_s))]
         whole_s = self._estimates.prefill_s(option.prefill_cluster, prompt.num_tokens)
+        fetch = self._fetch(prompt, known, option.prefill_cluster, now_s)
+
+        def own_s(instance: Instance) -> float:
+            num_held = held.get(instance, 0)
+            if not num_held:
+                return whole_s
+            return self._estimates.prefill_s(option.prefill_cluster, max(1, prompt.num_tokens - num_held))
+
+        def fetches(instance: Instance) -> bool:
+            return fetch is not None and fetch.source is not instance and fetch.done_s < own_s(instance)
 
         def done(instance: Instance) -> tuple[float, int]:
-            num_held = held.get(instance, 0)
-            own_s = whole_s
-            if num_held:
-                own_s = self._estimates.prefill_s(option.prefill_cluster, max(1, prompt.num_tokens - num_held))
-            return instance.work.remaining_s(now_s) + own_s, instance.num_inflight
+            takes_s = fetch.done_s if fetch is not None and fetches(instance) else own_s(instance)
+            return instance.work.remaining_s(now_s) + takes_s, instance.num_inflight
 
         for landing in self._landings(option.decode_cluster, prompt, known) if fitting else ():
             uncached = prompt.num_tokens - held.get(landing, 0)
             reaching = [i for i in fitting if landing.name not in i.cut_off_from] if uncached > 1 else []
             if reaching:
                 prefill = min(reaching, key=done)
-                return Route(option.kind, reason_of(option), landing.name, prefill.name, uncached)
+                source, num_fetched = "", 0
+                if fetch is not None and fetches(prefill):
+                    source, num_fetched = fetch.source.name, fetch.num_tokens
+                return Route(
+                    option.kind, reason_of(option), landing.name, prefill.name, uncached, fetch_from=source,
+                    num_fetched_tokens=num_fetched,
+                )  # fmt: skip
         return None
 
     # The ways
@@ -200,7 +219,7 @@ class Placer:
         if decode is None:
             return None
         source = here.prefill_cluster
-        prefill = self._prefill_leg(source, decode.landing, prompt, known.get(source, ()), now_s, ahead)
+        prefill = self._prefill_leg(source, decode.landing, prompt, known, now_s, ahead)
         return None if prefill is None else self._elsewhere(prefill, decode, now_s, ahead)
 
     def _elsewhere(
@@ -227,7 +246,7 @@ class Placer:
             others_s = max(others_s, delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s))
         return Option(
             kind, source, target, "", decode.num_uncached_tokens, prefill.num_tokens, prefill.wait_s, prefill.prefill_s,
-            late_s, others_s,
+            late_s, others_s, num_fetched_tokens=prefill.num_fetched_tokens,
         )  # fmt: skip
 
     def _prefill_leg(
@@ -235,7 +254,7 @@ class Placer:
         cluster: str,
         landing: Instance,
         prompt: Prompt,
-        known: Sequence[Knows],
+        known: Known,
         now_s: float,
         ahead: Ahead | None = None,
     ) -> PrefillLeg | None:
@@ -249,20 +268,31 @@ class Placer:
             waiting_s = ahead_s = ahead.waiting_s
         elif queue:
             waiting_s, ahead_s = queue.waiting_s, queue.ahead_of_s(prompt.priority, prompt.tenant)
-        num_tokens = prompt.num_tokens
+        num_tokens, num_fetched = prompt.num_tokens, 0
         prefill_s = self._estimates.prefill_s(cluster, num_tokens)
         turn_s = begins_s = wait_s(backlog, ahead_s, prefill_s / 2)
-        for holder, match in known:
+        for holder, match in known.get(cluster, ()):
             if match.reusable_prefix_tokens and self._reaches(holder, landing):
                 left = max(1, prompt.num_tokens - match.reusable_prefix_tokens)
                 left_s = self._estimates.prefill_s(cluster, left)
                 its_turn_s = max(turn_s, holder.work.remaining_s(now_s))
                 if its_turn_s + left_s < begins_s + prefill_s:
                     num_tokens, prefill_s, begins_s = left, left_s, its_turn_s
+        fetch = self._fetch(prompt, known, cluster, now_s)
+        if fetch is not None and turn_s + fetch.done_s < begins_s + prefill_s:
+            num_fetched, num_tokens = fetch.num_tokens, max(1, prompt.num_tokens - fetch.num_tokens)
+            prefill_s, begins_s = fetch.prefill_s, turn_s + fetch.takes_s
         rate_rps, load = self._estimates.rate_and_load(cluster, now_s)
         queued_s = (backlog.sum_s + waiting_s) / backlog.num
         others_s = delay_to_others_s(rate_rps, load, queued_s, prefill_s / backlog.num)
-        return PrefillLeg(cluster, num_tokens, begins_s, prefill_s, others_s, rate_rps, load)
+        return PrefillLeg(cluster, num_tokens, begins_s, prefill_s, others_s, rate_rps, load, num_fetched)
+
+    def _fetch(self, prompt: Prompt, known: Known, cluster: str, now_s: float) -> Fetch | None:
+        """The best for this cluster; None where nothing may be fetched, or nobody holds anything."""
+        if self.fetching is None or not known:
+            return None
+        everybody = (knows for some in known.values() for knows in some)
+        return self.fetching.best(prompt.num_tokens, everybody, cluster, now_s)
 
     def _decode_leg(self, cluster: str, prompt: Prompt, known: Known) -> DecodeLeg | None:
         """At the best of `_landings`; None if no node is ready."""

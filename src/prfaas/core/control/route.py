@@ -45,7 +45,7 @@ class Option:
     """`prefill_cluster` computes `num_prefill_tokens` of the prompt, which it does not hold; the instance that answers
     lacks `num_uncached_tokens`: `decode` of `decode_cluster`, empty if it is chosen later. `wait_s` until its turn
     comes, `prefill_s` on one instance; `transfer_s`: from the prefill's end until the answer can begin. `others_s`: how
-    much longer others wait for it."""
+    much longer others wait for it. `num_fetched_tokens` of the prompt come from elsewhere first, within `wait_s`."""
 
     kind: RouteKind
     prefill_cluster: str
@@ -57,6 +57,7 @@ class Option:
     prefill_s: float
     transfer_s: float
     others_s: float
+    num_fetched_tokens: int = 0
 
     @property
     def finish_s(self) -> float:
@@ -105,7 +106,8 @@ class Considered:
 @record
 class Route:
     """`decode` is empty for `NONE`, `prefill` where the decode engine computes the prompt. `reason` is what decided;
-    `considered` is what it was decided between, and `options` what each way was expected to cost."""
+    `considered` is what it was decided between, and `options` what each way was expected to cost. `prefill` fetches the
+    first `num_fetched_tokens` from `fetch_from`, if there is one."""
 
     kind: RouteKind
     reason: str
@@ -114,3 +116,5 @@ class Route:
     num_uncached_tokens: int | None = None
     considered: tuple[Considered, ...] = field(default=(), compare=False)
     options: tuple[Option, ...] = field(default=(), compare=False)
+    fetch_from: str = ""
+    num_fetched_tokens: int = 0

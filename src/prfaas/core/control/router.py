@@ -62,7 +62,8 @@ class RoutePolicy:
     and moves by itself; then a request is refused at once if its answer is expected to begin later than `max_ttft_s`,
     and instances of convertible clusters get other duties, one at a time, `cool_down_s` between them.
     `choose` takes another way than the cheapest: policies of others, to compare with. They move nothing that waits, and
-    unless one `binds_late` an instance gets its prompts as they come."""
+    unless one `binds_late` an instance gets its prompts as they come. `may_fetch`: instances can get cached prefixes
+    from each other; the nodes of today cannot."""
 
     offload: bool
     threshold_tokens: int
@@ -71,6 +72,7 @@ class RoutePolicy:
     cool_down_s: float = COOL_DOWN_S
     choose: Choose | None = None
     binds_late: bool = True
+    may_fetch: bool = False
 
 
 #: Prefill candidates that can send to a decode instance, by kind of route and decode instance's name.
