@@ -27,7 +27,7 @@ demo: setup
 	@exec $(BIN)/prfaas demo
 
 test: setup check
-	@exec $(BIN)/python -m pytest
+	@exec bash tools/test.sh $(BIN)
 
 check: setup
 	@bash tools/check.sh $(BIN)
