@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from prfaas import __version__
@@ -25,6 +27,8 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 EXAMPLE = EXAMPLES / "two-datacenters" / "deployment.yaml"
 #: The promise is 150 ms; a busy test machine gets room.
 MAX_HELP_S = 1.0
+#: Of every command.
+SHARED = ("--help",)
 TLS = {"--tls-ca": "ca.pem", "--tls-cert": "x.pem", "--tls-key": "x.key"}
 
 
@@ -283,3 +287,18 @@ def test_prompts_of_the_demo_differ_from_their_first_byte() -> None:
     """So that no prefix cache can answer for the network."""
     assert len(prompt_of(1900, 7)) == 1900
     assert prompt_of(100, 0x1234)[:4] != prompt_of(100, 0x4321)[:4]
+
+
+def test_every_option_is_in_the_docs() -> None:
+    """In docs/cli.md, in the section of its command. Those with a counterpart (`--a/--no-a`) by the first."""
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = {part.split("`")[0].split()[0]: part for part in text.split("\n## `prfaas ")[1:]}
+    missing = [
+        f"{name} {option.opts[0]}"
+        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+        if not hasattr(command, "commands")
+        for option in command.params
+        if option.opts[0].startswith("--")
+        and option.opts[0] not in (*SHARED, *re.findall(r"--[a-z-]+", sections.get(name, "")))
+    ]
+    assert not missing
