@@ -45,7 +45,7 @@ class Option:
     """`prefill_cluster` computes `num_prefill_tokens` of the prompt, which it does not hold; the instance that answers
     lacks `num_uncached_tokens`: `decode` of `decode_cluster`, empty if it is chosen later. `wait_s` until its turn
     comes, `prefill_s` on one instance; `transfer_s`: from the prefill's end until the answer can begin. `others_s`: how
-    much longer others wait for it."""
+    much longer others wait for it. `rtt_s`: what the ways from the gateway to the clusters, and back, add."""
 
     kind: RouteKind
     prefill_cluster: str
@@ -57,11 +57,12 @@ class Option:
     prefill_s: float
     transfer_s: float
     others_s: float
+    rtt_s: float = 0.0
 
     @property
     def finish_s(self) -> float:
-        """Until the answer can begin, from now."""
-        return self.wait_s + self.prefill_s + self.transfer_s
+        """Until the answer begins at the gateway, from now."""
+        return self.wait_s + self.prefill_s + self.transfer_s + self.rtt_s
 
     @property
     def cost_s(self) -> float:
