@@ -21,7 +21,7 @@ from benchmarks.scheduler.in_parallel import run_all
 from prfaas.core.control import dispatch, placer
 from prfaas.core.control.link_rates import LinkRates
 from prfaas.core.control.view import view
-from prfaas.planner.pictures import described_svg
+from prfaas.drawing import described_svg
 from prfaas.sim.policies import POLICIES
 from prfaas.sim.runs import Run
 from prfaas.testing.scheduling import STATIC, STORIES, Choice, Outcome, Story, deployment, planned, steady

@@ -28,9 +28,9 @@ def studied(sharing: str) -> Seen:
 def test_one_rate_explains_the_published_medians(sharing: str) -> None:
     """Whatever the sharing: in a closed loop they follow from one another."""
     found = studied(sharing)
-    assert found.ttft_s == pytest.approx(14.02, rel=0.03)
+    assert found.ttft_s == pytest.approx(14.02, rel=0.05)
     assert found.request_s == pytest.approx(REQUEST_S, rel=0.05)
-    assert RATES_RPS[0] * 0.97 < found.rps < RATES_RPS[1] * 1.03
+    assert RATES_RPS[0] * 0.95 < found.rps < RATES_RPS[1] * 1.05
 
 
 def test_only_transfers_that_end_together_explain_single_requests() -> None:

@@ -205,6 +205,16 @@ def simulate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     requests: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw what happened over time into a .svg or .png.")
+    ] = None,
+    chrome_trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every prefill, transfer and answer as a .json for ui.perfetto.dev."),
+    ] = None,
+    hindsight: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Try so many requests of a run on every way that they had.")
+    ] = 0,
     at: Annotated[
         list[str] | None,
         typer.Option(
@@ -219,7 +229,10 @@ def simulate(
     from prfaas.simulator.loads import LoadOptions
 
     asked = LoadOptions(num_requests, rate, load, trace, arrivals, tuple(cache or ()))
-    options = SimulateOptions(file, tuple(policy or ()), seeds, first_seed, asked, as_json, requests, tuple(at or ()))
+    options = SimulateOptions(
+        file, tuple(policy or ()), seeds, first_seed, asked, as_json, requests, tuple(at or ()), plot,
+        chrome_trace, hindsight,
+    )  # fmt: skip
     raise typer.Exit(run(options))
 
 

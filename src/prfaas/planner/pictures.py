@@ -1,11 +1,8 @@
-"""Pictures of a plan, for screen, print and the colour-blind: Okabe and Ito's colours, each with its own dash."""
+"""Pictures of a plan."""
 
 from __future__ import annotations
 
 import html
-import io
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,23 +13,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from prfaas.core.planning.plan import Plan
 from prfaas.core.planning.usage import GBPS
+from prfaas.drawing import COLOURS, DASHES, STYLE, described_svg, png
 from prfaas.planner import curves, sentences
 from prfaas.planner.report import figures, ratios
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 1)))
-
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.hashsalt": "prfaas",
-}
+from prfaas.whole_file import written_whole
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -48,39 +32,15 @@ svg{{max-width:100%;height:auto}}</style></head><body>
 def write_picture(path: Path, named: Sequence[tuple[str, Plan]]) -> None:
     """Write the plans' pictures, in the format of the file's ending: png, svg, or an HTML page with the figures too.
     The file appears whole or not at all. Raises OSError."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         kind = path.suffix.lower()
         if kind == ".html":
             content = _page(named).encode()
         else:
             figure = _figure(named)
-            content = _svg(figure, named).encode() if kind == ".svg" else _png(figure)
-    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    return buffer.getvalue()
-
-
-def described_svg(figure: Figure, title: str, about: str) -> str:
-    """It says in words what it shows, and is the same each time."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    end = text.index(">") + 1
-    described = f"<title>{html.escape(title)}</title><desc>{html.escape(about)}</desc>"
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{text[:end]}{described}{text[end:]}'
+            content = _svg(figure, named).encode() if kind == ".svg" else png(figure)
+    with written_whole(path) as file:
+        file.write(content)
 
 
 def _svg(figure: Figure, named: Sequence[tuple[str, Plan]]) -> str:
@@ -146,7 +106,7 @@ def _over_threshold(axis: Any, plan: Plan) -> None:
     search = curves.threshold_search(plan)
     for index, (count, line) in enumerate(search.by_count.items()):
         chosen = count == best
-        axis.plot(line.x, line.y, label=line.label, color=_COLOURS[index % 7], linestyle=_DASHES[index % 7],
+        axis.plot(line.x, line.y, label=line.label, color=COLOURS[index % 7], linestyle=DASHES[index % 7],
                   linewidth=2.2 if chosen else 1.0)  # fmt: skip
     _mark_best(axis, plan)
     _length_axis(axis, "routing threshold t (tokens)")
@@ -157,9 +117,9 @@ def _over_threshold(axis: Any, plan: Plan) -> None:
 def _over_count(axis: Any, plan: Plan) -> None:
     prefill, decode, system = curves.count_search(plan)
     for index, line in enumerate((prefill, decode)):
-        axis.plot(line.x, line.y, label=line.label, color=_COLOURS[index], linestyle=_DASHES[index], marker="os"[index],
+        axis.plot(line.x, line.y, label=line.label, color=COLOURS[index], linestyle=DASHES[index], marker="os"[index],
                   markersize=4)  # fmt: skip
-    axis.plot(system.x, system.y, label="system: the least of both", color=_COLOURS[6], linewidth=2.2)
+    axis.plot(system.x, system.y, label="system: the least of both", color=COLOURS[6], linewidth=2.2)
     best = sum(plan.solution.num_pd_prefill.values())
     axis.plot([best], [plan.solution.system_rps], "k*", markersize=12)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -172,7 +132,7 @@ def _over_count(axis: Any, plan: Plan) -> None:
 def _stages(axis: Any, plan: Plan) -> None:
     search = curves.threshold_search(plan)
     for index, line in enumerate(search.stages):
-        axis.plot(line.x, line.y, label=line.label, color=_COLOURS[index], linestyle=_DASHES[index], linewidth=1.8)
+        axis.plot(line.x, line.y, label=line.label, color=COLOURS[index], linestyle=DASHES[index], linewidth=1.8)
     _mark_best(axis, plan)
     _length_axis(axis, "routing threshold t (tokens)")
     count = sum(plan.solution.num_pd_prefill.values())
@@ -187,8 +147,8 @@ def _kv(axis: Any, plan: Plan) -> None:
         _kv_shares(axis, lines, [value for _, value in limits])
         return
     (line,), ((label, value),) = lines, limits
-    axis.plot(line.x, line.y, label=line.label, color=_COLOURS[0], linewidth=1.8)
-    axis.axhline(value, color=_COLOURS[1], linewidth=1.2, linestyle="--")
+    axis.plot(line.x, line.y, label=line.label, color=COLOURS[0], linewidth=1.8)
+    axis.axhline(value, color=COLOURS[1], linewidth=1.2, linestyle="--")
     axis.annotate(label, (0.02, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     if plan.egress_bytes_per_s and plan.solution.mean_long_tokens:
         point = [plan.solution.mean_long_tokens], [plan.egress_bytes_per_s / GBPS]
@@ -204,7 +164,7 @@ def _kv(axis: Any, plan: Plan) -> None:
 def _kv_shares(axis: Any, lines: Sequence[curves.Line], limits: Sequence[float]) -> None:
     for index, (line, limit) in enumerate(zip(lines, limits, strict=True)):
         axis.plot(line.x, [None if y is None else y / limit * 100 for y in line.y], label=line.label, linewidth=1.5,
-                  color=_COLOURS[index % 7], linestyle=_DASHES[index % 7])  # fmt: skip
+                  color=COLOURS[index % 7], linestyle=DASHES[index % 7])  # fmt: skip
     axis.axhline(100, color="black", linewidth=1)
     axis.annotate("links full", (0.02, 100), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     _length_axis(axis, "prompt length (tokens)")
@@ -214,7 +174,7 @@ def _kv_shares(axis: Any, lines: Sequence[curves.Line], limits: Sequence[float])
 
 def _many_over_threshold(axis: Any, plan: Plan) -> None:
     line = curves.system_over_threshold(plan)
-    axis.plot(line.x, line.y, color=_COLOURS[0], marker="o", markersize=3)
+    axis.plot(line.x, line.y, color=COLOURS[0], marker="o", markersize=3)
     _mark_best(axis, plan)
     _length_axis(axis, "lowest routing threshold (tokens)")
     axis.set(title="Search over the threshold", ylabel="system throughput (requests/s)", ylim=(0, None))
@@ -226,7 +186,7 @@ def _utilization(axis: Any, plan: Plan) -> None:
     shown = [usage for stage in stages for usage in [u for u in busiest if u.stage is stage][:6]]
     for index, usage in enumerate(shown):
         kind = stages.index(usage.stage)
-        axis.barh(index, usage.utilization * 100, color=_COLOURS[kind], hatch=("", "//", "..", "xx")[kind], alpha=0.75,
+        axis.barh(index, usage.utilization * 100, color=COLOURS[kind], hatch=("", "//", "..", "xx")[kind], alpha=0.75,
                   edgecolor="black", linewidth=0.4)  # fmt: skip
     labels = [f"{sentences.STAGE_NAMES[usage.stage]} {usage.name.replace('>', ' → ')}" for usage in shown]
     axis.set_yticks(range(len(shown)), labels, fontsize=6)
@@ -243,7 +203,7 @@ def _compared(named: Sequence[tuple[str, Plan]]) -> Figure:
     figure = Figure(figsize=(3.6 * len(panels), 0.5 * len(named) + 1.3), layout="constrained")
     for number, (axis, (title, values)) in enumerate(zip(figure.subplots(1, len(panels)), panels, strict=True)):
         bars = axis.barh(
-            range(len(named)), values, color=[_COLOURS[index % 7] for index in range(len(named))], alpha=0.8
+            range(len(named)), values, color=[COLOURS[index % 7] for index in range(len(named))], alpha=0.8
         )
         axis.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
         axis.set_yticks(range(len(named)), [name for name, _ in named] if number == 0 else [""] * len(named))

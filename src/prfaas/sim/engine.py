@@ -4,7 +4,7 @@ Laws of this file:
 - Prompts are prefilled in the order in which they came, each in `prefill_s` of its uncached length.
 - A decode step gives every sequence of the batch one token, and takes what `steps` say of a batch of that size; without
   them `step_s` however many there are, as in the paper (Eq. 5). At most `max_batch` sequences are in the batch; others
-  wait in order.
+  wait in order. A sequence joins when the step that goes on has ended.
 - An engine that does both prefills in chunks, as engines do: every chunk is a step of the batch too, which gets one
   token of it. So a long prompt slows the batch down, and the batch does not slow the prompt.
 """
@@ -16,10 +16,14 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from prfaas.core.model.curve import Curve
 from prfaas.core.model.decode import StepTimes
 from prfaas.sim.kernel import Kernel, Planned
+
+#: Less of a step is a float that fell short of a whole one.
+_STEP_FRACTION: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,8 @@ class Engine:
         self._prefill_ends: Planned | None = None
         self._waiting: deque[Sequence] = deque()
         self._num_decoding = 0
-        #: Steps done since the start, fractions of one too: a sequence that joined at s has its n-th token at s + n.
+        #: Steps done since the start, fractions of one too: a sequence that joined at s has its n-th token at s + n,
+        #: and s is whole.
         self._steps = 0.0
         self._step_s = profile.step_s
         #: Of the prompt that is being prefilled; 0.0 without one.
@@ -217,9 +222,12 @@ class Engine:
     def _admit(self) -> None:
         while self._waiting and self._num_decoding < self._profile.max_batch:
             sequence = self._waiting.popleft()
+            if not self._num_decoding:
+                self._steps = float(math.ceil(self._steps))  # the step of an idle engine begins at once
             self._num_decoding += 1
             self._number += 1
-            heapq.heappush(self._milestones, (self._steps + 1, self._number, sequence.num_tokens <= 1, sequence))
+            first = math.ceil(self._steps - _STEP_FRACTION) + 1.0
+            heapq.heappush(self._milestones, (first, self._number, sequence.num_tokens <= 1, sequence))
 
     def _plan(self) -> None:
         if self._next is not None:

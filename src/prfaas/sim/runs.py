@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from prfaas.sim.arrivals import Arrival, DrawLength
 from prfaas.sim.conditions import Condition, happens
 from prfaas.sim.deployment import SimulatedDeployment
+from prfaas.sim.observed import Observer
 from prfaas.sim.simulation import Life, Simulation
 
 #: Progress is told after so many events: some thousand requests, a fraction of a second.
@@ -33,6 +34,7 @@ class Run:
         self.ended: list[Life] = []
         self.samples: list[Sample] = []
         self.sample_s = 1.0
+        self.observer: Observer | None = None
         self.simulation = Simulation(deployment, self._end, checks=checks)
 
     def expect(self, conditions: Iterable[tuple[float, Condition]]) -> None:
@@ -45,6 +47,8 @@ class Run:
         simulation = self.simulation
         sent_bytes = sum(link.sent_bytes for link in simulation.links.values())
         self.samples.append(Sample(simulation.kernel.now_s, len(simulation.lives), sent_bytes))
+        if self.observer is not None:
+            self.observer.sample()
         if simulation.expects_more:
             if len(self.samples) >= MAX_SAMPLES:
                 self.samples = self.samples[::2]
@@ -101,24 +105,31 @@ def open_loop(
     checks: bool = False,
     conditions: Iterable[tuple[float, Condition]] = (),
     on_progress: Callable[[int], object] = lambda num_ended: None,
+    observer: Observer | None = None,
 ) -> Run:
     """All of `arrivals`, which end, to the end of the last one, while `conditions` happen at their times.
-    `on_progress` is told now and then how many have ended."""
+    `on_progress` is told now and then how many have ended; `observer` sees all of it."""
     run = Run(deployment, checks=checks)
     run.simulation.follow(iter(arrivals))
-    return to_end(run, conditions, on_progress)
+    return to_end(run, conditions, on_progress, observer)
 
 
 def to_end(
     run: Run,
     conditions: Iterable[tuple[float, Condition]] = (),
     on_progress: Callable[[int], object] = lambda num_ended: None,
+    observer: Observer | None = None,
 ) -> Run:
     """Until nothing more happens. See `open_loop`."""
     kernel = run.simulation.kernel
     run.expect(conditions)
+    if observer is not None:
+        observer.follow(run.simulation)
+        run.observer = observer
     run.sample()
     while kernel.step():
         if kernel.num_events % EVENTS_PER_WORD == 0:
             on_progress(len(run.ended))
+    if observer is not None:
+        observer.end()
     return run

@@ -16,6 +16,7 @@ from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.conversion import Conversion
 from prfaas.core.control.fallback import Failure, FallbackReason
+from prfaas.core.control.route import Option, Route
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.sim.arrivals import Arrival
 from prfaas.sim.caches import NO_CHAINS, PrefixCaches
@@ -45,6 +46,8 @@ class Life:
     #: Of the prompt: computed by whoever prefilled it last; left out of what crosses, as the decode instance held it.
     num_computed_tokens: int = 0
     num_skipped_tokens: int = 0
+    #: Those that it had when it was placed, if they are kept.
+    options: tuple[Option, ...] = field(default=(), repr=False)
     chains: Mapping[int, TokenChain] = field(default_factory=lambda: NO_CHAINS, repr=False)
     prompt: Prefill | None = field(default=None, repr=False)
     engine: Engine | None = field(default=None, repr=False)
@@ -84,6 +87,8 @@ class Simulation:
         self._delay_s = {(link.source, link.target): (link.rtt_s or 0.0) / 2 for link in deployment.topology.links}
         self._gateway_delay_s = {cluster.name: cluster.rtt_s / 2 for cluster in deployment.topology.clusters}
         self._on_end = on_end
+        #: Every request's options, for whoever wants to read them afterwards.
+        self.keeps_options = False
         self._checks = checks
         self.lives: dict[str, Life] = {}
         self._num_lives = 0
@@ -92,6 +97,8 @@ class Simulation:
         self.dead: set[str] = set()
         #: Those that are over.
         self.conversions: list[Conversion] = []
+        #: Told where a prompt begins to be prefilled, and when it will be done: `sim/observed.py` asks for it.
+        self.on_prefill: Callable[[Life, str, float], object] | None = None
         self._tick: Planned | None = None
         self._tick_due_s: float | None = None
         self._arrivals: Iterator[Arrival] = iter(())
@@ -258,7 +265,7 @@ class Simulation:
         life.kv_bytes, life.num_skipped_tokens = curve.at(life.arrival.num_tokens), action.skip_tokens
         if action.skip_tokens:
             life.kv_bytes -= curve.at(action.skip_tokens) - curve.at(0.0)
-        life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        self._is_routed(life, action.route)
         num_bytes = max(1, round(life.kv_bytes))
         self._feed(e.LandingReserved(life.request_id, num_bytes, *self._registered(action.route.decode)))
 
@@ -276,14 +283,16 @@ class Simulation:
         engine = self.engines[instance]
         life.engine = engine
         life.prompt = Prefill(
-            lambda: self._to_compute(life, instance),
+            lambda: self._to_compute(life, engine, instance),
             on_start=lambda ends_s: self._prefill_starts(life, engine, ends_s),
             on_done=lambda: self._prefill_done(life, engine),
         )
         engine.prefill(life.prompt)
 
-    def _to_compute(self, life: Life, instance: str) -> int:
+    def _to_compute(self, life: Life, engine: Engine, instance: str) -> int:
         """Its turn has come there."""
+        if self.engines[instance] is not engine:
+            return life.arrival.num_tokens  # it has died, and nobody waits for this
         held = self.caches.match(instance, life.chains).reusable_prefix_tokens
         life.num_computed_tokens = max(1, life.arrival.num_tokens - held)
         return life.num_computed_tokens
@@ -299,6 +308,8 @@ class Simulation:
     def _prefill_starts(self, life: Life, engine: Engine, ends_s: float) -> None:
         if self.engines[life.prefill] is not engine:
             return  # it has died
+        if self.on_prefill is not None:
+            self.on_prefill(life, life.prefill, ends_s)
         link = self.links.get(self.pair_of(life))
         if link is not None and self.deployment.is_layer_wise:
             life.transfer = link.send(life.kv_bytes, self.kernel.now_s, ends_s, lambda: self._sent(life))
@@ -379,11 +390,11 @@ class Simulation:
             engine.decode(sequence)
             return
         if not action.is_landed:
-            life.route, life.reason = str(action.route.kind), str(action.route.reason)
+            self._is_routed(life, action.route)
         engine.prefill(
             Prefill(
-                lambda: self._to_compute(life, action.instance),
-                on_start=lambda ends_s: None,
+                lambda: self._to_compute(life, engine, action.instance),
+                on_start=lambda ends_s: self._compute_starts(life, engine, ends_s),
                 on_done=lambda: self._computed(life, engine, sequence),
             )
         )
@@ -406,6 +417,10 @@ class Simulation:
         else:
             tell(life, *arguments)
 
+    def _compute_starts(self, life: Life, engine: Engine, ends_s: float) -> None:
+        if self.on_prefill is not None and self.engines[life.decode] is engine:
+            self.on_prefill(life, life.decode, ends_s)
+
     def _began(self, life: Life, sequence: Sequence, attempt: int) -> None:
         if life.sequence is sequence:  # or the engine has died, and this is its ghost
             life.began_s = self.kernel.now_s
@@ -417,8 +432,13 @@ class Simulation:
             life.ended_s, life.outcome = self.kernel.now_s, "ok"
             self._handle(e.AnswerEnded(life.request_id, "ok", 200, None, life.arrival.num_output_tokens))
 
+    def _is_routed(self, life: Life, route: Route) -> None:
+        life.route, life.reason = str(route.kind), str(route.reason)
+        if self.keeps_options and route.options:
+            life.options = route.options
+
     def _refuse(self, life: Life, action: a.Refuse) -> None:
-        life.route, life.reason = str(action.route.kind), str(action.route.reason)
+        self._is_routed(life, action.route)
         if action.fallback is not None:
             life.fallback = str(action.fallback.reason)
         life.ended_s, life.outcome = self.kernel.now_s, "unavailable"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, TextIO, get_args
 
@@ -22,12 +24,15 @@ from prfaas.deployment.model import Deployment, Policy
 from prfaas.scenario.build import scenario_of
 from prfaas.sim.conditions import Condition
 from prfaas.sim.deployment import SimulatedDeployment, planned_deployment
+from prfaas.sim.hindsight import Hindsight, Judged, way_of
+from prfaas.sim.observed import Observer
 from prfaas.sim.policies import POLICIES
 from prfaas.sim.runs import Run, to_end
 from prfaas.sim.simulation import Life
 from prfaas.simulator.happenings import happenings
 from prfaas.simulator.loads import Load, LoadOptions, cache_profile, check_load, load_of, trace_block_tokens
-from prfaas.simulator.results import Results, results_of
+from prfaas.simulator.results import WARM_UP, Results, results_of
+from prfaas.simulator.watched import check_outputs, watched
 
 KINDS: Final = tuple(get_args(Policy.model_fields["kind"].annotation))
 #: What `--policy` takes: the kinds of a deployment file, and how others choose.
@@ -51,6 +56,9 @@ class SimulateOptions:
     as_json: bool = False
     requests: Path | None = None
     happenings: tuple[str, ...] = ()
+    plot: Path | None = None
+    chrome_trace: Path | None = None
+    num_judged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +108,13 @@ def _check(options: SimulateOptions) -> None:
     for kind in options.policies:
         if kind not in (*NAMES, ALL):
             raise BadSimulation(f"--policy {kind}: there is {', '.join(NAMES)}, and {ALL}")
+    if options.num_judged and not hasattr(os, "fork"):
+        raise BadSimulation("--hindsight: it copies processes, and this system cannot; leave it out")
     check_load(options.load)
     if options.load.trace is not None and (options.num_seeds > 1 or options.first_seed):
         raise BadSimulation("--trace: its requests are the same for every seed; leave --seeds and --first-seed out")
-    if options.requests is None:
-        return
-    out = options.requests.resolve()
-    if not out.parent.is_dir():
-        raise BadSimulation(f"--requests {options.requests}: there is no folder {out.parent}")
-    if out in {given.resolve() for given in (options.file, options.load.trace) if given is not None}:
-        raise BadSimulation(f"--requests {options.requests}: that file is read; name another one to write")
+    outputs = {"--requests": options.requests, "--plot": options.plot, "--chrome-trace": options.chrome_trace}
+    check_outputs(outputs, (options.file, options.load.trace))
 
 
 def _case(deployment: Deployment, document: Document, name: str, options: SimulateOptions, block_tokens: int) -> _Case:
@@ -151,19 +156,29 @@ def _case(deployment: Deployment, document: Document, name: str, options: Simula
 def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list[Results]:
     results = []
     with ExitStack() as stack:
+        watch = stack.enter_context(
+            watched(
+                options.plot, options.chrome_trace, said=options.happenings, num_runs=len(cases) * options.num_seeds,
+                title=f"{options.file.stem}: {load.words}",
+            )
+        )  # fmt: skip
         lines = None if options.requests is None else stack.enter_context(_opened(options.requests))
         for case in cases:
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
-                done = to_end(load.begin(case.seeded(seed), seed), case.conditions, progress.show)
+                done, judged = _run(case, seed, load, options, progress, watch.observer(case.policy))
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(
-                    results_of(done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s)
-                )
+                    results_of(
+                        done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s,
+                        judged=judged.values(),
+                    )
+                )  # fmt: skip
+                watch.keep(done, results[-1])
                 if lines is not None:
-                    _write_requests(lines, case.policy, seed, done)
+                    _write_requests(lines, case.policy, seed, done, judged)
                 del done  # or two runs' requests would be in memory during the next
     return results
 
@@ -175,9 +190,34 @@ def _opened(path: Path) -> TextIO:
         raise BadSimulation(f"--requests {path}: {error.strerror or error}") from None
 
 
-def _write_requests(lines: TextIO, policy: str, seed: int, done: Run) -> None:
+def _run(
+    case: _Case, seed: int, load: Load, options: SimulateOptions, progress: _Progress, observer: Observer | None
+) -> tuple[Run, Mapping[int, Judged]]:
+    run = load.begin(case.seeded(seed), seed)
+    run.simulation.keeps_options = options.requests is not None
+    hindsight = Hindsight(_judged(load.num_requests, options.num_judged))
+    if options.num_judged:
+        hindsight.follow(run.simulation)
+    try:
+        return to_end(run, case.conditions, progress.show, observer), hindsight.found
+    finally:
+        hindsight.leave()
+
+
+def _judged(num_requests: int, num_judged: int) -> Callable[[int], bool]:
+    """So many numbers of all, evenly, none of the warm-up."""
+    first = int(num_requests * WARM_UP) + 1
+    every = max(1, (num_requests - first) // num_judged) if num_judged else 0
+    return lambda number: bool(every) and number >= first and (number - first) % every == 0
+
+
+def _write_requests(lines: TextIO, policy: str, seed: int, done: Run, judged: Mapping[int, Judged]) -> None:
     for life in sorted(done.ended, key=lambda life: life.number):
-        lines.write(json.dumps({"policy": policy, "seed": seed, **request_line(life)}) + "\n")
+        line = {"policy": policy, "seed": seed, **request_line(life)}
+        if life.number in judged:
+            line |= {"hindsight": [asdict(one) for one in judged[life.number].tried]}
+            line |= {"regret_s": judged[life.number].regret_s}
+        lines.write(json.dumps(line) + "\n")
 
 
 def request_line(life: Life) -> dict[str, object]:
@@ -198,6 +238,9 @@ def request_line(life: Life) -> dict[str, object]:
         "kv_bytes": round(life.kv_bytes),
         "first_token_s": life.began_s,
         "end_s": life.ended_s,
+        "options": [
+            {"way": way_of(option), "expected_s": option.finish_s, "cost_s": option.cost_s} for option in life.options
+        ],
     }
 
 

@@ -27,6 +27,11 @@ _ROWS: Sequence[tuple[str, Callable[[Results], float | None], str]] = (
     ("fell back", lambda r: float(r.num_fallbacks), ".0f"),
     ("refused or failed", lambda r: float(r.num_refused + r.num_failed), ".0f"),
 )
+#: Only where some requests were tried on all of their ways.
+_HINDSIGHT: Sequence[tuple[str, Callable[[Results], float | None], str]] = (
+    ("went the best way", lambda r: r.best_chosen_fraction, ".0%"),
+    ("regret mean, s", lambda r: r.regret_s_mean, ".2f"),
+)
 
 #: Of many policies: one row each.
 _COLUMNS: Sequence[tuple[str, Callable[[Results], float | None], str]] = (
@@ -75,7 +80,8 @@ def _side_by_side(by_policy: dict[str, list[Results]]) -> Table:
     table.add_column("")
     for policy in by_policy:
         table.add_column(policy, justify="right")
-    for label, value, form in _ROWS:
+    judged = any(run.regret_s_mean is not None for runs in by_policy.values() for run in runs)
+    for label, value, form in (*_ROWS, *_HINDSIGHT) if judged else _ROWS:
         table.add_row(label, *(_cell([value(run) for run in runs], form) for runs in by_policy.values()))
     return table
 
@@ -83,10 +89,12 @@ def _side_by_side(by_policy: dict[str, list[Results]]) -> Table:
 def _one_below_the_other(by_policy: dict[str, list[Results]]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for label, _, _ in _COLUMNS:
+    judged = any(run.regret_s_mean is not None for runs in by_policy.values() for run in runs)
+    columns = (*_COLUMNS, ("regret, s", lambda r: r.regret_s_mean, ".2f")) if judged else _COLUMNS
+    for label, _, _ in columns:
         table.add_column(label, justify="right")
     for policy, runs in by_policy.items():
-        cells = (_cell([value(run) for run in runs], form, with_range=False) for _, value, form in _COLUMNS)
+        cells = (_cell([value(run) for run in runs], form, with_range=False) for _, value, form in columns)
         table.add_row(policy, *cells)
     return table
 

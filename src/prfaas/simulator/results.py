@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Final
@@ -12,6 +12,7 @@ from prfaas.core.control.conversion import Phase
 from prfaas.core.control.route import RouteKind
 from prfaas.core.topology import Duty
 from prfaas.sim.engine import Gaps
+from prfaas.sim.hindsight import Judged
 from prfaas.sim.runs import Run
 from prfaas.sim.simulation import Life
 
@@ -60,6 +61,8 @@ class Results:
     num_pd_prefill_final: int
     num_pd_decode_final: int
     num_conversions: int
+    regret_s_mean: float | None
+    best_chosen_fraction: float | None
     stability: str
     simulated_s: float
     wall_s: float
@@ -68,8 +71,12 @@ class Results:
         return asdict(self)
 
 
-def results_of(run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wall_s: float) -> Results:
-    """`run` has been run to its end. `goodput_rps` counts answers that kept `tpot_slo_s`; without one, all."""
+def results_of(
+    run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wall_s: float, judged: Collection[Judged] = ()
+) -> Results:
+    """`run` has been run to its end. `goodput_rps` counts answers that kept `tpot_slo_s`; without one, all. `judged`:
+    what hindsight says of some requests."""
+    regrets_s = [one.regret_s for one in judged]
     ended = sorted(run.ended, key=lambda life: life.number)
     counted = ended[int(len(ended) * WARM_UP) :]
     answered = [life for life in counted if life.outcome == "ok"]
@@ -111,6 +118,8 @@ def results_of(run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wa
         num_pd_prefill_final=sum(1 for i in members if _is_pd(run, i.cluster) and i.duty is Duty.PREFILL),
         num_pd_decode_final=sum(1 for i in members if i.duty.decodes),
         num_conversions=sum(1 for c in run.simulation.conversions if c.phase is Phase.DONE),
+        regret_s_mean=_mean(regrets_s),
+        best_chosen_fraction=sum(1 for s in regrets_s if s <= 0.0) / len(regrets_s) if regrets_s else None,
         stability=stability(run, from_s, to_s, len(counted) / span_s),
         simulated_s=max(life.ended_s or 0.0 for life in ended),
         wall_s=wall_s,

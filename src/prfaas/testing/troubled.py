@@ -15,9 +15,11 @@ from typing import Final
 from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.model.curve import polynomial
+from prfaas.core.model.layout import KVGroupKind
 from prfaas.core.model.serving_model import ClusterModel, ServingModel
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
 from prfaas.sim.arrivals import Arrival
+from prfaas.sim.caches import CacheProfile
 from prfaas.sim.conditions import (
     Condition,
     EnginesDie,
@@ -26,6 +28,8 @@ from prfaas.sim.conditions import (
     EnginesReturn,
     EnginesSlow,
     LinkBecomes,
+    LinkDrifts,
+    LinkVaries,
 )
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
@@ -37,6 +41,7 @@ NUM_REQUESTS: Final = 40
 UNTIL_S: Final = 40.0
 HEALED_S: Final = 60.0
 LINK_BYTES_PER_S: Final = 1e6
+BLOCK_TOKENS: Final = 200
 
 
 class Violation(AssertionError):
@@ -112,7 +117,20 @@ def _deployment(rng: random.Random) -> SimulatedDeployment:
     )  # fmt: skip
     profiles = {member.name: EngineProfile(real[member.cluster], 4, 0.02) for member in members}
     terms = TransferTerms(deadline_s=rng.choice((5.0, 20.0)), lease_s=rng.choice((3.0, 9.0)))
-    return SimulatedDeployment(topology, profiles, kv_bytes, policy, terms, telemetry_s=rng.choice((0.5, 2.0, 7.0)))
+    telemetry_s = rng.choice((0.5, 2.0, 7.0))
+    caches = _caches(rng, [cluster.name for cluster in topology.clusters])
+    return SimulatedDeployment(
+        topology, profiles, kv_bytes, policy, terms, telemetry_s=telemetry_s, caches=caches
+    )  # fmt: skip
+
+
+def _caches(rng: random.Random, clusters: list[str]) -> CacheProfile | None:
+    """None, one that forgets within a few requests, or one that keeps all."""
+    max_blocks = rng.choice((None, None, 25, 100, 10_000))
+    if max_blocks is None:
+        return None
+    kinds = rng.sample(tuple(KVGroupKind), rng.randint(1, len(KVGroupKind)))
+    return CacheProfile(BLOCK_TOKENS, dict.fromkeys(clusters, max_blocks), frozenset(kinds))
 
 
 def _conditions(rng: random.Random, topology: Topology) -> Iterator[tuple[float, Condition]]:
@@ -131,7 +149,9 @@ def _conditions(rng: random.Random, topology: Topology) -> Iterator[tuple[float,
             yield at_s + rng.uniform(0.1, 10.0), EnginesReturn(names)
         else:
             source, target = rng.choice(links)
-            yield at_s, LinkBecomes(source, target, LINK_BYTES_PER_S * rng.choice((0.0, 0.0, 0.01, 0.1, 3.0)))
+            rate = LINK_BYTES_PER_S * rng.choice((0.0, 0.0, 0.01, 0.1, 3.0))
+            yield at_s, rng.choice((LinkBecomes(source, target, rate), LinkDrifts(source, target, rate, 5.0),
+                                    LinkVaries(source, target, 0.5)))  # fmt: skip
             yield at_s + rng.uniform(0.1, 15.0), LinkBecomes(source, target, LINK_BYTES_PER_S)
     for source, target in links:
         yield HEALED_S, LinkBecomes(source, target, LINK_BYTES_PER_S)
@@ -142,7 +162,10 @@ def _conditions(rng: random.Random, topology: Topology) -> Iterator[tuple[float,
 def _arrivals(rng: random.Random) -> Iterator[Arrival]:
     for at_s in sorted(rng.uniform(0.0, UNTIL_S) for _ in range(NUM_REQUESTS)):
         num_tokens = rng.choice((1, 2, rng.randint(3, 500), rng.randint(500, 20_000)))
-        yield Arrival(at_s, num_tokens, rng.randint(1, 80), rng.choice((0, 0, 0, -1, 5)), rng.choice("abc"))
+        num_output_tokens, priority, tenant = rng.randint(1, 80), rng.choice((0, 0, 0, -1, 5)), rng.choice("abc")
+        # A tenant's prompts are one conversation: each begins as the longer ones do.
+        blocks = tuple(f"{tenant}{index}".encode() for index in range(num_tokens // BLOCK_TOKENS))
+        yield Arrival(at_s, num_tokens, num_output_tokens, priority, tenant, blocks)
 
 
 def main() -> None:

@@ -90,6 +90,24 @@ def test_what_is_kept_is_what_instances_would_say(steps: list[tuple[str, str, fl
         check(fleet, now_s)
 
 
+def test_who_knows_all_of_a_prompt_gets_it_and_a_common_beginning_draws_nobody() -> None:
+    """Knowledge weighs as much as a whole batch: all of it beats emptier ones, a tenth of it only a tenth emptier."""
+    fleet = Fleet(topology_of("pd-0 decode", "pd-1 decode"))
+    knows, other = (fleet.instances[name] for name in ("pd-0", "pd-1"))
+    knows.num_inflight = 40
+
+    def goes_to_who_knows(share: float, max_batch: int | None = 100) -> bool:
+        return landing_rank(knows, max_batch, share) < landing_rank(other, max_batch)
+
+    assert goes_to_who_knows(1.0)
+    assert goes_to_who_knows(0.5)
+    assert not goes_to_who_knows(0.1)
+    assert goes_to_who_knows(1.0, None)
+    assert not goes_to_who_knows(0.1, None)
+    knows.num_inflight = 100
+    assert not goes_to_who_knows(1.0), "its batch is full"
+
+
 def chain(*names: str) -> TokenChain:
     return TokenChain(10 * len(names), 10, tuple(name.encode() for name in names))
 

@@ -18,6 +18,7 @@ from prfaas.sim.caches import CacheProfile, kinds_of
 from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
+from prfaas.sim.policies import POLICIES
 from prfaas.sim.runs import Run, open_loop, to_end
 from prfaas.sim.sessions import Conversations, Sessions
 from prfaas.sim.simulation import Life
@@ -36,14 +37,16 @@ def deployment(
     threshold_tokens: int = 100,
     num_west: int = 1,
     is_solved: bool = False,
+    pd_duty: Duty = Duty.BOTH,
+    link_bytes_per_s: float = 1e6,
 ) -> SimulatedDeployment:
-    """A thousand tokens a second everywhere, a thousand bytes a token, and a link that carries a million a second."""
+    """A thousand tokens a second everywhere, a thousand bytes a token."""
     clusters = (Cluster("west", Role.PRFAAS), Cluster("pd", Role.PD))
     west = [
         Instance(f"west-{n}", "west", Duty.PREFILL, f"sim://w{n}", f"sim://wn{n}", f"w{n}") for n in range(num_west)
     ]
-    members = (*west, Instance("pd-0", "pd", Duty.BOTH, "sim://p", "sim://pn", "p"))
-    topology = Topology(clusters, members, complete_links(clusters, [Link(*PAIR, 1e6, 0.0)]))
+    members = (*west, Instance("pd-0", "pd", pd_duty, "sim://p", "sim://pn", "p"))
+    topology = Topology(clusters, members, complete_links(clusters, [Link(*PAIR, link_bytes_per_s, 0.0)]))
     profile = EngineProfile(PREFILL_S, 8, 0.01)
     state_bytes = 5e5 if kinds is not None and KVGroupKind.LINEAR_STATE in kinds else 0.0
     kv_bytes = polynomial(state_bytes, 1e3)
@@ -152,6 +155,36 @@ def test_prompts_go_where_their_prefix_is() -> None:
     lives = ran(made, *turns)
     held = [life for life in lives if life.num_computed_tokens == 2_050]
     assert len(held) == 4, computed(lives)
+
+
+@pytest.mark.parametrize("choice", ["prfaas", "least_load"])
+def test_a_beginning_that_all_prompts_share_draws_nobody(choice: str) -> None:
+    """Four conversations with the same first block at once, after one that left it at the first instance: each gets an
+    instance of its own, also when prompts are bound as they come."""
+    made = deployment(num_west=4, is_solved=True, pd_duty=Duty.DECODE, link_bytes_per_s=1e9)
+    if choice != "prfaas":
+        made = replace(made, policy=replace(made.policy, choose=POLICIES[choice](0), binds_late=False))
+    common = asks(0.0, BLOCK, "common").blocks
+
+    def begins_alike(at_s: float, talk: str) -> Arrival:
+        return Arrival(at_s, 4_050, 1, blocks=(*common, *asks(0.0, 3_900, talk).blocks))
+
+    lives = ran(made, begins_alike(0.0, "z"), *(begins_alike(10.0 + n / 1000, talk) for n, talk in enumerate("abcd")))
+    prefilled_at = [life.prefill or life.decode for life in lives[1:]]
+    assert len(set(prefilled_at)) == 4, prefilled_at
+    ttfts_s = [(life.began_s or 0.0) - life.arrival.at_s for life in lives[1:]]
+    assert max(ttfts_s) < 2 * PREFILL_S.at(4_050)
+
+
+def test_a_conversation_waits_for_who_holds_it_if_that_is_sooner() -> None:
+    """West-0 has 30,000 tokens of it and half a second left; west-1 is idle, and would compute for 30 s."""
+    made = deployment(
+        HYBRID, num_west=2, is_solved=True, max_blocks=10_000, pd_duty=Duty.DECODE, link_bytes_per_s=1e9
+    )  # fmt: skip
+    turns = [asks(0.0, 30_050, "a"), asks(40.0, 30_550, "a"), asks(40.1, 31_050, "a")]
+    first, second, third = ran(made, *turns)
+    assert first.prefill == second.prefill == third.prefill != ""
+    assert third.num_computed_tokens <= 1_050
 
 
 def test_kinds_are_read_from_the_size_of_the_cache() -> None:

@@ -58,12 +58,12 @@ def test_a_prompt_that_nobody_waits_for_makes_room() -> None:
 
 
 def test_a_sequence_has_a_token_each_step() -> None:
-    """The first after one step; a step takes as long for two as for one."""
+    """The first after one step; a step takes as long for two as for one. Who comes during a step joins at its end."""
     bench = Bench()
     bench.engine.decode(bench.sequence("a", 4))
     bench.kernel.at(0.05, bench.engine.decode, bench.sequence("b", 2))
     bench.kernel.run(10.0)
-    assert bench.told == {"a first": 0.1, "b first": 0.15, "b done": 0.25, "a done": 0.4}
+    assert bench.told == {"a first": 0.1, "b first": 0.2, "b done": 0.3, "a done": 0.4}
 
 
 def test_what_does_not_fit_into_the_batch_waits_in_order() -> None:

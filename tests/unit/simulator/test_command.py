@@ -23,7 +23,7 @@ KEYS = [
     "system_rps", "goodput_rps", "ttft_s_mean", "ttft_s_p50", "ttft_s_p90", "ttft_s_p95", "ttft_s_p99", "e2e_s_mean",
     "e2e_s_p50", "e2e_s_p95", "e2e_s_p99", "tpot_s_mean", "itl_s_p99", "cached_fraction", "offload_fraction", "egress_bytes_per_s_mean",
     "egress_bytes_per_s_max", "routing_threshold_tokens_final", "num_pd_prefill_final", "num_pd_decode_final",
-    "num_conversions",
+    "num_conversions", "regret_s_mean", "best_chosen_fraction",
     "stability", "simulated_s", "wall_s",
 ]  # fmt: skip
 
@@ -227,3 +227,23 @@ def test_many_policies_are_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(replace(SHORT, policies=("all",))) == 0
     told = capsys.readouterr().out
     assert re.search(r"^two_choices +\d", told, re.MULTILINE)
+
+
+def test_some_requests_are_judged_in_hindsight(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As many as were asked for, none of the warm-up; their lines have every way with what came of it."""
+    out = tmp_path / "requests.jsonl"
+    options = replace(SHORT, load=LoadOptions(num_requests=200, load=0.8), requests=out, num_judged=9)
+    (one,) = simulated(capsys, options)
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [r["request"] for r in written] == list(range(1, 201))
+    found = [r for r in written if "hindsight" in r]
+    assert [r["request"] for r in found] == list(range(21, 201, 19))[: len(found)]
+    assert len(found) in (9, 10)
+    for r in found:
+        assert {tried["way"] for tried in r["hindsight"]} == {option["way"] for option in r["options"]}
+    regrets = [r["regret_s"] for r in found]
+    assert one["regret_s_mean"] == pytest.approx(sum(regrets) / len(regrets))
+    assert one["best_chosen_fraction"] == sum(s == 0 for s in regrets) / len(regrets)
+    (without,) = simulated(capsys, replace(options, num_judged=0, requests=None))
+    assert without["ttft_s_mean"] == one["ttft_s_mean"]
+    assert without["regret_s_mean"] is None

@@ -310,7 +310,7 @@ class Dispatch:
                 full.add(pair)
                 continue
             assert request.option is not None, "what waits has an option"
-            route = self._placer.bind(request.option, _prompt_of(request), has_room)
+            route = self._placer.bind(request.option, _prompt_of(request), has_room, now_s)
             if route is not None:
                 return e.TurnCame(request_id, route)
             if self._same_way(request.option, self.options(request, now_s)) is None:
@@ -366,7 +366,7 @@ class Dispatch:
                 if here[0].kind is RouteKind.REMOTE and not self._has_link_room(pair, now_s):
                     continue
                 best = cheapest(here)
-                route = self._placer.bind(best, _prompt_of(request), has_room)
+                route = self._placer.bind(best, _prompt_of(request), has_room, now_s)
                 if route is not None:
                     self.left(request)
                     self.wait(request, best)

@@ -148,17 +148,27 @@ class Placer:
         slower_s = self._estimates.prefill_s(instance.cluster, uncached) / max(1.0, self._estimates.output_tokens)
         return step_s + slower_s <= model.tpot_s
 
-    def bind(self, option: Option, prompt: Prompt, has_room: Callable[[Instance], bool]) -> Route | None:
-        """The instances for an option whose turn has come; None if no two work that can reach each other."""
+    def bind(self, option: Option, prompt: Prompt, has_room: Callable[[Instance], bool], now_s: float) -> Route | None:
+        """The instances for an option whose turn has come; None if no two work that can reach each other. Of those with
+        room, and those that hold a part of it and are not late, the one that will have computed it first."""
         prefillers = self._fleet.working_prefillers(option.prefill_cluster)
         known = self._known(prompt)
         held = _held(knows for some in known.values() for knows in some)
-        with_room = [instance for instance in prefillers if has_room(instance)]
-        for landing in self._landings(option.decode_cluster, known) if with_room else ():
+        fitting = [i for i in prefillers if has_room(i) or (held.get(i, 0) and not i.work.is_late(now_s))]
+        whole_s = self._estimates.prefill_s(option.prefill_cluster, prompt.num_tokens)
+
+        def done(instance: Instance) -> tuple[float, int]:
+            num_held = held.get(instance, 0)
+            own_s = whole_s
+            if num_held:
+                own_s = self._estimates.prefill_s(option.prefill_cluster, max(1, prompt.num_tokens - num_held))
+            return instance.work.remaining_s(now_s) + own_s, instance.num_inflight
+
+        for landing in self._landings(option.decode_cluster, prompt, known) if fitting else ():
             uncached = prompt.num_tokens - held.get(landing, 0)
-            reaching = [i for i in with_room if landing.name not in i.cut_off_from] if uncached > 1 else []
+            reaching = [i for i in fitting if landing.name not in i.cut_off_from] if uncached > 1 else []
             if reaching:
-                prefill = min(reaching, key=lambda i: (-held.get(i, 0), len(i.work), i.num_inflight))
+                prefill = min(reaching, key=done)
                 return Route(option.kind, reason_of(option), landing.name, prefill.name, uncached)
         return None
 
@@ -240,24 +250,30 @@ class Placer:
         backlog = self._backlog(cluster, landing, now_s)
         if not backlog.num:
             return None
-        held = max((m.reusable_prefix_tokens for i, m in known if self._reaches(i, landing)), default=0)
         queue = self._queues.get(cluster)
         waiting_s = ahead_s = 0.0
         if ahead is not None:
             waiting_s = ahead_s = ahead.waiting_s
         elif queue:
             waiting_s, ahead_s = queue.waiting_s, queue.ahead_of_s(prompt.priority, prompt.tenant)
-        num_tokens = prompt.num_tokens - held
+        num_tokens = prompt.num_tokens
         prefill_s = self._estimates.prefill_s(cluster, num_tokens)
+        turn_s = begins_s = wait_s(backlog, ahead_s, prefill_s / 2)
+        for holder, match in known:
+            if match.reusable_prefix_tokens and self._reaches(holder, landing):
+                left = max(1, prompt.num_tokens - match.reusable_prefix_tokens)
+                left_s = self._estimates.prefill_s(cluster, left)
+                its_turn_s = max(turn_s, holder.work.remaining_s(now_s))
+                if its_turn_s + left_s < begins_s + prefill_s:
+                    num_tokens, prefill_s, begins_s = left, left_s, its_turn_s
         rate_rps, load = self._estimates.rate_and_load(cluster, now_s)
         queued_s = (backlog.sum_s + waiting_s) / backlog.num
         others_s = delay_to_others_s(rate_rps, load, queued_s, prefill_s / backlog.num)
-        turn_s = wait_s(backlog, ahead_s, prefill_s / 2)
-        return PrefillLeg(cluster, num_tokens, turn_s, prefill_s, others_s, rate_rps, load)
+        return PrefillLeg(cluster, num_tokens, begins_s, prefill_s, others_s, rate_rps, load)
 
     def _decode_leg(self, cluster: str, prompt: Prompt, known: Known) -> DecodeLeg | None:
         """At the best of `_landings`; None if no node is ready."""
-        found = self._landing(cluster, known)
+        found = self._landing(cluster, prompt, known)
         if found is None:
             return None
         landing, match = found
@@ -280,7 +296,7 @@ class Placer:
             not instance.duty.decodes and instance.may_prefill_for_others and landing.name not in instance.cut_off_from
         )
 
-    def _landing(self, cluster: str, known: Known) -> Knows | None:
+    def _landing(self, cluster: str, prompt: Prompt, known: Known) -> Knows | None:
         """The best of `_landings`, with what it knows; None if no node is ready."""
         max_batch = self._estimates.cluster(cluster).max_batch
         best = self._fleet.standing(cluster).landing(max_batch)
@@ -291,22 +307,21 @@ class Placer:
         for instance, match in known.get(cluster, ()):
             if not instance.duty.decodes or not instance.may_decode or not instance.node_ready:
                 continue
-            rank = landing_rank(instance, max_batch, match.reusable_prefix_tokens)
+            rank = landing_rank(instance, max_batch, match.reusable_prefix_tokens / prompt.num_tokens)
             if instance is found[0] or rank < of_best:
                 found, of_best = (instance, match), rank
         return found
 
-    def _landings(self, cluster: str, known: Known) -> Iterator[Instance]:
-        """All whose node is ready, best first: with a place in its batch, then by what it knows of the prompt, then by
-        load."""
-        best = self._landing(cluster, known)
+    def _landings(self, cluster: str, prompt: Prompt, known: Known) -> Iterator[Instance]:
+        """All whose node is ready, best first."""
+        best = self._landing(cluster, prompt, known)
         if best is None:
             return
         yield best[0]
         max_batch = self._estimates.cluster(cluster).max_batch
         held = _held(known.get(cluster, ()))
         ready = (instance for instance in self._fleet.standing(cluster).ready if instance is not best[0])
-        yield from sorted(ready, key=lambda i: landing_rank(i, max_batch, held.get(i, 0)))
+        yield from sorted(ready, key=lambda i: landing_rank(i, max_batch, held.get(i, 0) / prompt.num_tokens))
 
     # What they wait for
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from prfaas.core.control.instance import Instance
 from prfaas.core.control.marks import Marks
+
+#: Of an engine of whose batch nothing is known.
+USUAL_BATCH: Final = 64
 
 
 class Backlog(NamedTuple):
@@ -179,11 +182,15 @@ class Standing:
         self._landing = min(self._ready, key=self._rank, default=None)
         self.marks.has_new_load = False
 
-    def _rank(self, instance: Instance) -> tuple[int, int, int]:
+    def _rank(self, instance: Instance) -> tuple[int, float]:
         return landing_rank(instance, self._max_batch)
 
 
-def landing_rank(instance: Instance, max_batch: int | None, num_known_tokens: int = 0) -> tuple[int, int, int]:
-    """Best first: with a place in its batch, then by what it knows of a prompt, then by load."""
-    over = 0 if max_batch is None else max(0, instance.num_inflight + 1 - max_batch)
-    return over, -num_known_tokens, instance.num_requests or instance.num_inflight
+def landing_rank(instance: Instance, max_batch: int | None, known_share: float = 0.0) -> tuple[int, float]:
+    """Best first: with a place in its batch, then by how full that is, less the share of the prompt that it knows. So
+    who knows all of a prompt gets it while others are not emptier by a whole batch, and a beginning that all prompts
+    share draws nobody to whoever happened to be first."""
+    load = instance.num_requests or instance.num_inflight
+    if max_batch is None:
+        return 0, load / USUAL_BATCH - known_share
+    return max(0, instance.num_inflight + 1 - max_batch), load / max_batch - known_share
