@@ -41,11 +41,13 @@ class Duty(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One datacenter's share. `is_convertible`: its instances may be given other duties while they run."""
+    """One datacenter's share. `is_convertible`: its instances may be given other duties while they run. `rtt_s`: from
+    the gateway there and back."""
 
     name: str
     role: Role
     is_convertible: bool = False
+    rtt_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

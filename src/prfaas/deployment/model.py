@@ -132,6 +132,7 @@ class Cluster(Strict):
         description="Whether the gateway may change duties of this PD cluster's instances, between `prefill` and"
         " `decode`, as load asks (policy kind prfaas). Nodes of such a cluster keep lanes to one another.",
     )
+    rtt: Seconds = Field(default=0.0, description="Round trip from the gateway to this cluster. Routing counts it.")
     price_per_gpu_hour: Money | None = Field(default=None, description="Overrides prices.per_gpu_hour.")
 
     @property

@@ -10,7 +10,8 @@ from prfaas.deployment.model import Deployment
 def topology_of(deployment: Deployment) -> Topology:
     """Clusters that have no endpoints, in a file that is only planned, have no instances."""
     clusters = tuple(
-        Cluster(name, Role(cluster.role), cluster.convertible) for name, cluster in deployment.clusters.items()
+        Cluster(name, Role(cluster.role), cluster.convertible, cluster.rtt)
+        for name, cluster in deployment.clusters.items()
     )
     given = (Link(link.from_, link.to, link.bandwidth, link.rtt) for link in deployment.links)
     return Topology(clusters, _instances(deployment), complete_links(clusters, given))

@@ -46,6 +46,7 @@ def planned_deployment(
     *,
     terms: TransferTerms = DEFAULT_TERMS,
     rtts_s: Mapping[tuple[str, str], float] = MappingProxyType({}),
+    gateway_rtts_s: Mapping[str, float] = MappingProxyType({}),
     is_layer_wise: bool = True,
     tpot_slo_s: float | None = None,
     max_ttft_s: float | None = None,
@@ -54,12 +55,15 @@ def planned_deployment(
     cool_down_s: float = COOL_DOWN_S,
     has_constant_steps: bool = False,
 ) -> SimulatedDeployment:
-    """A scenario with the split and the threshold of a plan. `rtts_s` are by source and target of a link. `is_fixed`:
-    the threshold stays where it is planned, whatever the policy. `convertible`: PD clusters whose instances may get
-    other duties. `has_constant_steps`: a decode step takes what it takes with a full batch, as in Eq. 5. Raises
-    PlanningError if it is not known how long a decode step takes."""
-    clusters = [Cluster(pd.name, Role.PD, pd.name in convertible) for pd in scenario.pd]
-    clusters += [Cluster(name, Role.PRFAAS) for name in scenario.prfaas_by_name]
+    """A scenario with the split and the threshold of a plan. `rtts_s` are by source and target of a link,
+    `gateway_rtts_s` from the gateway, by cluster. `is_fixed`: the threshold stays where it is planned, whatever the
+    policy. `convertible`: PD clusters whose instances may get other duties. `has_constant_steps`: a decode step takes
+    what it takes with a full batch, as in Eq. 5. Raises PlanningError if it is not known how long a decode step takes.
+    """
+    clusters = [
+        Cluster(pd.name, Role.PD, pd.name in convertible, gateway_rtts_s.get(pd.name, 0.0)) for pd in scenario.pd
+    ]
+    clusters += [Cluster(name, Role.PRFAAS, rtt_s=gateway_rtts_s.get(name, 0.0)) for name in scenario.prfaas_by_name]
     instances: list[Instance] = []
     profiles: dict[str, EngineProfile] = {}
     for pd in scenario.pd:

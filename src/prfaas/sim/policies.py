@@ -120,11 +120,13 @@ def append_prefill(seed: int) -> Choose:
 
 
 def gorgo(seed: int) -> Choose:
-    """GORGO (arXiv 2602.11688): round trip, prefill and queue, each with its learned weight. What the transfer takes
-    stands for the round trip: GORGO has no KVCache that crosses."""
+    """GORGO (arXiv 2602.11688): round trip, prefill and queue, each with its learned weight. Here all are seconds; its
+    authors count milliseconds and tokens. GORGO has no KVCache that crosses: a transfer is added to the round trip."""
     return lambda options, prompt: min(
         _usual(options),
-        key=lambda option: GORGO_RTT * option.transfer_s + option.prefill_s + GORGO_QUEUE * option.wait_s,
+        key=lambda option: (
+            GORGO_RTT * (option.rtt_s + option.transfer_s) + option.prefill_s + GORGO_QUEUE * option.wait_s
+        ),
     )
 
 

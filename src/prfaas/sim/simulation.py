@@ -1,7 +1,7 @@
 """Drives the shipped scheduler through simulated time: does what its actions ask, and tells it what came of it.
 
-The gateway is beside the PD clusters; a remote prefill engine is half a round trip away, each way. What is not
-simulated takes no time: counting, reserving, settling.
+A cluster is half its round trip away from the gateway, each way; a remote prefill engine also half its link's. What is
+not simulated takes no time: counting, reserving, settling, and the word that KVCache has landed.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class Simulation:
             if deployment.policy.may_fetch
         }
         self._delay_s = {(link.source, link.target): (link.rtt_s or 0.0) / 2 for link in deployment.topology.links}
+        self._gateway_delay_s = {cluster.name: cluster.rtt_s / 2 for cluster in deployment.topology.clusters}
         self._on_end = on_end
         #: Every request's options, for whoever wants to read them afterwards.
         self.keeps_options = False
@@ -296,14 +297,14 @@ class Simulation:
     def _prefill(self, life: Life, action: a.Prefill) -> None:
         life.prefill, life.decode = action.instance, action.decode
         life.is_prefilling = True
-        self.kernel.after(self._way_s(life), self._prefill_reaches, life, action)
+        self.kernel.after(self._call_s(life), self._prefill_reaches, life, action)
 
     def _prefill_reaches(self, life: Life, action: a.Prefill) -> None:
         instance = action.instance
         if not life.is_prefilling:
             return
         if instance in self.failing or instance in self.dead:
-            self.kernel.after(self._way_s(life), self._prefill_refused, life, instance)
+            self.kernel.after(self._call_s(life), self._prefill_refused, life, instance)
             return
         engine = self.engines[instance]
         life.engine = engine
@@ -387,7 +388,7 @@ class Simulation:
             return
         now_s = self.kernel.now_s
         self.caches.computed(life.prefill, life.chains)
-        self.kernel.after(self._way_s(life), self._prefill_told, life)
+        self.kernel.after(self._call_s(life), self._prefill_told, life)
         link = self.links.get(self.pair_of(life))
         if link is None:
             self._sent(life)
@@ -429,20 +430,30 @@ class Simulation:
 
     def _decode(self, life: Life, action: a.Decode) -> None:
         life.decode, life.attempt = action.instance, action.attempt
-        engine = self.engines[action.instance]
         if action.fallback is not None:
             life.fallback = str(action.fallback.reason)
         sequence = life.sequence = Sequence(
             life.arrival.num_output_tokens,
-            on_first=lambda: self._began(life, sequence, action.attempt),
-            on_done=lambda: self._ended(life, sequence),
+            on_first=lambda: self._heard(life, self._began, sequence, action.attempt),
+            on_done=lambda: self._heard(life, self._ended, sequence),
         )
+        delay_s = self._answer_s(life)
+        if delay_s:
+            self.kernel.after(delay_s, self._decode_reaches, life, action, sequence)
+        else:
+            self._decode_reaches(life, action, sequence)
+
+    def _decode_reaches(self, life: Life, action: a.Decode, sequence: Sequence) -> None:
+        if life.sequence is not sequence:
+            return  # the engine has died meanwhile
+        engine = self.engines[action.instance]
         if action.instance in self.failing or action.instance in self.dead:
             life.sequence = None
             failure = Failure(FallbackReason.DECODE_ERROR, "HTTP 500")
             if action.instance in self.dead:
                 failure = Failure(FallbackReason.DECODE_UNREACHABLE, "nobody listens", refused=True)
-            self._feed(e.DecodeFailed(life.request_id, action.attempt, failure))
+            failed = e.DecodeFailed(life.request_id, action.attempt, failure)
+            self.kernel.after(self._answer_s(life), self._handle, failed)
             return
         life.is_loaded = action.is_landed and self._still_holds_skipped(life, action.instance)
         if life.is_loaded:
@@ -468,6 +479,14 @@ class Simulation:
         if self.engines[life.decode] is engine:
             self.caches.computed(life.decode, life.chains)
         engine.decode(sequence)
+
+    def _heard(self, life: Life, tell: Callable[..., None], *arguments: Any) -> None:
+        """What the decode engine says reaches the gateway."""
+        delay_s = self._answer_s(life)
+        if delay_s:
+            self.kernel.after(delay_s, tell, life, *arguments)
+        else:
+            tell(life, *arguments)
 
     def _compute_starts(self, life: Life, engine: Engine, ends_s: float) -> None:
         if self.on_prefill is not None and self.engines[life.decode] is engine:
@@ -521,3 +540,11 @@ class Simulation:
 
     def _way_s(self, life: Life) -> float:
         return self._delay_s.get(self.pair_of(life), 0.0)
+
+    def _call_s(self, life: Life) -> float:
+        """From the gateway to the engine that prefills for another, or back."""
+        return self._way_s(life) + self._gateway_delay_s[self.pair_of(life)[0]]
+
+    def _answer_s(self, life: Life) -> float:
+        """From the gateway to the engine that answers, or back."""
+        return self._gateway_delay_s[self.scheduler.fleet.instances[life.decode].cluster]

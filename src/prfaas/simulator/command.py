@@ -142,6 +142,7 @@ def _case(deployment: Deployment, document: Document, name: str, options: Simula
     rtts_s = {(link.from_, link.to): link.rtt for link in deployment.links if link.rtt is not None}
     simulated = planned_deployment(
         scenario, solution, terms=terms, rtts_s=rtts_s, tpot_slo_s=deployment.slo.tpot,
+        gateway_rtts_s={name: cluster.rtt for name, cluster in deployment.clusters.items()},
         max_ttft_s=deployment.policy.max_ttft, cool_down_s=deployment.policy.cool_down,
         convertible=[name for name, cluster in deployment.clusters.items() if cluster.convertible],
     )  # fmt: skip

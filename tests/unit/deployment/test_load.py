@@ -97,6 +97,8 @@ def test_examples_are_valid(path: Path) -> None:
         ("chunk: 1MiB", "tls: {ca: a, cert: b, key: 'c{'}", "d.yaml:18: transfer.tls.key: '{' is not a placeholder"),
         ("chunk: 1MiB", "encryption: none, tls: {ca: a, cert: b, key: c}", "d.yaml:18: transfer.tls: encryption is none, so these files would not be used"),
         ("role: pd", "role: pd\n    identity: 'p d'", "d.yaml:11: clusters.east.identity: 'p d' is neither a DNS name nor a URI"),
+        ("role: pd", "role: pd\n    rtt: near", "d.yaml:11: clusters.east.rtt: 'near' is not a duration; write for example 20ms"),
+        ("role: pd", "role: pd\n    rtt: -1ms", "d.yaml:11: clusters.east.rtt: '-1ms' is not a duration; write for example 20ms"),
         ("name: m", "? [a]\n: m", "d.yaml:"),
     ],
 )  # fmt: skip

@@ -57,6 +57,12 @@ def test_links_keep_what_is_known_of_them(tmp_path: Path) -> None:
     assert topology.links == (Link("west", "east", 1e9, 0.02), Link("east", "west", 1e6, None))
 
 
+def test_a_cluster_is_as_far_from_the_gateway_as_the_file_says(tmp_path: Path) -> None:
+    """Beside it, if the file says nothing."""
+    topology = topology_of(load_deployment(write(tmp_path, [endpoint(1)], cluster="    rtt: 279ms\n")))
+    assert [(cluster.name, cluster.rtt_s) for cluster in topology.clusters] == [("west", 0.0), ("east", 0.279)]
+
+
 def test_a_cluster_without_endpoints_has_no_instances(tmp_path: Path) -> None:
     """It is only planned."""
     path = write(tmp_path, [endpoint(1)], more="  south: {role: pd, instances: 4}\n")

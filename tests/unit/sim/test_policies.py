@@ -13,9 +13,9 @@ FAR, HOME, SELF = RouteKind.REMOTE, RouteKind.PD_PREFILL, RouteKind.LOCAL
 
 
 def way(kind: RouteKind, *, wait: float = 0.0, prefill: float = 1.0, transfer: float = 0.0, held: int = 0,
-        num: int = 10_000) -> Option:  # fmt: skip
+        num: int = 10_000, rtt: float = 0.0) -> Option:  # fmt: skip
     cluster = "west" if kind is FAR else "pd"
-    return Option(kind, cluster, "pd", "", num - held, num - held, wait, prefill, transfer, 0.0)
+    return Option(kind, cluster, "pd", "", num - held, num - held, wait, prefill, transfer, 0.0, rtt)
 
 
 def chosen(policy: str, *ways: Option, num_tokens: int = 10_000, tenant: str = "", seed: int = 0) -> RouteKind:
@@ -50,6 +50,8 @@ def test_load_and_place() -> None:
     assert chosen("soonest", way(FAR, wait=1.0, transfer=2.0), way(HOME, wait=3.0)) is FAR
     assert chosen("gorgo", way(FAR, transfer=3.0), way(HOME, prefill=2.0)) is FAR
     assert chosen("gorgo", way(FAR, transfer=4.0), way(HOME, prefill=2.0)) is HOME
+    assert chosen("gorgo", way(FAR, transfer=3.0, rtt=1.0), way(HOME, prefill=2.0)) is HOME
+    assert chosen("soonest", way(FAR, rtt=1.5), way(HOME, prefill=2.0)) is HOME
 
 
 def test_a_session_stays_where_it_was() -> None:

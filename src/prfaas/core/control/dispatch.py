@@ -2,7 +2,7 @@
 
 Laws of this file:
 - An instance gets its next prompt a handover before it is expected to be done, and a round trip earlier in another
-  cluster.
+  cluster, or where the gateway is not beside it.
 - A prompt goes the cheapest way (see `options`). If that leads to instances that prefill for others, it waits in their
   cluster's queue until one of them is nearly done, and only then is bound to an instance and to a landing.
 - Nor is it bound while the link that it needs has enough to do.
@@ -168,6 +168,7 @@ class Dispatch:
             return None  # an engine that only decodes, or fetches first, is late for other reasons than its speed
         if request.landing_beside is not None and request.prefill_instance is instance:
             taken_s -= self._fleet.rtt_s(instance.cluster, request.landing_beside.cluster)
+            taken_s -= self._fleet.gateway_rtt_s(instance.cluster)
         if taken_s <= 0:
             return None
         ratio = taken_s / self.estimates.prefill_s(instance.cluster, num_tokens)
@@ -362,7 +363,7 @@ class Dispatch:
         return self._ahead_s(cluster) + _CLOCK_S if self._binds_late else math.inf
 
     def _ahead_s(self, cluster: str) -> float:
-        return HANDOVER_S + self._fleet.longest_rtt_s(cluster)
+        return HANDOVER_S + self._fleet.longest_rtt_s(cluster) + self._fleet.gateway_rtt_s(cluster)
 
     # What waits goes elsewhere
 

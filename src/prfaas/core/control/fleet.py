@@ -106,6 +106,10 @@ class Fleet:
         """0.0 inside a cluster, and where nobody has said."""
         return self._rtts_s.get((source, target), 0.0)
 
+    def gateway_rtt_s(self, cluster: str) -> float:
+        """From the gateway there and back."""
+        return self._gateway_rtts_s.get(cluster, 0.0)
+
     def apply(self, topology: Topology) -> None:
         """Take over another topology. An instance whose engine or node has moved is a new one under the old name: what
         was known of it is forgotten, what is in flight there is not."""
@@ -142,6 +146,7 @@ class Fleet:
 
     def _sort(self) -> None:
         self.is_draining = any(i.is_draining for i in self.instances.values())
+        self._gateway_rtts_s = {cluster.name: cluster.rtt_s for cluster in self.topology.clusters}
         self.decoders = tuple(i for i in self.instances.values() if i.duty.decodes)
         self.prefillers = tuple(i for i in self.instances.values() if not i.duty.decodes)
         decoders_of, prefillers_of = _by_cluster(self.decoders), _by_cluster(self.prefillers)
@@ -153,6 +158,8 @@ class Fleet:
             instance.number = number
             instance.leaves(self._standings[instance.cluster].marks)
             instance.roots.holders = self.holders
+            # What prefills for others is given work ahead of time instead: see `Dispatch`.
+            instance.work.rtt_s = self.gateway_rtt_s(instance.cluster) if instance.duty.decodes else 0.0
         self._rtts_s = {(link.source, link.target): link.rtt_s or 0.0 for link in self.topology.links}
         self._prefill_clusters, self._links_from = {}, {}
         self.pd_clusters = tuple(cluster.name for cluster in self.topology.clusters_of(Role.PD))

@@ -5,6 +5,9 @@ Laws of this file:
   and whose node is ready.
 - An instance that only decodes computes a prompt itself if nobody else can, or if it holds most of it already.
 - What crosses a link is ready when both have ended: the prefill, and the link's work that was there before.
+- The request goes from the gateway to the cluster that answers, and the answer comes back: a round trip. A prompt that
+  others prefill goes to them first: half a round trip of theirs, and what their link's round trip adds. Reserving, and
+  the word that KVCache has landed, count as handover wherever the gateway is.
 """
 
 from __future__ import annotations
@@ -197,6 +200,7 @@ class Placer:
         cluster = computing[0].cluster
         rate_rps, load = self._estimates.rate_and_load(cluster, now_s)
         rate_rps /= len(standing.decoders)
+        rtt_s = self._fleet.gateway_rtt_s(cluster)
         held = _held(known)
 
         def on(instance: Instance) -> Option:
@@ -208,7 +212,9 @@ class Placer:
                 others_s += delay_to_others_s(rate_rps, load, queued_s, prefill_s)
             late_s = max(0.0, self._place_s(cluster, instance.num_inflight, 1) - queued_s - prefill_s)
             name, kind = instance.name, RouteKind.LOCAL
-            return Option(kind, cluster, cluster, name, uncached, uncached, queued_s, prefill_s, late_s, others_s)
+            return Option(
+                kind, cluster, cluster, name, uncached, uncached, queued_s, prefill_s, late_s, others_s, rtt_s
+            )
 
         return cheapest(on(instance) for instance in computing)
 
@@ -244,9 +250,10 @@ class Placer:
             queued_s, own_s = queued_bytes / bytes_per_s, decode.kv_bytes / bytes_per_s
             late_s += max(0.0, queued_s + own_s - prefilled_s) + self._fleet.rtt_s(source, target)
             others_s = max(others_s, delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s))
+        rtt_s = self._fleet.gateway_rtt_s(target) + self._fleet.gateway_rtt_s(source) / 2
         return Option(
             kind, source, target, "", decode.num_uncached_tokens, prefill.num_tokens, prefill.wait_s, prefill.prefill_s,
-            late_s, others_s, num_fetched_tokens=prefill.num_fetched_tokens,
+            late_s, others_s, rtt_s, prefill.num_fetched_tokens,
         )  # fmt: skip
 
     def _prefill_leg(

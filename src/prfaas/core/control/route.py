@@ -45,7 +45,8 @@ class Option:
     """`prefill_cluster` computes `num_prefill_tokens` of the prompt, which it does not hold; the instance that answers
     lacks `num_uncached_tokens`: `decode` of `decode_cluster`, empty if it is chosen later. `wait_s` until its turn
     comes, `prefill_s` on one instance; `transfer_s`: from the prefill's end until the answer can begin. `others_s`: how
-    much longer others wait for it. `num_fetched_tokens` of the prompt come from elsewhere first, within `wait_s`."""
+    much longer others wait for it. `rtt_s`: what the ways from the gateway to the clusters, and back, add.
+    `num_fetched_tokens` of the prompt come from elsewhere first, within `wait_s`."""
 
     kind: RouteKind
     prefill_cluster: str
@@ -57,12 +58,13 @@ class Option:
     prefill_s: float
     transfer_s: float
     others_s: float
+    rtt_s: float = 0.0
     num_fetched_tokens: int = 0
 
     @property
     def finish_s(self) -> float:
-        """Until the answer can begin, from now."""
-        return self.wait_s + self.prefill_s + self.transfer_s
+        """Until the answer begins at the gateway, from now."""
+        return self.wait_s + self.prefill_s + self.transfer_s + self.rtt_s
 
     @property
     def cost_s(self) -> float:
