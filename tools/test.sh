@@ -5,18 +5,25 @@ set -uo pipefail
 bin=$1
 others=$(mktemp)
 
-# A job of its own (-m), so that Ctrl-C here reaches it once, as a word to its whole group.
+# Jobs of their own (-m), so that a signal here reaches each once, as a word to its whole group.
 set -m
-"$bin/python" -m pytest --ignore=tests/integration >"$others" 2>&1 &
-pid=$!
-set +m
-stop() { kill -INT -- "-$pid" 2>/dev/null; wait "$pid"; tail -n 20 "$others"; rm -f "$others"; exit 130; }
-trap stop INT TERM
-
+"$bin/python" -m pytest --ignore=tests/integration -o cache_dir=.pytest_cache/others >"$others" 2>&1 &
+beside_pid=$!
 echo "tests: real processes here, all others beside them ($others)"
-"$bin/python" -m pytest tests/integration
+"$bin/python" -m pytest tests/integration &
+here_pid=$!
+set +m
+stop() {
+  kill -INT -- "-$beside_pid" "-$here_pid" 2>/dev/null
+  wait
+  tail -n 20 "$others"
+  rm -f "$others"
+  exit 130
+}
+trap stop INT TERM HUP
+wait "$here_pid"
 here=$?
-wait "$pid"
+wait "$beside_pid"
 beside=$?
 cat "$others"
 rm -f "$others"

@@ -19,7 +19,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(handle, "wb") as file:
             yield file
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, path.resolve())
     except BaseException:
         os.unlink(temporary)
         raise

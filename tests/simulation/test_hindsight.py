@@ -79,3 +79,21 @@ def test_a_copy_that_breaks_is_not_counted(monkeypatch: pytest.MonkeyPatch, capf
     assert len(lives) > 300
     assert not found
     assert "the copy broke" in capfd.readouterr().err
+
+
+def test_who_is_refused_is_not_tried_and_waits_to_the_end() -> None:
+    """No way is in time for it; and a way that gets others refused is no better for that."""
+    run = Run(deployment("prfaas", max_ttft_s=3.0))
+    run.simulation.follow(steady(1.5, 120.0).arrivals(2))
+    hindsight = Hindsight(lambda number: number > 100 and number % 10 == 0)
+    hindsight.follow(run.simulation)
+    try:
+        to_end(run)
+    finally:
+        hindsight.leave()
+    outcomes = {life.number: life.outcome for life in run.ended}
+    assert sum(1 for outcome in outcomes.values() if outcome == "unavailable") > 50
+    assert hindsight.found
+    assert all(outcomes[number] == "ok" for number in hindsight.found)
+    # About 150 come within the horizon, and half of them are refused early in it.
+    assert statistics.fmean(one.tried[0].waiting_s for one in hindsight.found.values()) > 500

@@ -8,7 +8,6 @@ import pytest
 
 from prfaas.core.control import scheduler
 from prfaas.core.control.dispatch import Dispatch
-from prfaas.core.control.request import Request
 from prfaas.testing.troubled import Violation, troubled
 from tests.simulation.test_control_mutants import DISPATCH_MUTANTS, BindsTheUnreachable, GivesNoTurn, ReleasesNobody
 
@@ -33,15 +32,7 @@ def test_no_seed_breaks_a_law(hundred: int) -> None:
 CAUGHT = [mutant for mutant in DISPATCH_MUTANTS if mutant not in (BindsTheUnreachable, GivesNoTurn, ReleasesNobody)]
 
 
-class FetchesForEver(Dispatch):
-    """Takes what a dead instance was to fetch for what is still to cross."""
-
-    def _stops(self, request: Request, now_s: float) -> float | None:
-        request.fetching = None
-        return super()._stops(request, now_s)
-
-
-@pytest.mark.parametrize("mutant", [*CAUGHT, FetchesForEver], ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", CAUGHT, ids=lambda mutant: mutant.__name__)
 def test_a_mutant_breaks_one(mutant: type[Dispatch], monkeypatch: pytest.MonkeyPatch) -> None:
     """And the failure says its seed, what was drawn, and is the same again."""
     monkeypatch.setattr(scheduler, "Dispatch", mutant)

@@ -93,8 +93,8 @@ def bursty(
     """Without end: a Markov-modulated Poisson process. In a burst, of `burst_s` on average, `factor` times as many come
     as in the calm of `calm_s` on average; over both, `rate_rps`."""
     calm_rps = rate_rps * (burst_s + calm_s) / (factor * burst_s + calm_s)
-    at_s, is_burst = 0.0, False
-    ends_s = rng.expovariate(1.0 / calm_s)
+    at_s, is_burst = 0.0, rng.random() < burst_s / (burst_s + calm_s)
+    ends_s = rng.expovariate(1.0 / (burst_s if is_burst else calm_s))
     while True:
         wait_s = rng.expovariate(calm_rps * factor if is_burst else calm_rps)
         if at_s + wait_s >= ends_s:

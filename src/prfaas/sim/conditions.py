@@ -35,7 +35,7 @@ class LinkBecomes:
 
 @dataclass(frozen=True, slots=True)
 class LinkDrifts:
-    """To that rate, in equal steps."""
+    """To that rate, in equal steps, the first of which is at once."""
 
     source: str
     target: str
@@ -130,9 +130,10 @@ def _drift(from_bytes_per_s: float, to_bytes_per_s: float) -> Iterator[float]:
 def _by_chance(pair: tuple[str, str], usual_bytes_per_s: float, share: float) -> Iterator[float]:
     """Log-normal, each rate near the one before."""
     rng = random.Random(" ".join(pair))
+    variance = math.log1p(share * share)
     deviation = rng.gauss(0.0, 1.0)
     while True:
-        yield usual_bytes_per_s * math.exp(share * deviation - share * share / 2)
+        yield usual_bytes_per_s * math.exp(math.sqrt(variance) * deviation - variance / 2)
         deviation = _STAYS * deviation + math.sqrt(1 - _STAYS * _STAYS) * rng.gauss(0.0, 1.0)
 
 
@@ -175,8 +176,9 @@ def _lanes_dead(simulation: Simulation, pair: tuple[str, str]) -> None:
 
 def _transfers_lost(simulation: Simulation, pair: tuple[str, str]) -> None:
     if simulation.links[pair].bytes_per_s <= 0:
+        both = [link for link in (simulation.links[pair], simulation.back_links.get(pair[::-1])) if link is not None]
         for life in list(simulation.lives.values()):
-            if life.fetch is not None and life.fetch.link is simulation.back_links.get((pair[1], pair[0])):
+            if life.fetch is not None and life.fetch.link in both:
                 simulation.fetch_breaks(life)
             if life.transfer is not None and simulation.pair_of(life) == pair:
                 simulation.abort(life, Failure(FallbackReason.LANDING_ABORTED, "the link is cut"))
@@ -188,12 +190,9 @@ def _lanes_up(simulation: Simulation, pair: tuple[str, str]) -> None:
 
 
 def _tell_lanes(simulation: Simulation, source: str) -> None:
-    """The nodes there say to whom they have no lane: over all links that are cut."""
-    topology = simulation.scheduler.fleet.topology
-    cut = {target for (start, target), link in simulation.links.items() if start == source and link.bytes_per_s <= 0}
-    targets = frozenset(member.name for member in topology.instances if member.cluster in cut)
-    for sender in topology.instances_of(source):
-        simulation.tell(simulation.node_seen(sender.name, targets))
+    """The nodes there say to whom they have no lane."""
+    for sender in simulation.scheduler.fleet.topology.instances_of(source):
+        simulation.tell(simulation.node_seen(sender.name))
 
 
 def _engine_dies(simulation: Simulation, name: str) -> None:

@@ -108,6 +108,8 @@ class Engine:
         self._prefill_ends: Planned | None = None
         self._waiting: deque[Sequence] = deque()
         self._num_decoding = 0
+        #: Of those in the batch, who has had its first token, and not its last.
+        self._num_begun = 0
         #: Steps done since the start, fractions of one too: a sequence that joined at s has its n-th token at s + n,
         #: and s is whole.
         self._steps = 0.0
@@ -139,6 +141,14 @@ class Engine:
     def slow_down(self, factor: float) -> None:
         """Prompts that begin from now on take so many times as long as the profile says."""
         self.slowness = factor
+
+    def stop(self) -> None:
+        """It does nothing more, and tells nobody."""
+        self._advance()
+        self._note_gaps()
+        for planned in (self._prefill_ends, self._next):
+            if planned is not None:
+                planned.cancel()
 
     @property
     def gaps(self) -> Gaps:
@@ -205,6 +215,9 @@ class Engine:
             return
         self._advance()
         self._num_decoding -= 1
+        self._num_begun -= sum(
+            1 for milestone in self._milestones if milestone[3] is sequence and _has_begun(milestone)
+        )
         self._milestones = [milestone for milestone in self._milestones if milestone[3] is not sequence]
         heapq.heapify(self._milestones)
         self._admit()
@@ -216,7 +229,7 @@ class Engine:
         if self._prefilling is not None:
             self.prefilling_s += elapsed_s
         steps = elapsed_s / self._step_s
-        self._gap_tokens += steps * self._num_decoding
+        self._gap_tokens += steps * self._num_begun
         self._steps += steps
 
     def _admit(self) -> None:
@@ -252,11 +265,18 @@ class Engine:
         if is_last:
             sequence.is_over = True
             self._num_decoding -= 1
+            self._num_begun -= sequence.num_tokens > 1
             self._admit()
         else:
+            self._num_begun += 1
             heapq.heappush(self._milestones, (steps + sequence.num_tokens - 1, number, True, sequence))
         self._plan()
         if not is_last or sequence.num_tokens <= 1:
             sequence.on_first()
         if is_last:
             sequence.on_done()
+
+
+def _has_begun(milestone: tuple[float, int, bool, Sequence]) -> bool:
+    _, _, is_last, sequence = milestone
+    return is_last and sequence.num_tokens > 1

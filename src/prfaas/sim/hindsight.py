@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ HORIZON_S: Final = 60.0
 @dataclass(frozen=True, slots=True)
 class Tried:
     """One way of one request. `ttft_s`: until its own first token, at most the horizon. `waiting_s`: of all requests,
-    for their first tokens, within the horizon."""
+    for their first tokens, within the horizon; who is refused or fails, to its end."""
 
     way: str
     ttft_s: float
@@ -82,7 +83,8 @@ class Hindsight:
     def leave(self) -> None:
         """At the run's end, whatever it was: a copy goes no further. It should not come here, so something broke."""
         if self._is_copy:
-            traceback.print_exc()
+            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                traceback.print_exc()
             os._exit(1)
 
     def _tries(
@@ -145,7 +147,12 @@ class _Copy:
         simulation.kernel.at(self._to_s, self._tell)
 
     def _stepped(self, request_id: str, before: RequestState, event: type, after: RequestState) -> None:
-        if event is not e.AnswerBegan or before is RequestState.ENDED:
+        if before is RequestState.ENDED:
+            return
+        if event is e.AnswerEnded and self._simulation.lives[request_id].began_s is None:
+            # Refused, or failed: it waits as long as one can.
+            self._waited_s += self._waits_s(request_id, self._to_s)
+        if event is not e.AnswerBegan:
             return
         self._waited_s += self._waits_s(request_id, self._simulation.kernel.now_s)
         if request_id == self._request_id:

@@ -1,7 +1,8 @@
 """Closed loop: clients that hold conversations. Each asks, waits for the answer, thinks, and asks again.
 
 A further prompt is the one before, its answer, and something new; so most of it can be cached. All conversations begin
-alike, with `shared_tokens` tokens. A client that is refused, or whose next prompt would be too long, begins anew.
+alike, with `shared_tokens` tokens. A client that is refused begins anew when it may
+ask again; one whose next prompt would be too long, at once.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ class Sessions(Run):
         self._num_talks = 0
         self._talks: dict[int, _Talk] = {}
         self.simulation.expects_more = True
-        for client in range(terms.num_clients):
+        for client in range(min(terms.num_clients, num_requests)):
             self._think(_Talk(client, turn=terms.num_turns))
 
-    def _think(self, talk: _Talk) -> None:
+    def _think(self, talk: _Talk, at_least_s: float = 0.0) -> None:
         think_s = self._rng.expovariate(1.0 / self._terms.think_s) if self._terms.think_s else 0.0
-        self.simulation.kernel.after(think_s, self._ask, talk)
+        self.simulation.kernel.after(max(think_s, at_least_s), self._ask, talk)
 
     def _ask(self, talk: _Talk) -> None:
         if not self._num_left:
@@ -97,6 +98,7 @@ class Sessions(Run):
         talk = self._talks.pop(life.number)
         if life.outcome == "ok":
             talk.num_tokens += life.arrival.num_output_tokens
+            self._think(talk)
         else:
             talk.turn = self._terms.num_turns
-        self._think(talk)
+            self._think(talk, life.retry_after_s or 1.0)

@@ -52,6 +52,8 @@ class Life:
     began_s: float | None = None
     ended_s: float | None = None
     outcome: str = ""
+    #: Who was refused may ask again then.
+    retry_after_s: int | None = None
     route: str = ""
     reason: str = ""
     prefill: str = ""
@@ -184,9 +186,13 @@ class Simulation:
 
     # What conditions do
 
-    def node_seen(self, name: str, cut_off_from: frozenset[str] = frozenset()) -> e.NodeSeen:
-        """What the node beside this engine says of it."""
-        return e.NodeSeen(name, True, *self._registered(name), cut_off_from)
+    def node_seen(self, name: str) -> e.NodeSeen:
+        """What the node beside this engine says of it, and of its lanes: it has none over links that are cut."""
+        topology = self.scheduler.fleet.topology
+        cluster = self.scheduler.fleet.instances[name].cluster
+        cut = {target for (source, target), link in self.links.items() if source == cluster and link.bytes_per_s <= 0}
+        targets = frozenset(member.name for member in topology.instances if member.cluster in cut)
+        return e.NodeSeen(name, True, *self._registered(name), targets)
 
     def _registered(self, name: str) -> tuple[int | None, str | None, frozenset[str] | None]:
         profile = self.caches.profile
@@ -201,6 +207,7 @@ class Simulation:
     def kill(self, name: str) -> None:
         """An engine loses what it has; an empty one takes its place, which nobody is told of yet."""
         before = self.engines[name]
+        before.stop()
         self.engines[name] = Engine(self.kernel, self.deployment.profiles[name], before.gaps)
         self.engines[name].slow_down(before.slowness)
         self.caches.boot(name, self.scheduler.fleet.instances[name].cluster)
@@ -323,12 +330,14 @@ class Simulation:
         source, num_tokens = action.fetch_from, action.num_fetched_tokens
         prompt = life.prompt
         assert prompt is not None, "who fetches has a prompt to compute"
-        if source in self.dead or not self.caches.can_send(source, life.chains, num_tokens):
-            engine.prefill(prompt)
-            return
         instances = self.scheduler.fleet.instances
         pair = instances[source].cluster, instances[action.instance].cluster
         link = self.links.get(pair) or self.back_links.get(pair)
+        is_cut = link is not None and link.bytes_per_s <= 0
+        is_gone = source in self.dead or source in self.failing or source not in self.engines
+        if is_cut or is_gone or not self.caches.can_send(source, life.chains, num_tokens):
+            engine.prefill(prompt)
+            return
         delay_s = max(self._delay_s.get(pair, 0.0), self._delay_s.get((pair[1], pair[0]), 0.0))
         fetch = life.fetch = Fetch(source, num_tokens, link)
 
@@ -461,6 +470,7 @@ class Simulation:
             engine.decode(sequence)
             return
         if not action.is_landed:
+            life.num_skipped_tokens = life.num_fetched_tokens = 0
             self._is_routed(life, action.route)
         engine.prefill(
             Prefill(
@@ -510,6 +520,7 @@ class Simulation:
 
     def _refuse(self, life: Life, action: a.Refuse) -> None:
         self._is_routed(life, action.route)
+        life.retry_after_s = action.retry_after_s
         if action.fallback is not None:
             life.fallback = str(action.fallback.reason)
         life.ended_s, life.outcome = self.kernel.now_s, "unavailable"

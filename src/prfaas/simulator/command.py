@@ -207,8 +207,9 @@ def _run(
 def _judged(num_requests: int, num_judged: int) -> Callable[[int], bool]:
     """So many numbers of all, evenly, none of the warm-up."""
     first = int(num_requests * WARM_UP) + 1
-    every = max(1, (num_requests - first) // num_judged) if num_judged else 0
-    return lambda number: bool(every) and number >= first and (number - first) % every == 0
+    num = min(num_judged, num_requests - first + 1)
+    numbers = {first + index * (num_requests - first + 1) // num for index in range(num)}
+    return numbers.__contains__
 
 
 def _write_requests(lines: TextIO, policy: str, seed: int, done: Run, judged: Mapping[int, Judged]) -> None:

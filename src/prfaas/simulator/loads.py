@@ -32,6 +32,7 @@ FORMS: Final = (
 )
 #: The most that numbers of the command line may be: beyond it they are slips.
 _MOST: Final = 1_000_000_000
+_SHORTEST_S: Final = 1e-3
 
 
 class BadLoad(PrfaasError):
@@ -189,21 +190,21 @@ def _conversations(text: str, words: list[str]) -> Conversations:
         raise BadLoad(f"--arrivals {text!r}: nothing is known of `{unknown[0]}`; write {FORMS}")
     option = f"--arrivals {text!r}:"
     return Conversations(
-        max(1, _number(option, text, said["clients"])),
+        _number(option, text, said["clients"], lowest=1),
         0.0 if "think" not in said else _seconds(text, said["think"]),
-        max(1, _number(option, text, said.get("turns", "1"))),
+        _number(option, text, said.get("turns", "1"), lowest=1),
         _number(option, text, said.get("shared", "0")),
     )
 
 
-def _number(option: str, text: str, word: str) -> int:
+def _number(option: str, text: str, word: str, lowest: int = 0) -> int:
     try:
         number = int(word.replace("_", ""))
     except ValueError:
         number = -1
-    if not 0 <= number <= _MOST:
+    if not lowest <= number <= _MOST:
         told = option if option.endswith(":") else f"{option} {text}:"
-        raise BadLoad(f"{told} {word!r} is no whole number from 0 to {_MOST}")
+        raise BadLoad(f"{told} {word!r} is no whole number from {lowest} to {_MOST}")
     return number
 
 
@@ -222,6 +223,6 @@ def _seconds(text: str, word: str) -> float:
         seconds = parse_seconds(word)
     except ValueError as error:
         raise BadLoad(f"--arrivals {text!r}: {error}") from None
-    if not seconds > 0:
-        raise BadLoad(f"--arrivals {text!r}: {word} must be more than nothing")
+    if not seconds >= _SHORTEST_S:
+        raise BadLoad(f"--arrivals {text!r}: {word} is shorter than a millisecond")
     return seconds

@@ -95,6 +95,8 @@ def _over_time(axis: Any, moments: Sequence[Moment], said: Said, *, is_last: boo
     if is_last:
         axis.set_xlabel("seconds since the start")
     for number, (at_s, _) in enumerate(said, start=1):
+        if at_s > moments[-1].at_s:
+            continue  # beside the axis it would push the panels away
         axis.axvline(at_s, color=_GREY, linewidth=0.8, linestyle=(0, (4, 2)))
         if has_numbers and number <= _MAX_SAID:
             axis.annotate(
@@ -157,7 +159,9 @@ def _link(axis: Any, moments: Sequence[Moment]) -> None:
             axis.plot(*_columns(expected), color=COLOURS[1 if index == 0 else (index + 3) % 7], linewidth=1.2,
                       linestyle="--", label=f"{name}expected")  # fmt: skip
     axis.set_yscale("log", nonpositive="clip")
-    axis.set_ylim(_LEAST_GBPS, max(link.carries_bytes_per_s for m in thin for link in m.links.values()) * _GBPS * 2)
+    most_gbps = max(link.carries_bytes_per_s for m in thin for link in m.links.values()) * _GBPS
+    if most_gbps > 0:
+        axis.set_ylim(min(_LEAST_GBPS, most_gbps / 100), most_gbps * 2)
     axis.yaxis.set_major_locator(LogLocator(base=10))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

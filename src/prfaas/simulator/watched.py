@@ -113,11 +113,12 @@ def watched(
 
 @contextmanager
 def _written(option: str, path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with written_whole(path) as file:
-            yield file
-    except OSError as error:
-        raise BadOutput(f"{option} {path}: {error.strerror or error}") from None
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(written_whole(path))
+        except OSError as error:
+            raise BadOutput(f"{option} {path}: {error.strerror or error}") from None
+        yield file
 
 
 def _timed(text: str) -> tuple[float, str]:

@@ -15,7 +15,7 @@ from prfaas.core.model.serving_model import ClusterModel, ServingModel
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
 from prfaas.sim.arrivals import Arrival
 from prfaas.sim.caches import CacheProfile, kinds_of
-from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn
+from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBecomes
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
 from prfaas.sim.policies import POLICIES
@@ -187,6 +187,31 @@ def test_a_conversation_waits_for_who_holds_it_if_that_is_sooner() -> None:
     assert third.num_computed_tokens <= 1_050
 
 
+def test_who_waits_for_a_holder_waits_in_the_queue() -> None:
+    """Twenty-five turns of one tenant that west-0 holds, at once; then another tenant's, of the same conversation, that
+    is more urgent. West-1 is idle all the time, and would compute for 20 s. The urgent one overtakes all but those that
+    are bound."""
+    made = deployment(
+        HYBRID, num_west=2, is_solved=True, max_blocks=10_000, pd_duty=Duty.DECODE, link_bytes_per_s=1e9
+    )  # fmt: skip
+    usual = [replace(asks(40.0 + n / 1000, 20_350), tenant="usual") for n in range(25)]
+    urgent = replace(asks(40.1, 20_350), tenant="other", priority=-5)
+    first, *lives, last = ran(made, asks(0.0, 20_050), *usual, urgent)
+    assert {life.prefill for life in (*lives, last)} == {first.prefill}
+    sooner = [life for life in lives if (life.began_s or 0.0) <= (last.began_s or 0.0)]
+    assert len(sooner) <= 3, [(life.number, life.began_s) for life in sooner]
+
+
+def test_an_instance_that_returns_while_its_link_is_cut_says_so() -> None:
+    """Or the next prompt would be sent over it, and miss its deadline."""
+    made = deployment(pd_duty=Duty.BOTH)
+    conditions: tuple[tuple[float, Condition], ...] = (
+        (10.0, LinkBecomes(*PAIR, 0.0)), (20.0, EnginesDie(("west-0",))), (30.0, EnginesReturn(("west-0",))),
+    )  # fmt: skip
+    (life,) = ran(made, asks(60.0, 4_050), conditions=conditions)
+    assert (life.route, life.fallback) == ("local", "")
+
+
 def test_kinds_are_read_from_the_size_of_the_cache() -> None:
     """What there is without a token is state; what stops growing, a window."""
 
@@ -228,6 +253,22 @@ def test_a_conversation_that_would_be_too_long_begins_anew() -> None:
     )  # fmt: skip
     to_end(run)
     assert [life.arrival.num_tokens for life in run.ended] == [400, 810] * 6
+
+
+def test_who_is_refused_asks_again_when_it_may() -> None:
+    """And not at once, until no requests are left."""
+    made = deployment(is_solved=True)
+    made = replace(made, policy=replace(made.policy, max_ttft_s=3.0))
+    run = Sessions(
+        made, random.Random(5), lambda rng: 900, Conversations(10), num_output_tokens=5, num_requests=200,
+        max_tokens=1_000,
+    )  # fmt: skip
+    to_end(run)
+    refused = [life for life in run.ended if life.outcome == "unavailable"]
+    assert 20 < len(refused) < 180
+    starts_s = [life.arrival.at_s for life in run.ended]
+    assert max(starts_s) > 10.0
+    assert len(run.ended) == 200
 
 
 def test_clients_of_a_run_are_never_idle_without_thinking() -> None:

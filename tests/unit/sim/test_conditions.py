@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 import pytest
@@ -11,7 +12,7 @@ from prfaas.core.control.router import RoutePolicy
 from prfaas.core.model.curve import polynomial
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
 from prfaas.sim.arrivals import Arrival
-from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBecomes, LinkDrifts, LinkVaries
+from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBecomes, LinkDrifts, LinkVaries, _by_chance
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
 from prfaas.sim.runs import Run, open_loop
@@ -132,3 +133,11 @@ def test_a_link_varies_around_its_rate_until_something_else_is_said() -> None:
     neighbours = statistics.correlation(seen[:-1], seen[1:])
     assert 0.6 < neighbours < 0.95, "a rate is near the one before"
     assert rates_of(varies, (20.0, LinkBecomes(*PAIR, 2e6)))[25:] == [2e6] * 14
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_link_that_varies_keeps_its_mean_and_has_that_deviation(share: float) -> None:
+    """Both as they are told."""
+    drawn = list(itertools.islice(_by_chance(PAIR, 1e6, share), 200_000))
+    assert statistics.fmean(drawn) == pytest.approx(1e6, rel=0.05)
+    assert statistics.stdev(drawn) == pytest.approx(share * 1e6, rel=0.1)

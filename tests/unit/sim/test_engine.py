@@ -127,3 +127,29 @@ def test_a_chunk_is_a_step_however_few_decode() -> None:
     bench.kernel.run(10.0)
     assert bench.told["a first"] == 1.0
     assert bench.told["a done"] == 1.04
+
+
+def test_gaps_are_those_between_the_tokens_of_an_answer() -> None:
+    """Two answers of three tokens have two each, and one of one token none; the wait for a first token is none."""
+    bench = Bench()
+    for name, num_tokens in (("a", 3), ("b", 3), ("c", 1)):
+        bench.engine.decode(bench.sequence(name, num_tokens))
+    bench.kernel.run(10.0)
+    assert sum(bench.engine.gaps._num.values()) == pytest.approx(4.0)
+    assert bench.engine.gaps.percentile_s(99) == pytest.approx(0.1)
+    lonely = Bench()
+    lonely.engine.decode(lonely.sequence("a", 1))
+    lonely.kernel.run(10.0)
+    assert lonely.engine.gaps.percentile_s(99) is None
+
+
+def test_an_engine_that_was_stopped_tells_nothing_more() -> None:
+    """Neither of prompts nor of answers."""
+    bench = Bench()
+    bench.engine.decode(bench.sequence("a", 3))
+    bench.engine.prefill(bench.prompt("p", 100))
+    bench.kernel.run(0.01)
+    bench.engine.stop()
+    before = dict(bench.told)
+    bench.kernel.run(100.0)
+    assert bench.told == before

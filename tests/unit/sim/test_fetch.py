@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prfaas.core.cache.engine_cache import EngineCache
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control import events as e
 from prfaas.core.control.lifecycle import TransferTerms
@@ -20,7 +21,7 @@ from prfaas.core.model.serving_model import ClusterModel, ServingModel
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
 from prfaas.sim.arrivals import Arrival
 from prfaas.sim.caches import CacheProfile
-from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBecomes
+from prfaas.sim.conditions import Condition, EnginesDie, EnginesFail, EnginesReturn, LinkBecomes
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
 from prfaas.sim.runs import open_loop
@@ -143,6 +144,71 @@ def test_what_the_source_has_forgotten_is_computed() -> None:
     turns = [asks(1.0, 20_050), asks(40.0, 20_050, "b"), asks(100.0, 40_050)]
     third = ran(made, *turns, conditions=away)[2]
     assert (third.prefill, third.num_fetched_tokens, third.num_computed_tokens) == ("west-0", 0, 40_050)
+
+
+def test_a_prefix_that_comes_over_the_cut_link_is_computed() -> None:
+    """The first turn far away, the second here, where nobody far away works any more for others: its prefix was on its
+    way here when the link was cut. The answer comes as soon as the ends have given it up."""
+    made = deployment(gbytes_per_s=0.002)
+    cut = ((70.5, LinkBecomes(*PAIR, 0.0)),)
+    first, second = ran(made, asks(1.0, 20_050), asks(70.0, 20_150, "a"), conditions=cut)
+    assert first.outcome == second.outcome == "ok"
+    assert ttft_s(second) < 30.0
+
+
+def test_nothing_is_fetched_where_no_lane_is_up() -> None:
+    """The link is cut for good before the second turn: it is computed here, at once."""
+    made = deployment()
+    cut = ((40.0, LinkBecomes(*PAIR, 0.0)),)
+    _, second = ran(made, asks(1.0, 20_050), asks(60.0, 20_150), conditions=cut)
+    assert second.num_fetched_tokens == 0
+    assert ttft_s(second) == pytest.approx(PREFILL_S.at(20_150), abs=0.5)
+
+
+def test_a_source_that_fails_its_work_sends_nothing() -> None:
+    """It answers probes, and every request with an error."""
+    _, second = two_turns(deployment(), (59.0, EnginesFail(("pd-prefill",))))
+    assert (second.outcome, second.num_fetched_tokens) == ("ok", 0)
+
+
+def test_an_engine_is_not_taken_for_slow_because_it_fetched() -> None:
+    """1.7 s for the fetch, 2 s for the prefill: what is learned of its speed is nothing."""
+    run = open_loop(
+        deployment(gbytes_per_s=0.012), [asks(1.0, 20_050), asks(60.0, 40_050)], checks=True, conditions=AWAY
+    )
+    second = max(run.ended, key=lambda life: life.number)
+    assert second.num_fetched_tokens == 20_000
+    assert run.simulation.scheduler.dispatch is not None
+    assert run.simulation.scheduler.dispatch.estimates.factor("west") == 1.0
+
+
+def scheduler_of(made: SimulatedDeployment) -> Scheduler:
+    """All of whose instances work."""
+    scheduler = Scheduler(made.topology, made.policy, made.terms)
+    for name in scheduler.fleet.instances:
+        scheduler.handle(e.EngineSeen(name, True), 0.0)
+        scheduler.handle(e.NodeSeen(name, True, BLOCK, f"life of {name}", HYBRID), 0.0)
+    return scheduler
+
+
+def test_what_is_fetched_already_is_before_the_next_until_it_has_crossed() -> None:
+    """A tenth of a gigabyte a second; 20,000 tokens are 20.5 MB. Nothing leads from one PrfaaS cluster to another."""
+    scheduler = scheduler_of(deployment())
+    assert scheduler.dispatch is not None
+    fetching = scheduler.dispatch._placer.fetching
+    assert fetching is not None
+    source, target = (scheduler.fleet.instances[name] for name in ("pd-prefill", "west-0"))
+    first_s = fetching.begins(source, target, 20_000, 100.0)
+    assert first_s == pytest.approx(0.255)
+    assert fetching.takes_s("pd", "west", 1e7, 100.0) == pytest.approx(0.05 + first_s + 0.1)
+    assert fetching.takes_s("pd", "west", 1e7, 101.0) == pytest.approx(0.05 + 0.1)
+    assert fetching.takes_s("west", "pd", 1e7, 100.0) == pytest.approx(0.05 + 0.1), "the other direction is free"
+    assert fetching.takes_s("west", "elsewhere", 1.0, 100.0) == float("inf")
+    source.cut_off_from = frozenset({"west-0"})
+    match = EngineCache(10)
+    match.observe_kinds(HYBRID)
+    match.ran_locally(chain_of(550))
+    assert fetching.best(550, [(source, match.match(chain_of(550)))], "west", 100.0) is None
 
 
 def chain_of(num_tokens: int) -> TokenChain:

@@ -4,7 +4,8 @@ Laws of this file:
 - An instance gets its next prompt a handover before it is expected to be done, and a round trip earlier in another
   cluster, or where the gateway is not beside it.
 - A prompt goes the cheapest way (see `options`). If that leads to instances that prefill for others, it waits in their
-  cluster's queue until one of them is nearly done, and only then is bound to an instance and to a landing.
+  cluster's queue until one of them is nearly done, and only then is bound to an instance and to a landing. It waits for
+  one that holds a part of it while others are idle, if that is sooner.
 - Nor is it bound while the link that it needs has enough to do.
 - What waits goes elsewhere if that has become cheaper by more than `MOVES_FOR` of what is left. It is looked at when
   instances of another cluster have nothing to do, when a link falls, and every `LOOKS_EVERY_S`; and if nobody works in
@@ -151,12 +152,7 @@ class Dispatch:
         source = None if route is None else self._fleet.instances.get(route.fetch_from)
         if route is None or source is None or fetching is None or instance.name != route.prefill:
             return 0.0, 0
-        pair, num_bytes = (source.cluster, instance.cluster), fetching.num_bytes(route.num_fetched_tokens)
-        takes_s = fetching.takes_s(*pair, num_bytes, now_s)
-        if pair[0] != pair[1]:
-            request.fetching = Crossing(pair, num_bytes)
-            self.link_bytes[pair] = self.link_bytes.get(pair, 0.0) + num_bytes
-        return takes_s, route.num_fetched_tokens
+        return fetching.begins(source, instance, route.num_fetched_tokens, now_s), route.num_fetched_tokens
 
     def worked(self, request: Request, now_s: float, *, is_done: bool) -> float | None:
         """The instance computes it no more. `is_done`: to its end, so that its time says something: returns it over the
@@ -330,9 +326,9 @@ class Dispatch:
                 continue
             assert request.option is not None, "what waits has an option"
             route = self._placer.bind(request.option, _prompt_of(request), has_room, now_s)
-            if route is not None:
+            if route is not None and route.prefill:
                 return e.TurnCame(request_id, route)
-            if self._same_way(request.option, self.options(request, now_s)) is None:
+            if route is None and self._same_way(request.option, self.options(request, now_s)) is None:
                 return e.TurnCame(request_id, None)
             num_tried += 1
             if num_tried == _LOOKED_AT:
@@ -386,7 +382,7 @@ class Dispatch:
                     continue
                 best = cheapest(here)
                 route = self._placer.bind(best, _prompt_of(request), has_room, now_s)
-                if route is not None:
+                if route is not None and route.prefill:
                     self.left(request)
                     self.wait(request, best)
                     return e.TurnCame(request.request_id, route)
@@ -459,9 +455,6 @@ class Dispatch:
 
     def _stops(self, request: Request, now_s: float) -> float | None:
         instance, request.works_at = request.works_at, None
-        fetching, request.fetching = request.fetching, None
-        if fetching is not None:
-            _take_off(self.link_bytes, fetching)
         if instance is None:
             return None
         self._changed.add(instance.cluster)
@@ -482,10 +475,6 @@ class Dispatch:
         crossing: dict[tuple[str, str], float] = {}
         bound: dict[tuple[str, str], float] = {}
         for request in self._requests.values():
-            if request.fetching is not None:
-                pair = request.fetching.pair
-                crossing[pair] = crossing.get(pair, 0.0) + request.fetching.num_bytes
-                assert request.works_at is not None, f"{request.request_id} fetches for nobody"
             if request.crossing is not None:
                 pair = request.crossing.pair
                 crossing[pair] = crossing.get(pair, 0.0) + request.crossing.num_bytes

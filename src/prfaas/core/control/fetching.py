@@ -16,6 +16,7 @@ from prfaas.core.cache.engine_cache import PrefixMatch
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.instance import Instance
+from prfaas.core.control.link_rates import Pair
 from prfaas.core.control.options import HANDOVER_S
 
 
@@ -33,24 +34,39 @@ class Fetch(NamedTuple):
 
 
 class Fetching:
-    """Of one placer. `link_bytes` is what is still to cross from one cluster to another."""
+    """Of one placer. `link_bytes` is what KVCache of prompts is still to cross from one cluster to another."""
 
-    def __init__(self, fleet: Fleet, estimates: Estimates, link_bytes: Mapping[tuple[str, str], float]) -> None:
+    def __init__(self, fleet: Fleet, estimates: Estimates, link_bytes: Mapping[Pair, float]) -> None:
         self._fleet = fleet
         self._estimates = estimates
         self._link_bytes = link_bytes
+        #: When what is fetched already should have crossed. Who gives up a fetch does not say so; time does.
+        self._until_s: dict[Pair, float] = {}
 
     def best(
         self, num_tokens: int, known: Iterable[tuple[Instance, PrefixMatch]], cluster: str, now_s: float
     ) -> Fetch | None:
-        """For a prompt of so many tokens that an instance of `cluster` computes; None if nobody holds any of it."""
+        """For a prompt of so many tokens that an instance of `cluster` computes; None if nobody can send any of it."""
         longest: dict[str, tuple[Instance, int]] = {}
         for instance, match in known:
             held = match.reusable_prefix_tokens
-            if instance.engine_healthy and instance.node_ready and held > longest.get(instance.cluster, (None, 0))[1]:
+            if held > longest.get(instance.cluster, (None, 0))[1] and self._reaches(instance, cluster):
                 longest[instance.cluster] = instance, held
         found = (self._from(instance, held, num_tokens, cluster, now_s) for instance, held in longest.values())
         return min(found, key=lambda fetch: fetch.done_s, default=None)
+
+    def begins(self, source: Instance, target: Instance, num_tokens: int, now_s: float) -> float:
+        """From now on a prefix of so many tokens crosses. Returns how long that takes."""
+        pair = source.cluster, target.cluster
+        takes_s = self.takes_s(*pair, self.num_bytes(num_tokens), now_s)
+        if pair[0] != pair[1]:
+            self._until_s[pair] = now_s + takes_s
+        return takes_s
+
+    def _reaches(self, source: Instance, cluster: str) -> bool:
+        if not source.engine_healthy or not source.node_ready:
+            return False
+        return any(can_send(source, target) for target in self._fleet.working_prefillers(cluster))
 
     def _from(self, source: Instance, held: int, num_tokens: int, cluster: str, now_s: float) -> Fetch:
         takes_s = self.takes_s(source.cluster, cluster, self.num_bytes(held), now_s)
@@ -62,13 +78,20 @@ class Fetching:
         return self._estimates.kv_bytes(num_tokens)
 
     def takes_s(self, source: str, target: str, num_bytes: float, now_s: float) -> float:
-        """Until so many bytes of one cluster are in another."""
+        """Until so many bytes of one cluster are in another; inf where no link leads there."""
         if source == target:
             return HANDOVER_S
-        links = self._estimates.links
-        bytes_per_s = min(links.bytes_per_s((source, target), now_s), links.bytes_per_s((target, source), now_s))
+        topology, links, pair = self._fleet.topology, self._estimates.links, (source, target)
+        if topology.link_between(source, target) is None:
+            return math.inf
+        bytes_per_s = min(links.bytes_per_s(pair, now_s), links.bytes_per_s((target, source), now_s))
         if bytes_per_s <= 0:
             return math.inf
-        queued_bytes = self._link_bytes.get((source, target), 0.0)
+        before_s = max(self._until_s.get(pair, now_s) - now_s, self._link_bytes.get(pair, 0.0) / bytes_per_s)
         rtt_s = max(self._fleet.rtt_s(source, target), self._fleet.rtt_s(target, source))
-        return HANDOVER_S + rtt_s + (queued_bytes + num_bytes) / bytes_per_s
+        return HANDOVER_S + rtt_s + before_s + num_bytes / bytes_per_s
+
+
+def can_send(source: Instance, target: Instance) -> bool:
+    """Whether there are lanes, as both ends say."""
+    return target.name not in source.cut_off_from and source.name not in target.cut_off_from

@@ -21,6 +21,7 @@ from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.health import Health, blames
 from prfaas.core.control.instance import Instance
+from prfaas.core.control.options import cheapest
 from prfaas.core.control.placer import reason_of
 from prfaas.core.control.request import LandingPhase, Request, RequestState
 from prfaas.core.control.route import Option, Route, RouteKind
@@ -154,7 +155,7 @@ class Lifecycle:
             return None
         bound_s = self._bound_s(request, now_s)
         in_time = [option for option in options if option.finish_s <= bound_s]
-        option = dispatch.chosen(request, in_time or options)
+        option = dispatch.chosen(request, in_time) if in_time else cheapest(options)
         request.route = Route(option.kind, reason_of(option), option.decode, "", option.num_uncached_tokens,
                               options=tuple(options))  # fmt: skip
         if not in_time:

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
 from prfaas.core.control.estimates import Estimates
-from prfaas.core.control.fetching import Fetch, Fetching
+from prfaas.core.control.fetching import Fetch, Fetching, can_send
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.instance import Instance
 from prfaas.core.control.options import HANDOVER_S, cheapest, delay_to_others_s, wait_s
@@ -156,11 +156,13 @@ class Placer:
 
     def bind(self, option: Option, prompt: Prompt, has_room: Callable[[Instance], bool], now_s: float) -> Route | None:
         """The instances for an option whose turn has come; None if no two work that can reach each other. Of those with
-        room, and those that hold a part of it and are not late, the one that will have computed it first."""
+        room, and those that hold a part of it, the one that will have computed it first. If that one has no room yet,
+        the route names nobody to prefill: it had better wait."""
         prefillers = self._fleet.working_prefillers(option.prefill_cluster)
         known = self._known(prompt)
         held = _held(knows for some in known.values() for knows in some)
-        fitting = [i for i in prefillers if has_room(i) or (held.get(i, 0) and not i.work.is_late(now_s))]
+        room = {instance for instance in prefillers if has_room(instance)}
+        fitting = [instance for instance in prefillers if instance in room or held.get(instance, 0)] if room else []
         whole_s = self._estimates.prefill_s(option.prefill_cluster, prompt.num_tokens)
         fetch = self._fetch(prompt, known, option.prefill_cluster, now_s)
 
@@ -171,7 +173,12 @@ class Placer:
             return self._estimates.prefill_s(option.prefill_cluster, max(1, prompt.num_tokens - num_held))
 
         def fetches(instance: Instance) -> bool:
-            return fetch is not None and fetch.source is not instance and fetch.done_s < own_s(instance)
+            return (
+                fetch is not None
+                and fetch.source is not instance
+                and can_send(fetch.source, instance)
+                and fetch.done_s < own_s(instance)
+            )
 
         def done(instance: Instance) -> tuple[float, int]:
             takes_s = fetch.done_s if fetch is not None and fetches(instance) else own_s(instance)
@@ -182,6 +189,8 @@ class Placer:
             reaching = [i for i in fitting if landing.name not in i.cut_off_from] if uncached > 1 else []
             if reaching:
                 prefill = min(reaching, key=done)
+                if prefill not in room:
+                    return Route(option.kind, reason_of(option), landing.name, "", uncached)
                 source, num_fetched = "", 0
                 if fetch is not None and fetches(prefill):
                     source, num_fetched = fetch.source.name, fetch.num_tokens

@@ -83,11 +83,6 @@ class PrefillWork:
         self._began_s = max(ended_s, next(iter(self._added_s.values()), ended_s))
         return ended_s - began_s
 
-    def is_late(self, now_s: float) -> bool:
-        """Its first prompt should be done by now."""
-        first_s = self.first_done_s
-        return first_s is not None and first_s < now_s - self.rtt_s
-
     def remaining_s(self, now_s: float) -> float:
         """Until everything is done that was given to it, from when something that is sent now is there."""
         if not self._expected_s:

@@ -170,7 +170,6 @@ class Request:
     answers_at: Instance | None = field(default=None, repr=False)
     num_work_tokens: int = 0
     crossing: Crossing | None = None
-    fetching: Crossing | None = None
     counts_late: bool = False
     is_counting: bool = False
 
