@@ -10,7 +10,7 @@ Laws of this file:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
@@ -129,6 +129,8 @@ class Placer:
         they must; and any prompt, if nobody else can."""
         if is_needed:
             return standing.decoders
+        if not known and standing.all_only_decode:
+            return []
         holds = {instance for instance, match in known if self._may_append(instance, match, prompt)}
         if standing.all_only_decode and not holds:
             return []
@@ -145,13 +147,17 @@ class Placer:
         slower_s = self._estimates.prefill_s(instance.cluster, uncached) / max(1.0, self._estimates.output_tokens)
         return step_s + slower_s <= model.tpot_s
 
-    def bind(self, option: Option, prompt: Prompt, has_room: Callable[[Instance], bool], now_s: float) -> Route | None:
+    def bind(self, option: Option, prompt: Prompt, room_s: float, now_s: float) -> Route | None:
         """The instances for an option whose turn has come; None if no two work that can reach each other. Of those with
-        room, and those that hold a part of it and are not late, the one that will have computed it first."""
+        no more than `room_s` to do, and those that hold a part of it and are not late, the one that will have computed
+        it first."""
         prefillers = self._fleet.working_prefillers(option.prefill_cluster)
         known = self._known(prompt)
         held = _held(knows for some in known.values() for knows in some)
-        fitting = [i for i in prefillers if has_room(i) or (held.get(i, 0) and not i.work.is_late(now_s))]
+        fitting = [
+            i for i in prefillers
+            if i.work.remaining_s(now_s) <= room_s or (held.get(i, 0) and not i.work.is_late(now_s))
+        ]  # fmt: skip
         whole_s = self._estimates.prefill_s(option.prefill_cluster, prompt.num_tokens)
 
         def done(instance: Instance) -> tuple[float, int]:
@@ -208,22 +214,24 @@ class Placer:
     ) -> Option | None:
         """Instances of one cluster compute it for another, or for those that only decode in their own. `ahead`: what is
         before it, if it waits there already."""
-        source, target = prefill.cluster, decode.cluster
-        prefilled_s = prefill.wait_s + prefill.prefill_s
-        late_s = HANDOVER_S + max(0.0, decode.place_s - prefilled_s)
-        others_s = prefill.others_s
+        source, target = pair = prefill.cluster, decode.cluster
+        prefilled_s, others_s = prefill.wait_s + prefill.prefill_s, prefill.others_s
+        late_s = HANDOVER_S
+        if decode.place_s > prefilled_s:
+            late_s += decode.place_s - prefilled_s
         if source == target:
             if decode.landing.duty.prefills:
                 return None
             kind = RouteKind.PD_PREFILL
         else:
             kind = RouteKind.REMOTE
-            bytes_per_s = self._estimates.links.bytes_per_s((source, target), now_s)
+            bytes_per_s = self._estimates.links.bytes_per_s(pair, now_s)
             if bytes_per_s <= 0:
                 return None
-            queued_bytes = self._link_bytes.get((source, target), 0.0) if ahead is None else ahead.link_bytes
+            queued_bytes = self._link_bytes.get(pair, 0.0) if ahead is None else ahead.link_bytes
             queued_s, own_s = queued_bytes / bytes_per_s, decode.kv_bytes / bytes_per_s
-            late_s += max(0.0, queued_s + own_s - prefilled_s) + self._fleet.rtt_s(source, target)
+            crossed_s = queued_s + own_s - prefilled_s
+            late_s += (crossed_s if crossed_s > 0.0 else 0.0) + self._fleet.rtt_s(source, target)
             others_s = max(others_s, delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s))
         return Option(
             kind, source, target, "", decode.num_uncached_tokens, prefill.num_tokens, prefill.wait_s, prefill.prefill_s,

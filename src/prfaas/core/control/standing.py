@@ -3,8 +3,8 @@ much they have to do, whose batch has a place.
 
 Laws of this file:
 - Instances leave marks of what has changed; with the next question those that did are asked again, and no others.
-- Beyond that a question takes the time of a sum or a minimum over numbers that are kept, or none if nothing has changed;
-  one about work asks every busy instance only while one of them is late.
+- Beyond that a question takes the time of a sum or a minimum over numbers that are kept, or none if nothing has
+  changed; one about work asks every busy instance only while one of them is late.
 """
 
 from __future__ import annotations
