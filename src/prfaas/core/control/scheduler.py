@@ -91,6 +91,7 @@ class Scheduler:
                 self._step(turn, now_s)
         if self.fleet.is_draining and self.fleet.forget_drained():
             life.health.forget_gone()
+        self._forget_timers()
         return life.out
 
     def _arrived(self, event: e.RequestArrived, now_s: float) -> None:
@@ -131,6 +132,15 @@ class Scheduler:
             meant = None if request is None else self._life.due(request, timer.kind, timer.due_s, now_s)
             if meant is not None:
                 self._step(meant, now_s)
+
+    def _forget_timers(self) -> None:
+        """The next one means something, or two of three ticks would come for transfers that are over."""
+        timers = self._life.timers
+        while (timer := timers.next) is not None:
+            request = self.requests.get(timer.request_id)
+            if request is not None and timer.due_s in (request.deadline_s, request.renew_s):
+                return
+            timers.take_due(timer.due_s)
 
     def _rebalance(self, rebalancer: Rebalancer, now_s: float) -> None:
         before = rebalancer.suggestions

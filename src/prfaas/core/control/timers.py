@@ -1,4 +1,4 @@
-"""What is due when. Removal is lazy: whoever takes a timer that is due looks whether it still means anything."""
+"""What is due when. Removal is lazy: whoever sees a timer come first looks whether it still means anything."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class Timers:
     @property
     def next_due_s(self) -> float | None:
         return self._heap[0].due_s if self._heap else None
+
+    @property
+    def next(self) -> Timer | None:
+        """The first that will be due."""
+        return self._heap[0] if self._heap else None
 
     def set(self, due_s: float, request_id: str, kind: TimerKind) -> float:
         """Returns `due_s`, which the owner keeps to know whether a timer is still its own."""
