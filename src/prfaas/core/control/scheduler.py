@@ -116,7 +116,7 @@ class Scheduler:
         )
         if self.on_step is not None:
             self.on_step(event.request_id, before, type(event), request.state)
-        if request.is_over:
+        if request.state is RequestState.ENDED and request.is_over:
             del self.requests[event.request_id]
             self._life.out.append(a.Close(event.request_id))
 

@@ -85,6 +85,7 @@ def _count(number: int, raw: dict[str, object], key: str, minimum: int, maximum:
 
 def _hash_ids(number: int, raw: dict[str, object]) -> tuple[int, ...]:
     value = raw.get("hash_ids", [])
-    if not isinstance(value, list) or any(isinstance(item, bool) or not isinstance(item, int) for item in value):
+    # Types themselves are compared: a bool is an int too.
+    if not isinstance(value, list) or not {int}.issuperset(map(type, value)):
         raise TraceError(number, "hash_ids must be a list of whole numbers")
     return tuple(value)
