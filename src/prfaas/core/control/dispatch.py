@@ -268,7 +268,8 @@ class Dispatch:
         or its link, before the next is asked for."""
         if self._changed or self._looks_at or self._fallen:
             return self._all_turns(now_s)
-        self._look_later(now_s)
+        if self._num_queued or self._looks_s is not None:
+            self._look_later(now_s)
         return ()
 
     def _all_turns(self, now_s: float) -> Iterator[e.TurnCame | e.DeadlinePassed]:
@@ -280,7 +281,7 @@ class Dispatch:
             for cluster in list(self.queues):
                 yield from self._reconsider(cluster, most, now_s)
         while self._changed:
-            cluster = min(self._changed)
+            cluster = min(self._changed) if len(self._changed) > 1 else next(iter(self._changed))
             self._changed.discard(cluster)
             yield from self._turns_of(cluster, now_s)
         self._look_later(now_s)

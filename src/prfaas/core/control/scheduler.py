@@ -91,7 +91,8 @@ class Scheduler:
                 self._step(turn, now_s)
         if self.fleet.is_draining and self.fleet.forget_drained():
             life.health.forget_gone()
-        self._forget_timers()
+        if life.timers.next is not None:
+            self._forget_timers()
         return life.out
 
     def _arrived(self, event: e.RequestArrived, now_s: float) -> None:
@@ -138,7 +139,7 @@ class Scheduler:
         timers = self._life.timers
         while (timer := timers.next) is not None:
             request = self.requests.get(timer.request_id)
-            if request is not None and timer.due_s in (request.deadline_s, request.renew_s):
+            if request is not None and (timer.due_s == request.deadline_s or timer.due_s == request.renew_s):
                 return
             timers.take_due(timer.due_s)
 
