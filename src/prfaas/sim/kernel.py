@@ -64,12 +64,16 @@ class Kernel:
 
     def step(self, until_s: float = math.inf) -> bool:
         """Let the next thing happen, if it is due by `until_s`. False if nothing is."""
-        heap, at_once = self._heap, self._at_once
-        while heap or at_once:
+        return self.steps(1, until_s) == 1
+
+    def steps(self, most: float, until_s: float = math.inf) -> int:
+        """As many, one after the other; returns how many there were."""
+        heap, at_once, num = self._heap, self._at_once, 0
+        while num < most and (heap or at_once):
             is_at_once = bool(at_once) and not (heap and heap[0] < at_once[0])
             time_s, _, _, planned = at_once[0] if is_at_once else heap[0]
             if time_s > until_s:
-                return False
+                break
             if is_at_once:
                 at_once.popleft()
             else:
@@ -78,12 +82,11 @@ class Kernel:
             if call is not None:
                 self.now_s = time_s
                 self.num_events += 1
+                num += 1
                 call(*planned.arguments)
-                return True
-        return False
+        return num
 
     def run(self, until_s: float) -> None:
         """Everything up to `until_s`, which is the time afterwards."""
-        while self.step(until_s):
-            pass
+        self.steps(math.inf, until_s)
         self.now_s = max(self.now_s, until_s)

@@ -127,9 +127,8 @@ def to_end(
         observer.follow(run.simulation)
         run.observer = observer
     run.sample()
-    while kernel.step():
-        if kernel.num_events % EVENTS_PER_WORD == 0:
-            on_progress(len(run.ended))
+    while kernel.steps(EVENTS_PER_WORD):
+        on_progress(len(run.ended))
     if observer is not None:
         observer.end()
     return run

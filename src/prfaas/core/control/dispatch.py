@@ -81,18 +81,12 @@ class Dispatch:
         self._due_s: dict[str, float] = {}
         self._takes_over_s: dict[str, float] = {}
         self._looks_s: float | None = None
+        #: The first of both: looked up after every event, and moved by turns alone.
+        self.next_due_s: float | None = None
         #: So many of each queue are to be looked at now.
         self._looks_at = 0
         #: Links that have become slow since, in that order.
         self._fallen: dict[Pair, None] = {}
-
-    @property
-    def next_due_s(self) -> float | None:
-        due_s = self._looks_s
-        for at_s in self._due_s.values():
-            if due_s is None or at_s < due_s:
-                due_s = at_s
-        return due_s
 
     # One request
 
@@ -291,6 +285,11 @@ class Dispatch:
             self._looks_s = None
         elif self._looks_s is None:
             self._looks_s = now_s + LOOKS_EVERY_S
+        self.next_due_s = self._first_due_s()
+
+    def _first_due_s(self) -> float | None:
+        due_s = min(self._due_s.values(), default=None)
+        return due_s if self._looks_s is None or (due_s is not None and due_s < self._looks_s) else self._looks_s
 
     def _turns_of(self, cluster: str, now_s: float) -> Iterator[e.TurnCame]:
         self._due_s.pop(cluster, None)
@@ -461,6 +460,7 @@ class Dispatch:
 
     def check(self) -> None:
         """Invariants."""
+        assert self.next_due_s == self._first_due_s(), f"due {self.next_due_s}, not {self._first_due_s()}"
         waiting = {r.request_id: r.option for r in self._requests.values() if r.state is RequestState.WAITING}
         queued = [request_id for queue in self.queues.values() for request_id in queue]
         assert sorted(waiting) == sorted(queued), f"waiting {sorted(waiting)}, queued {sorted(queued)}"
