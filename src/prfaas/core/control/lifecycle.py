@@ -86,10 +86,9 @@ class Lifecycle:
         """Count first, unless the prompt surely stays where it is whatever its tokens are."""
         facts = request.arrived
         request.obstacle = facts.obstacle
+        may_be_sure = self.dispatch is None and facts.obstacle is None and facts.fits
         below = facts.max_prompt_tokens <= self.policy.threshold_tokens
-        surely_short = facts.obstacle is None and facts.fits and below and not self.fleet.prefills_in_pd
-        surely_short = surely_short and self.dispatch is None
-        if surely_short:
+        if may_be_sure and below and not self.fleet.prefills_in_pd:
             request.counts_late = True
             self._route(request, facts.max_prompt_tokens, now_s)
         elif facts.obstacle is not None:

@@ -171,7 +171,7 @@ class Placer:
             uncached = prompt.num_tokens - held.get(landing, 0)
             reaching = [i for i in fitting if landing.name not in i.cut_off_from] if uncached > 1 else []
             if reaching:
-                prefill = min(reaching, key=done)
+                prefill = min(reaching, key=done) if len(reaching) > 1 else reaching[0]
                 return Route(option.kind, reason_of(option), landing.name, prefill.name, uncached)
         return None
 
@@ -232,7 +232,9 @@ class Placer:
             queued_s, own_s = queued_bytes / bytes_per_s, decode.kv_bytes / bytes_per_s
             crossed_s = queued_s + own_s - prefilled_s
             late_s += (crossed_s if crossed_s > 0.0 else 0.0) + self._fleet.rtt_s(source, target)
-            others_s = max(others_s, delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s))
+            crossing_s = delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s)
+            if crossing_s > others_s:
+                others_s = crossing_s
         return Option(
             kind, source, target, "", decode.num_uncached_tokens, prefill.num_tokens, prefill.wait_s, prefill.prefill_s,
             late_s, others_s,
@@ -304,8 +306,11 @@ class Placer:
         if best is None:
             return None
         found: Knows = best, NO_MATCH
+        holders = known.get(cluster)
+        if not holders:
+            return found
         of_best = landing_rank(best, max_batch)
-        for instance, match in known.get(cluster, ()):
+        for instance, match in holders:
             if not instance.duty.decodes or not instance.may_decode or not instance.node_ready:
                 continue
             rank = landing_rank(instance, max_batch, match.reusable_prefix_tokens / prompt.num_tokens)
