@@ -427,7 +427,7 @@ class Simulation:
 
     def _close(self, life: Life, action: a.Close) -> None:
         del self.lives[life.request_id]
-        # What it held is as large as itself, and runs of a million keep every life.
+        # What it held is as large as itself, and some runs keep every life.
         life.prompt = life.engine = life.transfer = life.sequence = None
         life.chains = NO_CHAINS
         self._on_end(life)

@@ -23,7 +23,7 @@ from prfaas.scenario.build import scenario_of
 from prfaas.sim.conditions import Condition
 from prfaas.sim.deployment import SimulatedDeployment, planned_deployment
 from prfaas.sim.policies import POLICIES
-from prfaas.sim.runs import Run, to_end
+from prfaas.sim.runs import to_end
 from prfaas.sim.simulation import Life
 from prfaas.simulator.happenings import happenings
 from prfaas.simulator.loads import Load, LoadOptions, cache_profile, check_load, load_of, trace_block_tokens
@@ -160,6 +160,9 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
                 run = load.begin(case.seeded(seed), seed)
+                run.keeps_lives = False
+                written = None if lines is None else _Lines(lines, case.policy, seed)
+                run.on_end = None if written is None else written.take
                 done = to_end(run, case.conditions, progress.show, watch.observer(case.policy))
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
@@ -167,9 +170,9 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list
                     results_of(done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s)
                 )
                 watch.keep(done, results[-1])
-                if lines is not None:
-                    _write_requests(lines, case.policy, seed, done)
-                del done  # or two runs' requests would be in memory during the next
+                if written is not None:
+                    written.finish()
+                del run, done  # or two runs would be in memory during the next
     return results
 
 
@@ -180,9 +183,27 @@ def _opened(path: Path) -> TextIO:
         raise BadSimulation(f"--requests {path}: {error.strerror or error}") from None
 
 
-def _write_requests(lines: TextIO, policy: str, seed: int, done: Run) -> None:
-    for life in sorted(done.ended, key=lambda life: life.number):
-        lines.write(json.dumps({"policy": policy, "seed": seed, **request_line(life)}) + "\n")
+class _Lines:
+    """One run's requests in a file, in the order in which they came: who ends sooner waits for those before it."""
+
+    def __init__(self, file: TextIO, policy: str, seed: int) -> None:
+        self._file, self._policy, self._seed = file, policy, seed
+        self._waiting: dict[int, str] = {}
+        self._next = 1
+
+    def take(self, life: Life) -> None:
+        """It has ended."""
+        line = {"policy": self._policy, "seed": self._seed, **request_line(life)}
+        self._waiting[life.number] = json.dumps(line) + "\n"
+        while (text := self._waiting.pop(self._next, None)) is not None:
+            self._file.write(text)
+            self._next += 1
+
+    def finish(self) -> None:
+        """The run is over."""
+        for number in sorted(self._waiting):
+            self._file.write(self._waiting[number])
+        self._waiting.clear()
 
 
 def request_line(life: Life) -> dict[str, object]:
