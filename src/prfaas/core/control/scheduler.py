@@ -25,6 +25,7 @@ from prfaas.core.control.rebalance import Rebalancer, Suggestion
 from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, RequestState
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.stage_loads import StageLoads
+from prfaas.core.control.timers import Timer
 from prfaas.core.topology import Topology
 
 _OF_REQUEST: Final = frozenset(get_args(e.RequestEvent))
@@ -91,8 +92,6 @@ class Scheduler:
                 self._step(turn, now_s)
         if self.fleet.is_draining and self.fleet.forget_drained():
             life.health.forget_gone()
-        if life.timers.next is not None:
-            self._forget_timers()
         return life.out
 
     def _arrived(self, event: e.RequestArrived, now_s: float) -> None:
@@ -120,6 +119,9 @@ class Scheduler:
         if request.state is RequestState.ENDED and request.is_over:
             del self.requests[event.request_id]
             self._life.out.append(a.Close(event.request_id))
+        timer = self._life.timers.next
+        if timer is not None and timer.request_id == request.request_id:
+            self._forget_timers()
 
     def _tick(self, event: e.Tick, now_s: float) -> None:
         timers = self._life.timers
@@ -133,15 +135,17 @@ class Scheduler:
             meant = None if request is None else self._life.due(request, timer.kind, timer.due_s, now_s)
             if meant is not None:
                 self._step(meant, now_s)
+        self._forget_timers()
 
     def _forget_timers(self) -> None:
         """The next one means something, or two of three ticks would come for transfers that are over."""
         timers = self._life.timers
-        while (timer := timers.next) is not None:
-            request = self.requests.get(timer.request_id)
-            if request is not None and (timer.due_s == request.deadline_s or timer.due_s == request.renew_s):
-                return
+        while (timer := timers.next) is not None and not self._means_something(timer):
             timers.take_due(timer.due_s)
+
+    def _means_something(self, timer: Timer) -> bool:
+        request = self.requests.get(timer.request_id)
+        return request is not None and (timer.due_s == request.deadline_s or timer.due_s == request.renew_s)
 
     def _rebalance(self, rebalancer: Rebalancer, now_s: float) -> None:
         before = rebalancer.suggestions
@@ -272,6 +276,8 @@ class Scheduler:
             assert instance.num_landings == landings[name], (name, instance.num_landings, landings[name])
             assert instance.num_answers == answers[id(instance)], (name, instance.num_answers, answers[id(instance)])
             instance.cache.check()
+        timer = self._life.timers.next
+        assert timer is None or self._means_something(timer), f"a tick would come for nothing: {timer}"
         self.converter.check()
         self._life.health.check()
         if self.dispatch is not None:
