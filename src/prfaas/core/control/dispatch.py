@@ -262,7 +262,7 @@ class Dispatch:
         or its link, before the next is asked for."""
         if self._changed or self._looks_at or self._fallen:
             return self._all_turns(now_s)
-        if self._num_queued or self._looks_s is not None:
+        if (self._looks_s is None) is (self._num_queued > 0):
             self._look_later(now_s)
         return ()
 
