@@ -254,7 +254,8 @@ class Engine:
             self._step_s = step_s
         if self._milestones:
             steps = self._milestones[0][0] - self._steps
-            self._next = self._kernel.after(max(0.0, steps) * self._step_s, self._due)
+            due_s = self._kernel.now_s + max(0.0, steps) * step_s
+            self._next = self._kernel.at(due_s, self._due)
 
     def _due(self) -> None:
         self._next = None

@@ -60,6 +60,8 @@ class Hindsight:
         self._horizon_s = horizon_s
         #: By the request's number.
         self.found: dict[int, Judged] = {}
+        #: Called in every copy: it must write to nothing that the run itself writes to.
+        self.on_copy: Callable[[], object] = lambda: None
         self._is_copy = False
 
     def follow(self, simulation: Simulation) -> None:
@@ -98,6 +100,7 @@ class Hindsight:
             if not copy:
                 os.close(reader)
                 self._is_copy = True
+                self.on_copy()
                 _Copy(simulation, request.request_id, way_of(option), writer, self._horizon_s)
                 if option is not best:
                     _pin(dispatch, request.request_id, way_of(option))

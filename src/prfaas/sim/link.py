@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Final
 
 from prfaas.sim.kernel import Kernel, Planned
@@ -115,53 +116,56 @@ class SharedLink:
             self._sent_bytes += sent
 
     def _share(self) -> None:
-        now_s = self._kernel.now_s
+        now_s, nothing_bytes = self._kernel.now_s, self._nothing_bytes()
         caps = []
         for transfer in self._transfers:
-            is_capped = now_s < transfer.ends_s and self._is_nothing(transfer.backlog_bytes(now_s))
+            is_capped = now_s < transfer.ends_s and transfer.backlog_bytes(now_s) <= nothing_bytes
             caps.append((transfer.produced_per_s if is_capped else math.inf, transfer))
-        caps.sort(key=lambda pair: pair[0])
+        if len(caps) > 1:
+            caps.sort(key=itemgetter(0))
         left, num_left = self._bytes_per_s, len(caps)
         for cap, transfer in caps:
             fair = left / num_left
             transfer.rate_bytes_per_s = min(cap, fair)
             left -= transfer.rate_bytes_per_s
             num_left -= 1
-        self._plan(now_s)
+        self._plan(now_s, nothing_bytes)
 
-    def _plan(self, now_s: float) -> None:
+    def _plan(self, now_s: float, nothing_bytes: float) -> None:
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        due_s = min((self._changes_at_s(transfer, now_s) for transfer in self._transfers), default=math.inf)
+        due_s = min([_changes_at_s(transfer, now_s, nothing_bytes) for transfer in self._transfers], default=math.inf)
         if due_s < math.inf:
             self._next = self._kernel.at(due_s, self._due)
 
-    def _changes_at_s(self, transfer: Transfer, now_s: float) -> float:
-        """When its rate will have to change, or it is over."""
-        rate = transfer.rate_bytes_per_s
-        if now_s >= transfer.ends_s:
-            left = transfer.num_bytes - transfer.sent_bytes
-            return now_s if self._is_nothing(left) else now_s + left / rate if rate > 0 else math.inf
-        backlog = transfer.backlog_bytes(now_s)
-        if not self._is_nothing(backlog) and rate > transfer.produced_per_s:
-            return min(transfer.ends_s, now_s + backlog / (rate - transfer.produced_per_s))
-        return transfer.ends_s
-
-    def _is_nothing(self, num_bytes: float) -> bool:
+    def _nothing_bytes(self) -> float:
+        """What is left is nothing now if it is no more."""
         shortest_s = max(_NOTHING_S, 2 * math.ulp(self._kernel.now_s))
-        return num_bytes <= _NOTHING_BYTES or num_bytes <= self._bytes_per_s * shortest_s
+        return max(_NOTHING_BYTES, self._bytes_per_s * shortest_s)
 
     def _due(self) -> None:
         self._next = None
         self._advance()
-        now_s = self._kernel.now_s
+        now_s, nothing_bytes = self._kernel.now_s, self._nothing_bytes()
         over = [
             transfer for transfer in self._transfers
-            if now_s >= transfer.ends_s and self._is_nothing(transfer.num_bytes - transfer.sent_bytes)
+            if now_s >= transfer.ends_s and transfer.num_bytes - transfer.sent_bytes <= nothing_bytes
         ]  # fmt: skip
         for transfer in over:
             self._transfers.remove(transfer)
         self._share()
         for transfer in over:
             transfer.on_sent()
+
+
+def _changes_at_s(transfer: Transfer, now_s: float, nothing_bytes: float) -> float:
+    """When its rate will have to change, or it is over."""
+    rate = transfer.rate_bytes_per_s
+    if now_s >= transfer.ends_s:
+        left = transfer.num_bytes - transfer.sent_bytes
+        return now_s if left <= nothing_bytes else now_s + left / rate if rate > 0 else math.inf
+    backlog = transfer.backlog_bytes(now_s)
+    if backlog > nothing_bytes and rate > transfer.produced_per_s:
+        return min(transfer.ends_s, now_s + backlog / (rate - transfer.produced_per_s))
+    return transfer.ends_s

@@ -10,6 +10,7 @@ from prfaas.sim.arrivals import Arrival, DrawLength
 from prfaas.sim.conditions import Condition, happens
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.observed import Observer
+from prfaas.sim.outcomes import Outcomes
 from prfaas.sim.simulation import Life, Simulation
 
 #: Progress is told after so many events: some thousand requests, a fraction of a second.
@@ -27,11 +28,15 @@ class Sample(NamedTuple):
 
 
 class Run:
-    """One simulation, the requests that have ended in it, in the order of their ends, and what was seen every
-    `sample_s` while more were to come: every second, at first."""
+    """One simulation, what has become of the requests that have ended in it, and what was seen every `sample_s` while
+    more were to come: every second, at first. The requests themselves are in `ended`, in the order of their ends, if it
+    `keeps_lives`: a run of a million has no room for them. `on_end` is told of each."""
 
     def __init__(self, deployment: SimulatedDeployment, *, checks: bool = False) -> None:
+        self.outcomes = Outcomes()
+        self.keeps_lives = True
         self.ended: list[Life] = []
+        self.on_end: Callable[[Life], object] | None = None
         self.samples: list[Sample] = []
         self.sample_s = 1.0
         self.observer: Observer | None = None
@@ -61,11 +66,14 @@ class Run:
 
     def throughput_rps(self, from_s: float, to_s: float) -> float:
         """Requests answered in that time, per second."""
-        num = sum(1 for life in self.ended if life.outcome == "ok" and from_s < (life.ended_s or 0.0) <= to_s)
-        return num / (to_s - from_s)
+        return self.outcomes.throughput_rps(from_s, to_s)
 
     def _end(self, life: Life) -> None:
-        self.ended.append(life)
+        self.outcomes.take(life)
+        if self.keeps_lives:
+            self.ended.append(life)
+        if self.on_end is not None:
+            self.on_end(life)
 
 
 class ClosedLoop(Run):
@@ -127,9 +135,8 @@ def to_end(
         observer.follow(run.simulation)
         run.observer = observer
     run.sample()
-    while kernel.step():
-        if kernel.num_events % EVENTS_PER_WORD == 0:
-            on_progress(len(run.ended))
+    while kernel.steps(EVENTS_PER_WORD):
+        on_progress(run.outcomes.num_ended)
     if observer is not None:
         observer.end()
     return run

@@ -25,6 +25,7 @@ from prfaas.sim.engine import Engine, Prefill, Sequence
 from prfaas.sim.kernel import Kernel, Planned
 from prfaas.sim.link import SharedLink, Transfer
 
+_OF_FLEET: Final = (a.Convert, a.NoteConversion, a.NoteSuggestions, a.NoteHealth)
 _STOPPED: Final = Failure(FallbackReason.PREFILL_FAILED, "stopped")
 
 
@@ -49,6 +50,7 @@ class Life:
 
     number: int
     arrival: Arrival
+    request_id: str = field(init=False, repr=False)
     began_s: float | None = None
     ended_s: float | None = None
     outcome: str = ""
@@ -78,9 +80,8 @@ class Life:
     has_landed: bool = False
     is_loaded: bool = False
 
-    @property
-    def request_id(self) -> str:
-        return f"r{self.number}"
+    def __post_init__(self) -> None:
+        self.request_id = f"r{self.number}"
 
 
 class Simulation:
@@ -248,7 +249,7 @@ class Simulation:
 
     def _feed(self, event: e.Event) -> None:
         """At the same time, after what is being done."""
-        self.kernel.after(0.0, self._handle, event)
+        self.kernel.at(self.kernel.now_s, self._handle, event)
 
     def _handle(self, event: e.Event) -> None:
         now_s = self.kernel.now_s
@@ -256,7 +257,7 @@ class Simulation:
         if self._checks:
             self.scheduler.check()
         for action in actions:
-            if isinstance(action, a.FleetAction):
+            if isinstance(action, _OF_FLEET):
                 self._of_fleet(action)
                 continue
             life = self.lives.get(action.request_id)
@@ -537,7 +538,7 @@ class Simulation:
 
     def _close(self, life: Life, action: a.Close) -> None:
         del self.lives[life.request_id]
-        # What it held is as large as itself, and runs of a million keep every life.
+        # What it held is as large as itself, and some runs keep every life.
         life.prompt = life.engine = life.transfer = life.fetch = life.sequence = None
         life.chains = NO_CHAINS
         self._on_end(life)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TextIO, get_args
 
@@ -167,19 +168,25 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
                 began_s = time.perf_counter()
-                done, judged = _run(case, seed, load, options, progress, watch.observer(case.policy))
+                run = load.begin(case.seeded(seed), seed)
+                run.keeps_lives = False
+                run.simulation.keeps_options = lines is not None
+                hindsight = Hindsight(_judged(load.num_requests, options.num_judged))
+                written = None if lines is None else _Lines(lines, case.policy, seed, hindsight.found)
+                run.on_end = None if written is None else written.take
+                done = _ended(run, case, options, progress, watch.observer(case.policy), hindsight)
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(
                     results_of(
                         done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s,
-                        judged=judged.values(),
+                        judged=hindsight.found.values(),
                     )
                 )  # fmt: skip
                 watch.keep(done, results[-1])
-                if lines is not None:
-                    _write_requests(lines, case.policy, seed, done, judged)
-                del done  # or two runs' requests would be in memory during the next
+                if written is not None:
+                    written.finish()
+                del run, done  # or two runs would be in memory during the next
     return results
 
 
@@ -190,18 +197,21 @@ def _opened(path: Path) -> TextIO:
         raise BadSimulation(f"--requests {path}: {error.strerror or error}") from None
 
 
-def _run(
-    case: _Case, seed: int, load: Load, options: SimulateOptions, progress: _Progress, observer: Observer | None
-) -> tuple[Run, Mapping[int, Judged]]:
-    run = load.begin(case.seeded(seed), seed)
-    run.simulation.keeps_options = options.requests is not None
-    hindsight = Hindsight(_judged(load.num_requests, options.num_judged))
+def _ended(
+    run: Run, case: _Case, options: SimulateOptions, progress: _Progress, observer: Observer | None,
+    hindsight: Hindsight,
+) -> Run:  # fmt: skip
     if options.num_judged:
+        hindsight.on_copy = partial(_silence, run, progress)
         hindsight.follow(run.simulation)
     try:
-        return to_end(run, case.conditions, progress.show, observer), hindsight.found
+        return to_end(run, case.conditions, progress.show, observer)
     finally:
         hindsight.leave()
+
+
+def _silence(run: Run, progress: _Progress) -> None:
+    run.on_end, progress.is_silent = None, True
 
 
 def _judged(num_requests: int, num_judged: int) -> Callable[[int], bool]:
@@ -212,13 +222,30 @@ def _judged(num_requests: int, num_judged: int) -> Callable[[int], bool]:
     return numbers.__contains__
 
 
-def _write_requests(lines: TextIO, policy: str, seed: int, done: Run, judged: Mapping[int, Judged]) -> None:
-    for life in sorted(done.ended, key=lambda life: life.number):
-        line = {"policy": policy, "seed": seed, **request_line(life)}
-        if life.number in judged:
-            line |= {"hindsight": [asdict(one) for one in judged[life.number].tried]}
-            line |= {"regret_s": judged[life.number].regret_s}
-        lines.write(json.dumps(line) + "\n")
+class _Lines:
+    """One run's requests in a file, in the order in which they came: who ends sooner waits for those before it."""
+
+    def __init__(self, file: TextIO, policy: str, seed: int, judged: Mapping[int, Judged]) -> None:
+        self._file, self._policy, self._seed, self._judged = file, policy, seed, judged
+        self._waiting: dict[int, str] = {}
+        self._next = 1
+
+    def take(self, life: Life) -> None:
+        """It has ended."""
+        line = {"policy": self._policy, "seed": self._seed, **request_line(life)}
+        judged = self._judged.get(life.number)
+        if judged is not None:
+            line |= {"hindsight": [asdict(one) for one in judged.tried], "regret_s": judged.regret_s}
+        self._waiting[life.number] = json.dumps(line) + "\n"
+        while (text := self._waiting.pop(self._next, None)) is not None:
+            self._file.write(text)
+            self._next += 1
+
+    def finish(self) -> None:
+        """The run is over."""
+        for number in sorted(self._waiting):
+            self._file.write(self._waiting[number])
+        self._waiting.clear()
 
 
 def request_line(life: Life) -> dict[str, object]:
@@ -254,10 +281,11 @@ class _Progress:
         self._num_requests = num_requests
         self._began_s = time.perf_counter()
         self._is_shown = False
+        self.is_silent = not sys.stderr.isatty()
 
     def show(self, num_ended: int) -> None:
         elapsed_s = time.perf_counter() - self._began_s
-        if elapsed_s < 1.0 or not num_ended or not sys.stderr.isatty():
+        if elapsed_s < 1.0 or not num_ended or self.is_silent:
             return
         self._is_shown = True
         left_s = elapsed_s * max(0, self._num_requests - num_ended) / num_ended

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from prfaas.core.control.conversion import Phase
-from prfaas.core.control.route import RouteKind
 from prfaas.core.topology import Duty
 from prfaas.sim.engine import Gaps
 from prfaas.sim.hindsight import Judged
+from prfaas.sim.outcomes import FAILED, OK, UNAVAILABLE, Outcomes
 from prfaas.sim.runs import Run
-from prfaas.sim.simulation import Life
 
 #: Requests that come first find an empty deployment; so large a share of them is not counted.
 WARM_UP: Final = 0.1
@@ -77,15 +77,14 @@ def results_of(
     """`run` has been run to its end. `goodput_rps` counts answers that kept `tpot_slo_s`; without one, all. `judged`:
     what hindsight says of some requests."""
     regrets_s = [one.regret_s for one in judged]
-    ended = sorted(run.ended, key=lambda life: life.number)
-    counted = ended[int(len(ended) * WARM_UP) :]
-    answered = [life for life in counted if life.outcome == "ok"]
-    from_s, to_s = counted[0].arrival.at_s, counted[-1].arrival.at_s
+    kept = run.outcomes
+    ended, counted = kept.ended(), counted_of(run)
+    answered = kept.that(counted, OK)
+    from_s, to_s = kept.arrived_s[counted[0]], kept.arrived_s[counted[-1]]
     span_s = max(to_s - from_s, 1e-9)
-    good = [life for life in ended if _kept(life, tpot_slo_s)]
-    ttft_s = sorted((life.began_s or 0.0) - life.arrival.at_s for life in answered)
-    e2e_s = sorted((life.ended_s or 0.0) - life.arrival.at_s for life in answered)
-    tpot_s = [tpot for life in answered if (tpot := tpot_of(life)) is not None]
+    ttft_s, e2e_s = _times_of(kept.ttft_s, answered), _times_of(kept.e2e_s, answered)
+    num_good = sum(1 for place in kept.that(ended, OK)
+                   if from_s < kept.ended_s[place] <= to_s and _is_kept(kept, place, tpot_slo_s))  # fmt: skip
     sent = [sample.sent_bytes for sample in run.samples if from_s <= sample.at_s <= to_s]
     members = run.simulation.scheduler.fleet.instances.values()
     return Results(
@@ -94,24 +93,24 @@ def results_of(
         offered_rps=len(counted) / span_s,
         num_requests=len(counted),
         num_completed=len(answered),
-        num_refused=sum(1 for life in counted if life.outcome == "unavailable"),
-        num_failed=sum(1 for life in counted if life.outcome not in ("ok", "unavailable")),
-        num_fallbacks=sum(1 for life in counted if life.fallback),
+        num_refused=len(kept.that(counted, UNAVAILABLE)),
+        num_failed=len(kept.that(counted, FAILED)),
+        num_fallbacks=sum(kept.fell_back[place] for place in counted),
         system_rps=run.throughput_rps(from_s, from_s + span_s),
-        goodput_rps=sum(1 for life in good if from_s < (life.ended_s or 0.0) <= to_s) / span_s,
-        ttft_s_mean=_mean(ttft_s),
-        ttft_s_p50=percentile(ttft_s, 50),
-        ttft_s_p90=percentile(ttft_s, 90),
-        ttft_s_p95=percentile(ttft_s, 95),
-        ttft_s_p99=percentile(ttft_s, 99),
-        e2e_s_mean=_mean(e2e_s),
-        e2e_s_p50=percentile(e2e_s, 50),
-        e2e_s_p95=percentile(e2e_s, 95),
-        e2e_s_p99=percentile(e2e_s, 99),
-        tpot_s_mean=_mean(tpot_s),
+        goodput_rps=num_good / span_s,
+        ttft_s_mean=ttft_s.mean_s,
+        ttft_s_p50=ttft_s.p50_s,
+        ttft_s_p90=ttft_s.p90_s,
+        ttft_s_p95=ttft_s.p95_s,
+        ttft_s_p99=ttft_s.p99_s,
+        e2e_s_mean=e2e_s.mean_s,
+        e2e_s_p50=e2e_s.p50_s,
+        e2e_s_p95=e2e_s.p95_s,
+        e2e_s_p99=e2e_s.p99_s,
+        tpot_s_mean=_mean(tpot_s for place in answered if (tpot_s := kept.tpot_s(place)) is not None),
         itl_s_p99=_gaps(run).percentile_s(99),
-        cached_fraction=_cached_fraction(answered),
-        offload_fraction=sum(1 for life in counted if life.route == RouteKind.REMOTE) / len(counted),
+        cached_fraction=_cached_fraction(kept, answered),
+        offload_fraction=sum(kept.is_remote[place] for place in counted) / len(counted),
         egress_bytes_per_s_mean=(sent[-1] - sent[0]) / (len(sent) - 1) / run.sample_s if len(sent) > 1 else 0.0,
         egress_bytes_per_s_max=max((after - before for before, after in pairwise(sent)), default=0.0) / run.sample_s,
         routing_threshold_tokens_final=_threshold_tokens(run),
@@ -121,7 +120,7 @@ def results_of(
         regret_s_mean=_mean(regrets_s),
         best_chosen_fraction=sum(1 for s in regrets_s if s <= 0.0) / len(regrets_s) if regrets_s else None,
         stability=stability(run, from_s, to_s, len(counted) / span_s),
-        simulated_s=max(life.ended_s or 0.0 for life in ended),
+        simulated_s=max(kept.ended_s),
         wall_s=wall_s,
     )
 
@@ -134,10 +133,32 @@ def _gaps(run: Run) -> Gaps:
     return all_gaps
 
 
-def _cached_fraction(answered: Sequence[Life]) -> float:
+def counted_of(run: Run) -> Sequence[int]:
+    """Places of the requests that come after the warm-up."""
+    ended = run.outcomes.ended()
+    return ended[int(len(ended) * WARM_UP) :]
+
+
+class _Times(NamedTuple):
+    """Of some requests; None of none."""
+
+    mean_s: float | None
+    p50_s: float | None
+    p90_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+
+
+def _times_of(time_s: Callable[[int], float], places: Sequence[int]) -> _Times:
+    ordered = sorted(map(time_s, places))
+    p50_s, p90_s, p95_s, p99_s = (percentile(ordered, percent) for percent in (50, 90, 95, 99))
+    return _Times(_mean(ordered), p50_s, p90_s, p95_s, p99_s)
+
+
+def _cached_fraction(kept: Outcomes, answered: Sequence[int]) -> float:
     """Of the prompts' tokens, those that nobody had to compute."""
-    num_tokens = sum(life.arrival.num_tokens for life in answered)
-    num_computed = sum(life.num_computed_tokens for life in answered)
+    num_tokens = sum(kept.input_tokens[place] for place in answered)
+    num_computed = sum(kept.computed_tokens[place] for place in answered)
     return 1.0 - num_computed / num_tokens if num_tokens else 0.0
 
 
@@ -153,8 +174,8 @@ def _threshold_tokens(run: Run) -> int | None:
 def stability(run: Run, from_s: float, to_s: float, offered_rps: float) -> str:
     """`stable`, `backlogged` or `overloaded`: by how fast the number of requests inside grows from the second quarter
     to the last one. `too_short`: the run cannot say, since requests stay for so long even without a queue."""
-    stays_s = sorted((life.ended_s or 0.0) - life.arrival.at_s for life in run.ended if life.outcome == "ok")
-    stay_s = percentile(stays_s, 1)
+    kept = run.outcomes
+    stay_s = percentile(sorted(map(kept.e2e_s, kept.that(kept.ended(), OK))), 1)
     inside = [sample.num_inside for sample in run.samples if from_s <= sample.at_s <= to_s]
     quarter = len(inside) // 4
     if not quarter or stay_s is None or to_s - from_s < MIN_STAYS * stay_s:
@@ -173,17 +194,8 @@ def percentile(ordered: Sequence[float], percent: float) -> float | None:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else None
 
 
-def tpot_of(life: Life) -> float | None:
-    """Seconds for each token after the first; None for an answer of one token, or for none."""
-    if life.began_s is None or life.ended_s is None or life.arrival.num_output_tokens < 2:
-        return None
-    return (life.ended_s - life.began_s) / (life.arrival.num_output_tokens - 1)
-
-
-def _kept(life: Life, tpot_slo_s: float | None) -> bool:
-    if life.outcome != "ok":
-        return False
-    tpot_s = tpot_of(life)
+def _is_kept(kept: Outcomes, place: int, tpot_slo_s: float | None) -> bool:
+    tpot_s = kept.tpot_s(place)
     # A clock of floats: a step of 25 ms a thousand times is not 25 s to the last digit.
     return tpot_slo_s is None or tpot_s is None or tpot_s <= tpot_slo_s * (1 + 1e-9)
 
@@ -193,5 +205,5 @@ def _is_pd(run: Run, cluster: str) -> bool:
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    listed = list(values)
+    listed = array("d", values)
     return math.fsum(listed) / len(listed) if listed else None

@@ -11,9 +11,10 @@ from typing import IO, Final
 from prfaas.core.errors import PrfaasError
 from prfaas.deployment.units import parse_seconds
 from prfaas.sim.observed import Moment, Observer
+from prfaas.sim.outcomes import OK
 from prfaas.sim.runs import Run
 from prfaas.simulator.chrome_trace import ChromeTrace
-from prfaas.simulator.results import WARM_UP, Results
+from prfaas.simulator.results import Results, counted_of
 from prfaas.whole_file import written_whole
 
 #: What each option's file may end in; another option's may end in anything.
@@ -79,10 +80,9 @@ class Watch:
         kept = self.pictured.setdefault(results.policy, Pictured(results.policy))
         if not kept.moments and observer is not None:
             kept.moments = observer.moments
-        counted = sorted(done.ended, key=lambda life: life.number)[int(len(done.ended) * WARM_UP) :]
-        answered = [life for life in counted if life.outcome == "ok"]
-        kept.ttft_s += [(life.began_s or 0.0) - life.arrival.at_s for life in answered]
-        kept.e2e_s += [(life.ended_s or 0.0) - life.arrival.at_s for life in answered]
+        answered = done.outcomes.that(counted_of(done), OK)
+        kept.ttft_s += map(done.outcomes.ttft_s, answered)
+        kept.e2e_s += map(done.outcomes.e2e_s, answered)
         kept.results.append(results)
 
     def finish(self, title: str, ending: str) -> None:

@@ -149,3 +149,12 @@ def test_a_prompt_is_prefilled_beside_a_decode_instance_that_does_not_prefill() 
     assert told(drive.arrives(50)) == ["Reserve"]
     assert told(drive.feed(e.LandingReserved("r", 1000))) == ["Prefill pd-p", "AwaitLanding pd-0"]
     assert (drive.at("pd-0"), drive.at("pd-p")) == ((1, 1), (1, 0))
+
+
+def test_nothing_is_due_for_a_transfer_that_is_over() -> None:
+    """Neither its deadline nor a renewal: they would be ticks for nothing."""
+    drive = Drive()
+    drive.to(S.LOADING)
+    assert drive.scheduler.next_due_s is not None, "the landing is still to be renewed"
+    drive.feed(e.AnswerBegan("r", 1))
+    assert drive.scheduler.next_due_s is None

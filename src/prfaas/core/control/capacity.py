@@ -105,5 +105,5 @@ def capacity(
 ) -> Capacity:
     """Of such requests as come; lengths must have been seen."""
     stages = prefill_stages(fleet, estimates, counts, now_s, more_bytes)
-    split = solve(estimates.lengths.bins(), *stages, estimates.model.kv_bytes.at)
+    split = solve(estimates.lengths.bins(), *stages, estimates.kv_bytes)
     return Capacity(split.max_rps, decode_rps(estimates, counts))

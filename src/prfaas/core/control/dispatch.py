@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -74,6 +74,8 @@ class Dispatch:
         self._bound_bytes: dict[tuple[str, str], float] = {}
         #: Prompts that wait, by the cluster that will answer.
         self.num_waiting: Counter[str] = Counter()
+        #: In all queues: most events happen while nobody waits.
+        self._num_queued = 0
         self._placer = Placer(fleet, self.estimates, self.queues, self.link_bytes, self.num_waiting,
                               may_fetch=policy.may_fetch)  # fmt: skip
         #: Clusters in which something has changed since their queue was looked at.
@@ -81,15 +83,12 @@ class Dispatch:
         self._due_s: dict[str, float] = {}
         self._takes_over_s: dict[str, float] = {}
         self._looks_s: float | None = None
+        #: The first of both: looked up after every event, and moved by turns alone.
+        self.next_due_s: float | None = None
         #: So many of each queue are to be looked at now.
         self._looks_at = 0
         #: Links that have become slow since, in that order.
         self._fallen: dict[Pair, None] = {}
-
-    @property
-    def next_due_s(self) -> float | None:
-        looks_s = () if self._looks_s is None else (self._looks_s,)
-        return min((*self._due_s.values(), *looks_s), default=None)
 
     # One request
 
@@ -125,10 +124,11 @@ class Dispatch:
     def wait(self, request: Request, option: Option) -> None:
         """It waits in a cluster's queue from now on."""
         request.option = option
-        self.queues.setdefault(option.prefill_cluster, Queue()).push(
+        self._queue(option.prefill_cluster).push(
             request.request_id, option.prefill_s, priority=request.arrived.priority, tenant=request.arrived.tenant
         )
         self.num_waiting[option.decode_cluster] += 1
+        self._num_queued += 1
         self._changed.add(option.prefill_cluster)
         if option.kind is RouteKind.REMOTE:
             assert request.num_prompt_tokens is not None, "only counted prompts are placed"
@@ -182,6 +182,7 @@ class Dispatch:
         if queue is not None and queue.remove(request.request_id, is_served=is_served):
             assert request.option is not None, "what waits has an option"
             self.num_waiting[request.option.decode_cluster] -= 1
+            self._num_queued -= 1
 
     def bound(self, request: Request) -> None:
         """An instance prefills it from now on."""
@@ -216,6 +217,7 @@ class Dispatch:
         waiting = [request_id for queue in self.queues.values() for request_id in queue]
         self.queues.clear()
         self.num_waiting.clear()
+        self._num_queued = 0
         return waiting
 
     def adopt(self, request: Request, now_s: float) -> None:
@@ -271,9 +273,16 @@ class Dispatch:
         if self._looks_s is not None and self._looks_s <= now_s:
             self._looks_at = max(self._looks_at, _LOOKED_AT)
 
-    def turns(self, now_s: float) -> Iterator[e.TurnCame | e.DeadlinePassed]:
+    def turns(self, now_s: float) -> Iterable[e.TurnCame | e.DeadlinePassed]:
         """Requests that need wait no more, and those whose KVCache would cross for too long. Each must leave its queue,
         or its link, before the next is asked for."""
+        if self._changed or self._looks_at or self._fallen:
+            return self._all_turns(now_s)
+        if (self._looks_s is None) is (self._num_queued > 0):
+            self._look_later(now_s)
+        return ()
+
+    def _all_turns(self, now_s: float) -> Iterator[e.TurnCame | e.DeadlinePassed]:
         while self._fallen:
             pair, _ = self._fallen.popitem()
             yield from self._given_up(pair, now_s)
@@ -282,42 +291,51 @@ class Dispatch:
             for cluster in list(self.queues):
                 yield from self._reconsider(cluster, most, now_s)
         while self._changed:
-            cluster = min(self._changed)
+            cluster = min(self._changed) if len(self._changed) > 1 else next(iter(self._changed))
             self._changed.discard(cluster)
             yield from self._turns_of(cluster, now_s)
-        if not any(self.queues.values()):
+        self._look_later(now_s)
+
+    def _look_later(self, now_s: float) -> None:
+        if not self._num_queued:
             self._looks_s = None
         elif self._looks_s is None:
             self._looks_s = now_s + LOOKS_EVERY_S
+        self.next_due_s = self._first_due_s()
+
+    def _first_due_s(self) -> float | None:
+        due_s = min(self._due_s.values(), default=None)
+        return due_s if self._looks_s is None or (due_s is not None and due_s < self._looks_s) else self._looks_s
 
     def _turns_of(self, cluster: str, now_s: float) -> Iterator[e.TurnCame]:
         self._due_s.pop(cluster, None)
-        queue = self.queues.setdefault(cluster, Queue())
-
-        def has_room(instance: Instance) -> bool:
-            return self._has_room(instance, now_s)
-
-        while True:
-            working = self._fleet.working_prefillers(cluster)
-            if not working:
+        queue = self._queue(cluster)
+        while self._num_queued:
+            if not self._fleet.working_prefillers(cluster):
                 if queue.first is None:
                     return
                 yield e.TurnCame(queue.first, None)
                 continue
             turn = None
             if self._some_have_room(cluster, now_s):
-                turn = self._turn(queue, has_room, now_s) if queue else self._taken_over(cluster, has_room, now_s)
+                turn = self._turn(queue, cluster, now_s) if queue else self._taken_over(cluster, now_s)
             if turn is None:
                 if queue:
                     self._look_again(cluster, now_s)
                 return
             yield turn
 
-    def _turn(self, queue: Queue, has_room: Callable[[Instance], bool], now_s: float) -> e.TurnCame | None:
+    def _queue(self, cluster: str) -> Queue:
+        queue = self.queues.get(cluster)
+        if queue is None:
+            queue = self.queues[cluster] = Queue()
+        return queue
+
+    def _turn(self, queue: Queue, cluster: str, now_s: float) -> e.TurnCame | None:
         """Of the first that can be bound now: those with room reach a landing, and the link has room. One whose way
         leads nowhere any more is to be placed anew."""
         full: set[tuple[str, str]] = set()
-        num_tried = 0
+        room_s, num_tried = self._room_s(cluster), 0
         for request_id in queue:
             request = self._requests[request_id]
             pair = None if request.crossing is None else request.crossing.pair
@@ -325,7 +343,7 @@ class Dispatch:
                 full.add(pair)
                 continue
             assert request.option is not None, "what waits has an option"
-            route = self._placer.bind(request.option, _prompt_of(request), has_room, now_s)
+            route = self._placer.bind(request.option, _prompt_of(request), room_s, now_s)
             if route is not None and route.prefill:
                 return e.TurnCame(request_id, route)
             if route is None and self._same_way(request.option, self.options(request, now_s)) is None:
@@ -349,11 +367,6 @@ class Dispatch:
     def _some_have_room(self, cluster: str, now_s: float) -> bool:
         return self._fleet.standing(cluster).backlog(now_s).soonest_s <= self._room_s(cluster)
 
-    def _has_room(self, instance: Instance, now_s: float) -> bool:
-        if not instance.may_prefill_for_others:
-            return False
-        return not instance.work or instance.work.remaining_s(now_s) <= self._room_s(instance.cluster)
-
     def _room_s(self, cluster: str) -> float:
         """An instance with no more than this to do gets its next prompt."""
         return self._ahead_s(cluster) + _CLOCK_S if self._binds_late else math.inf
@@ -363,11 +376,12 @@ class Dispatch:
 
     # What waits goes elsewhere
 
-    def _taken_over(self, cluster: str, has_room: Callable[[Instance], bool], now_s: float) -> e.TurnCame | None:
+    def _taken_over(self, cluster: str, now_s: float) -> e.TurnCame | None:
         """A prompt that waits elsewhere and would rather be prefilled here, where nothing waits: the oldest such. Where
         none would, none is asked again for `TAKES_OVER_EVERY_S`."""
         if not self._moves or now_s < self._takes_over_s.get(cluster, -math.inf):
             return None
+        room_s = self._room_s(cluster)
         for name, queue in self.queues.items():
             if name == cluster or not queue:
                 continue
@@ -381,12 +395,12 @@ class Dispatch:
                 if here[0].kind is RouteKind.REMOTE and not self._has_link_room(pair, now_s):
                     continue
                 best = cheapest(here)
-                route = self._placer.bind(best, _prompt_of(request), has_room, now_s)
+                route = self._placer.bind(best, _prompt_of(request), room_s, now_s)
                 if route is not None and route.prefill:
                     self.left(request)
                     self.wait(request, best)
                     return e.TurnCame(request.request_id, route)
-        if any(self.queues.values()):
+        if self._num_queued:
             self._takes_over_s[cluster] = self._due_s[cluster] = now_s + TAKES_OVER_EVERY_S
         return None
 
@@ -462,9 +476,11 @@ class Dispatch:
 
     def check(self) -> None:
         """Invariants."""
+        assert self.next_due_s == self._first_due_s(), f"due {self.next_due_s}, not {self._first_due_s()}"
         waiting = {r.request_id: r.option for r in self._requests.values() if r.state is RequestState.WAITING}
         queued = [request_id for queue in self.queues.values() for request_id in queue]
         assert sorted(waiting) == sorted(queued), f"waiting {sorted(waiting)}, queued {sorted(queued)}"
+        assert self._num_queued == len(queued), f"{len(queued)} wait, counted {self._num_queued}"
         for cluster, queue in self.queues.items():
             for request_id in queue:
                 option = waiting[request_id]

@@ -9,7 +9,7 @@ Laws of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from prfaas.core.control.lengths import MIN_LENGTHS, Lengths
@@ -30,15 +30,23 @@ _PRIOR_ANSWERS: Final = 16.0
 _PRIOR_S: Final = 2.0
 #: Of a cluster of which the model says nothing: a tenth of a second, and 10,000 tokens a second.
 _UNKNOWN: Final = ClusterModel(polynomial(0.1, 1e-4))
+#: Lengths of which a curve's values are kept.
+_REMEMBERED: Final = 1_024
+
+
+def _remembering(curve: Curve) -> Callable[[float], float]:
+    """The curve, which never changes: of one length it is asked with every way of a prompt, of the means of most bins
+    with every split."""
+    return lru_cache(maxsize=_REMEMBERED)(curve.at)
 
 
 class _Speed:
     """Of one cluster: the model's times, and seconds seen over seconds expected."""
 
-    __slots__ = ("curve", "expected_s", "factor", "taken_s")
+    __slots__ = ("at", "expected_s", "factor", "taken_s")
 
     def __init__(self, curve: Curve) -> None:
-        self.curve = curve
+        self.at = _remembering(curve)
         self.expected_s = self.taken_s = _PRIOR_S
         self.factor = 1.0
 
@@ -53,6 +61,7 @@ class Estimates:
 
     def __init__(self, model: ServingModel, planned_threshold_tokens: float) -> None:
         self.model = model
+        self._kv_bytes = _remembering(model.kv_bytes)
         self.planned_threshold_tokens = planned_threshold_tokens
         self.lengths = Lengths()
         self.links = LinkRates()
@@ -68,7 +77,7 @@ class Estimates:
     def prefill_s(self, cluster: str, num_tokens: float) -> float:
         """Of one prompt on one instance that does nothing else."""
         speed = self._speeds.get(cluster) or self._speed(cluster)
-        return speed.curve.at(num_tokens) * speed.factor
+        return speed.at(num_tokens) * speed.factor
 
     def factor(self, cluster: str) -> float:
         """What times of this cluster are multiplied with."""
@@ -76,7 +85,7 @@ class Estimates:
 
     def saw_prefill(self, cluster: str, num_tokens: int, taken_s: float) -> None:
         speed = self._speed(cluster)
-        speed.saw(speed.curve.at(num_tokens), taken_s)
+        speed.saw(speed.at(num_tokens), taken_s)
 
     def _speed(self, cluster: str) -> _Speed:
         speed = self._speeds.get(cluster)
@@ -96,8 +105,8 @@ class Estimates:
 
     def kv_bytes(self, num_tokens: float, skip_tokens: float = 0.0) -> float:
         """What crosses of a prompt whose first `skip_tokens` are left out; what does not grow with it, always."""
-        curve = self.model.kv_bytes
-        return curve.at(num_tokens) - (curve.at(skip_tokens) - curve.at(0.0) if skip_tokens else 0.0)
+        at = self._kv_bytes
+        return at(num_tokens) - (at(skip_tokens) - at(0.0) if skip_tokens else 0.0)
 
     def threshold_tokens(self) -> float:
         """The solved one, or the planned one."""
@@ -124,7 +133,7 @@ class Estimates:
         if self._solved_s is not None and (now_s - self._solved_s < SOLVE_EVERY_S or not is_new):
             return False
         self._solved_s, self._num_solved = now_s, self.lengths.num_seen
-        self.split = solve(self.lengths.bins(), *stages(now_s), self.model.kv_bytes.at)
+        self.split = solve(self.lengths.bins(), *stages(now_s), self._kv_bytes)
         return True
 
     def forget_split(self) -> None:

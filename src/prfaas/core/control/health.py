@@ -90,7 +90,9 @@ class Health:
     @property
     def next_due_s(self) -> float | None:
         """When the next one may be tried."""
-        return min((self.records[instance].until_s for instance in self._out), default=None)
+        if not self._out:
+            return None
+        return min(self.records[instance].until_s for instance in self._out)
 
     def tick(self, now_s: float) -> None:
         """Those whose time is over may be tried."""
@@ -120,7 +122,7 @@ class Health:
         """It has not, and is to blame."""
         if not self._is_here(instance):
             return
-        record = self.records.setdefault(instance, Record())
+        record = self._record(instance)
         record.num_failures += 1
         if record.use is Use.ON_TRIAL and record.trial in ("", request_id):
             self._put_out(instance, record, f"{reason} when it was tried", now_s)
@@ -138,7 +140,7 @@ class Health:
         """A prefill took `ratio` times what was expected of any instance of its cluster."""
         if not self._is_here(instance):
             return
-        record = self.records.setdefault(instance, Record())
+        record = self._record(instance)
         # Who is as fast as expected needs no comparison.
         usual = self._usual(instance) if max(ratio, record.slowness) > 1.0 else None
         if record.use is Use.ON_TRIAL and usual is not None and ratio > TOO_SLOW * usual:
@@ -153,6 +155,12 @@ class Health:
             slower = record.slowness / usual
             record.num_prefills, record.ratio_sum, record.weight = 0, 0.0, 0.0
             self._put_out(instance, record, f"{slower:.1f} times as slow as others of its cluster", now_s)
+
+    def _record(self, instance: Instance) -> Record:
+        record = self.records.get(instance)
+        if record is None:
+            record = self.records[instance] = Record()
+        return record
 
     def _usual(self, instance: Instance) -> float | None:
         """The median slowness of others of its cluster; None if too few are known."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
 from prfaas.core.cache.engine_cache import NO_MATCH, EngineCache, PrefixMatch
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.holders import RootsOf
-from prfaas.core.control.marks import NOWHERE, Marks
+from prfaas.core.control.marks import Marks
 from prfaas.core.control.prefill_work import PrefillWork
 from prfaas.core.control.router import Candidate
 from prfaas.core.topology import Duty
@@ -21,15 +21,23 @@ MAX_RECORD_BLOCKS: Final = 262_144
 MAX_SILENT_PROBES: Final = 3
 
 
-def _noticed(name: str, flag: str) -> Any:
+def _noticed(name: str, leaves_mark: Callable[[Instance], object]) -> Any:
     """A value of an instance whose change leaves a mark."""
     slot = f"_{name}"
 
     def change(instance: Instance, value: object) -> None:
         setattr(instance, slot, value)
-        setattr(instance.marks, flag, True)
+        leaves_mark(instance)
 
     return property(attrgetter(slot), change)
+
+
+def _other_member(instance: Instance) -> None:
+    instance.marks.has_new_members = True
+
+
+def _other_load(instance: Instance) -> None:
+    instance.marks.new_load.add(instance)
 
 
 class Instance:
@@ -38,18 +46,18 @@ class Instance:
     nodes of the instances `cut_off_from`. `converts_to`: the duty that it is to get when it is idle; till then it takes
     no new work. Nor does it while it `is_out`: see `health`."""
 
-    engine_healthy: bool = _noticed("engine_healthy", "has_new_members")
-    node_ready: bool = _noticed("node_ready", "has_new_members")
-    is_draining: bool = _noticed("is_draining", "has_new_members")
-    cut_off_from: frozenset[str] = _noticed("cut_off_from", "has_new_members")
-    converts_to: Duty | None = _noticed("converts_to", "has_new_members")
-    is_out: bool = _noticed("is_out", "has_new_members")
-    block_tokens: int | None = _noticed("block_tokens", "has_new_members")
-    num_inflight: int = _noticed("num_inflight", "has_new_load")
+    engine_healthy: bool = _noticed("engine_healthy", _other_member)
+    node_ready: bool = _noticed("node_ready", _other_member)
+    is_draining: bool = _noticed("is_draining", _other_member)
+    cut_off_from: frozenset[str] = _noticed("cut_off_from", _other_member)
+    converts_to: Duty | None = _noticed("converts_to", _other_member)
+    is_out: bool = _noticed("is_out", _other_member)
+    block_tokens: int | None = _noticed("block_tokens", _other_member)
+    num_inflight: int = _noticed("num_inflight", _other_load)
 
     def __init__(self, member: Member, *, num_inflight: int = 0, num_landings: int = 0) -> None:
         self.member = member
-        self.marks = NOWHERE
+        self.marks = Marks()
         self.roots: RootsOf[Instance] = RootsOf(self)
         self.cache = EngineCache(MAX_RECORD_BLOCKS, self.roots)
         #: Place in the fleet.
@@ -72,16 +80,14 @@ class Instance:
         self.marks = self.work.marks = marks
 
     @property
-    def name(self) -> str:
-        return self.member.name
+    def member(self) -> Member:
+        """As the topology has it. Its name, cluster and duty are asked for with every prompt, and so are kept here."""
+        return self._member
 
-    @property
-    def cluster(self) -> str:
-        return self.member.cluster
-
-    @property
-    def duty(self) -> Duty:
-        return self.member.duty
+    @member.setter
+    def member(self, member: Member) -> None:
+        self._member = member
+        self.name, self.cluster, self.duty = member.name, member.cluster, member.duty
 
     @property
     def takes_work(self) -> bool:
@@ -109,14 +115,14 @@ class Instance:
     def engine_seen(self, healthy: bool, num_requests: int | None) -> None:
         self.engine_healthy, self.num_silent_probes = healthy, 0
         self._reported, self._inflight_at_report = num_requests, self.num_inflight
-        self.marks.has_new_load = True
+        _other_load(self)
 
     def engine_silent(self, *, refused: bool) -> None:
         self.num_silent_probes += 1
         if refused or self.num_silent_probes >= MAX_SILENT_PROBES:
             self.engine_healthy = False
             self._reported = None
-            self.marks.has_new_load = True
+            _other_load(self)
 
     def engine_registered(
         self, block_tokens: int | None, boot_id: str | None, kinds: Collection[str] | None = None

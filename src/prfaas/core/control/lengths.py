@@ -8,6 +8,7 @@ Laws of this file:
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Final, NamedTuple
 
 #: Lengths. A mix that shifts is half forgotten after so many.
@@ -96,6 +97,7 @@ def _bin_of(num_tokens: int) -> int:
     return power * _STEPS + ((tokens >> (power - 3)) & (_STEPS - 1))
 
 
+@cache
 def _edges(index: int) -> tuple[int, int]:
     power, step = divmod(index, _STEPS)
     low = (_STEPS + step) << (power - 3)

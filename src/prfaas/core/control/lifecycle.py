@@ -87,10 +87,9 @@ class Lifecycle:
         """Count first, unless the prompt surely stays where it is whatever its tokens are."""
         facts = request.arrived
         request.obstacle = facts.obstacle
+        may_be_sure = self.dispatch is None and facts.obstacle is None and facts.fits
         below = facts.max_prompt_tokens <= self.policy.threshold_tokens
-        surely_short = facts.obstacle is None and facts.fits and below and not self.fleet.prefills_in_pd
-        surely_short = surely_short and self.dispatch is None
-        if surely_short:
+        if may_be_sure and below and not self.fleet.prefills_in_pd:
             request.counts_late = True
             self._route(request, facts.max_prompt_tokens, now_s)
         elif facts.obstacle is not None:
@@ -154,7 +153,7 @@ class Lifecycle:
         if not options:
             return None
         bound_s = self._bound_s(request, now_s)
-        in_time = [option for option in options if option.finish_s <= bound_s]
+        in_time = options if bound_s == math.inf else [option for option in options if option.finish_s <= bound_s]
         option = dispatch.chosen(request, in_time) if in_time else cheapest(options)
         request.route = Route(option.kind, reason_of(option), option.decode, "", option.num_uncached_tokens,
                               options=tuple(options))  # fmt: skip
@@ -172,10 +171,11 @@ class Lifecycle:
 
     def _bound_s(self, request: Request, now_s: float) -> float:
         """Within which its answer must be expected to begin, from now. Who was let in is not sent away."""
-        bounds = [s for s in (self.policy.max_ttft_s, request.arrived.max_ttft_s) if s is not None]
-        if not bounds or request.state is not S.COUNTING:
+        own_s, policy_s = request.arrived.max_ttft_s, self.policy.max_ttft_s
+        if (own_s is None and policy_s is None) or request.state is not S.COUNTING:
             return math.inf
-        return (min(bounds) - (now_s - request.arrived_s)) / LATER_THAN_EXPECTED
+        bound_s = min(s for s in (policy_s, own_s) if s is not None)
+        return (bound_s - (now_s - request.arrived_s)) / LATER_THAN_EXPECTED
 
     def _turn_came(self, request: Request, event: e.TurnCame, now_s: float) -> None:
         dispatch, seen = self.dispatch, request.route

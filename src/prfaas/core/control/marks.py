@@ -3,17 +3,14 @@ themselves takes these away (see `standing`)."""
 
 from __future__ import annotations
 
-from typing import Final
-
 
 class Marks:
-    """Who works, or is reached; how many requests they have; what they are to prefill."""
+    """`has_new_members`: who works, or is reached, is another now. The others say who has changed: instances have other
+    requests, and have other prompts to prefill, by their `PrefillWork`."""
 
-    __slots__ = ("has_new_load", "has_new_members", "has_new_work")
+    __slots__ = ("has_new_members", "new_load", "new_work")
 
     def __init__(self) -> None:
-        self.has_new_members = self.has_new_load = self.has_new_work = True
-
-
-#: Of an instance that is in no fleet.
-NOWHERE: Final = Marks()
+        self.has_new_members = True
+        self.new_load: set[object] = set()
+        self.new_work: set[object] = set()

@@ -10,6 +10,7 @@ and the estimates are right.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Final
 
 from prfaas.core.control.route import Option
@@ -23,12 +24,13 @@ MAX_LOAD: Final = 0.95
 
 def cheapest(options: Iterable[Option]) -> Option:
     """The first of those that cost least. Raises ValueError without any."""
-    return min(options, key=lambda option: option.cost_s)
+    return min(options, key=attrgetter("cost_s"))
 
 
 def delay_to_others_s(rate_rps: float, load: float, queued_s: float, work_s: float) -> float:
     """What `work_s` adds to the waiting of all who come later, in a queue that has `queued_s` of work."""
-    return rate_rps / (1.0 - min(load, MAX_LOAD)) * (queued_s + work_s / 2) * work_s
+    idle = 1.0 - (load if load < MAX_LOAD else MAX_LOAD)
+    return rate_rps / idle * (queued_s + work_s / 2) * work_s
 
 
 def wait_s(backlog: Backlog, waiting_s: float, mean_left_s: float) -> float:

@@ -13,7 +13,7 @@ Laws of this file:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
@@ -138,6 +138,8 @@ class Placer:
         they must; and any prompt, if nobody else can."""
         if is_needed:
             return standing.decoders
+        if not known and standing.all_only_decode:
+            return []
         holds = {instance for instance, match in known if self._may_append(instance, match, prompt)}
         if standing.all_only_decode and not holds:
             return []
@@ -154,14 +156,14 @@ class Placer:
         slower_s = self._estimates.prefill_s(instance.cluster, uncached) / max(1.0, self._estimates.output_tokens)
         return step_s + slower_s <= model.tpot_s
 
-    def bind(self, option: Option, prompt: Prompt, has_room: Callable[[Instance], bool], now_s: float) -> Route | None:
+    def bind(self, option: Option, prompt: Prompt, room_s: float, now_s: float) -> Route | None:
         """The instances for an option whose turn has come; None if no two work that can reach each other. Of those with
-        room, and those that hold a part of it, the one that will have computed it first. If that one has no room yet,
-        the route names nobody to prefill: it had better wait."""
+        no more than `room_s` to do, and those that hold a part of it, the one that will have computed it first. If that
+        one has more to do yet, the route names nobody to prefill: it had better wait."""
         prefillers = self._fleet.working_prefillers(option.prefill_cluster)
         known = self._known(prompt)
         held = _held(knows for some in known.values() for knows in some)
-        room = {instance for instance in prefillers if has_room(instance)}
+        room = {instance for instance in prefillers if instance.work.remaining_s(now_s) <= room_s}
         fitting = [instance for instance in prefillers if instance in room or held.get(instance, 0)] if room else []
         whole_s = self._estimates.prefill_s(option.prefill_cluster, prompt.num_tokens)
         fetch = self._fetch(prompt, known, option.prefill_cluster, now_s)
@@ -188,7 +190,7 @@ class Placer:
             uncached = prompt.num_tokens - held.get(landing, 0)
             reaching = [i for i in fitting if landing.name not in i.cut_off_from] if uncached > 1 else []
             if reaching:
-                prefill = min(reaching, key=done)
+                prefill = min(reaching, key=done) if len(reaching) > 1 else reaching[0]
                 if prefill not in room:
                     return Route(option.kind, reason_of(option), landing.name, "", uncached)
                 source, num_fetched = "", 0
@@ -242,23 +244,27 @@ class Placer:
     ) -> Option | None:
         """Instances of one cluster compute it for another, or for those that only decode in their own. `ahead`: what is
         before it, if it waits there already."""
-        source, target = prefill.cluster, decode.cluster
-        prefilled_s = prefill.wait_s + prefill.prefill_s
-        late_s = HANDOVER_S + max(0.0, decode.place_s - prefilled_s)
-        others_s = prefill.others_s
+        source, target = pair = prefill.cluster, decode.cluster
+        prefilled_s, others_s = prefill.wait_s + prefill.prefill_s, prefill.others_s
+        late_s = HANDOVER_S
+        if decode.place_s > prefilled_s:
+            late_s += decode.place_s - prefilled_s
         if source == target:
             if decode.landing.duty.prefills:
                 return None
             kind = RouteKind.PD_PREFILL
         else:
             kind = RouteKind.REMOTE
-            bytes_per_s = self._estimates.links.bytes_per_s((source, target), now_s)
+            bytes_per_s = self._estimates.links.bytes_per_s(pair, now_s)
             if bytes_per_s <= 0:
                 return None
-            queued_bytes = self._link_bytes.get((source, target), 0.0) if ahead is None else ahead.link_bytes
+            queued_bytes = self._link_bytes.get(pair, 0.0) if ahead is None else ahead.link_bytes
             queued_s, own_s = queued_bytes / bytes_per_s, decode.kv_bytes / bytes_per_s
-            late_s += max(0.0, queued_s + own_s - prefilled_s) + self._fleet.rtt_s(source, target)
-            others_s = max(others_s, delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s))
+            crossed_s = queued_s + own_s - prefilled_s
+            late_s += (crossed_s if crossed_s > 0.0 else 0.0) + self._fleet.rtt_s(source, target)
+            crossing_s = delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s)
+            if crossing_s > others_s:
+                others_s = crossing_s
         rtt_s = self._fleet.gateway_rtt_s(target) + self._fleet.gateway_rtt_s(source) / 2
         return Option(
             kind, source, target, "", decode.num_uncached_tokens, prefill.num_tokens, prefill.wait_s, prefill.prefill_s,
@@ -342,8 +348,11 @@ class Placer:
         if best is None:
             return None
         found: Knows = best, NO_MATCH
+        holders = known.get(cluster)
+        if not holders:
+            return found
         of_best = landing_rank(best, max_batch)
-        for instance, match in known.get(cluster, ()):
+        for instance, match in holders:
             if not instance.duty.decodes or not instance.may_decode or not instance.node_ready:
                 continue
             rank = landing_rank(instance, max_batch, match.reusable_prefix_tokens / prompt.num_tokens)

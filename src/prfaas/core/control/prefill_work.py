@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prfaas.core.control.marks import NOWHERE
+from prfaas.core.control.marks import Marks
 
 
 class PrefillWork:
@@ -23,7 +23,7 @@ class PrefillWork:
     def __init__(self, rtt_s: float = 0.0) -> None:
         self.rtt_s = rtt_s
         #: Of the instance's cluster: every change leaves one.
-        self.marks = NOWHERE
+        self.marks = Marks()
         self._expected_s: dict[str, float] = {}
         self._added_s: dict[str, float] = {}
         self._sum_s = 0.0
@@ -57,13 +57,13 @@ class PrefillWork:
         self._expected_s[request_id] = expected_s
         self._added_s[request_id] = now_s
         self._sum_s += expected_s
-        self.marks.has_new_work = True
+        self.marks.new_work.add(self)
 
     def begins(self, request_id: str, now_s: float) -> None:
         """The engine gets it now. Nothing, unless its turn has come."""
         if next(iter(self._expected_s), None) == request_id:
             self._began_s = now_s
-            self.marks.has_new_work = True
+            self.marks.new_work.add(self)
 
     def remove(self, request_id: str, now_s: float) -> float | None:
         """It has ended, as is told now. Returns how long it took since its turn came; None if others were before it.
@@ -73,7 +73,7 @@ class PrefillWork:
             return None
         was_first = next(iter(self._expected_s)) == request_id
         del self._expected_s[request_id], self._added_s[request_id]
-        self.marks.has_new_work = True
+        self.marks.new_work.add(self)
         # Sums of floats drift; of nothing the sum is nothing.
         self._sum_s = self._sum_s - expected_s if self._expected_s else 0.0
         if not was_first:

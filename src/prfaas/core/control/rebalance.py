@@ -79,7 +79,8 @@ class Rebalancer:
         #: Doubled for each that came to nothing since the last that was done.
         self._num_failed = 0
         self._cools_until_s = -math.inf
-        self._samples_s: float | None = None
+        #: When loads are sampled next; None while nobody is there.
+        self.next_due_s: float | None = None
         self._looks_s = -math.inf
         self.suggestions: tuple[Suggestion, ...] = ()
         #: Of the last look; None before the first that had enough to go by.
@@ -87,24 +88,20 @@ class Rebalancer:
         #: The last ones, those under way too.
         self.conversions: deque[Conversion] = deque(maxlen=_REMEMBERED)
 
-    @property
-    def next_due_s(self) -> float | None:
-        return self._samples_s
-
     def wake(self, now_s: float) -> None:
         """Somebody is there again."""
-        if self._samples_s is None:
+        if self.next_due_s is None:
             self.loads.look(now_s, was_empty=True)
-            self._samples_s = now_s + SAMPLE_EVERY_S
+            self.next_due_s = now_s + SAMPLE_EVERY_S
 
     def tick(self, now_s: float, *, is_empty: bool) -> Conversion | None:
         """Returns a conversion to begin. `is_empty`: nobody is there any more; when loads are gone too, nothing is
         sampled until `wake`."""
-        if self._samples_s is None or now_s < self._samples_s:
+        if self.next_due_s is None or now_s < self.next_due_s:
             return None
         self.loads.look(now_s)
         # Without requests loads are still looked at until they are next to nothing: who reads them must see that.
-        self._samples_s = None if is_empty and self.loads.are_empty else now_s + SAMPLE_EVERY_S
+        self.next_due_s = None if is_empty and self.loads.are_empty else now_s + SAMPLE_EVERY_S
         if is_empty:
             self.suggestions, self.capacity = (), None
         if now_s < self._looks_s or is_empty:

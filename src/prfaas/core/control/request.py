@@ -145,6 +145,7 @@ class Request:
 
     arrived: e.RequestArrived
     arrived_s: float
+    request_id: str = field(init=False, repr=False)
     state: RequestState = S.COUNTING
     num_prompt_tokens: int | None = None
     obstacle: str | None = None
@@ -173,9 +174,8 @@ class Request:
     counts_late: bool = False
     is_counting: bool = False
 
-    @property
-    def request_id(self) -> str:
-        return self.arrived.request_id
+    def __post_init__(self) -> None:
+        self.request_id = self.arrived.request_id
 
     @property
     def is_over(self) -> bool:

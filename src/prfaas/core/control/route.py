@@ -69,7 +69,7 @@ class Option:
     @property
     def cost_s(self) -> float:
         """What is compared."""
-        return self.finish_s + OTHERS_COUNT * self.others_s
+        return self.wait_s + self.prefill_s + self.transfer_s + self.rtt_s + OTHERS_COUNT * self.others_s
 
 
 @record

@@ -14,7 +14,7 @@ Laws of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -103,16 +103,22 @@ def decide(facts: RequestFacts, policy: RoutePolicy, decoders: Sequence[Candidat
 
 def least_busy(candidates: Sequence[Candidate]) -> Candidate | None:
     """The first by load; None without any."""
-    ordered = by_load(candidates)
-    return ordered[0] if ordered else None
-
-
-def by_load(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Least loaded first; among equals the one that knows most of the prompt, then in their order."""
     if len(candidates) < 2:
-        return list(candidates)
+        return candidates[0] if candidates else None
     loads = loads_of(candidates)
-    return sorted(candidates, key=lambda c: (loads[c.name], -c.prefix.reusable_prefix_tokens))
+    return min(candidates, key=lambda c: (loads[c.name], -c.prefix.reusable_prefix_tokens))
+
+
+def by_load(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+    """Least loaded first; among equals the one that knows most of the prompt, then in their order. Most who ask want
+    no more than the first."""
+    first = least_busy(candidates)
+    if first is None:
+        return
+    yield first
+    loads = loads_of(candidates)
+    ordered = sorted(candidates, key=lambda c: (loads[c.name], -c.prefix.reusable_prefix_tokens))
+    yield from ordered[1:]
 
 
 def loads_of(candidates: Sequence[Candidate]) -> dict[str, int]:

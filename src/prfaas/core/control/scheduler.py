@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast, get_args
+from typing import Any, Final, get_args
 
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
@@ -25,9 +25,12 @@ from prfaas.core.control.rebalance import Rebalancer, Suggestion
 from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, RequestState
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.stage_loads import StageLoads
+from prfaas.core.control.timers import Timer
 from prfaas.core.topology import Topology
 
-_OF_REQUEST = frozenset(get_args(e.RequestEvent))
+_OF_REQUEST: Final = frozenset(get_args(e.RequestEvent))
+#: Of one attempt to have it answered.
+_OF_ATTEMPT: Final = (e.AnswerBegan, e.DecodeFailed)
 
 
 class Scheduler:
@@ -44,6 +47,10 @@ class Scheduler:
         self._last_rebalancer: Rebalancer | None = None
         #: Told of every step of every request: its id, its state, the kind of event, its state afterwards.
         self.on_step: Callable[[str, RequestState, type, RequestState], object] | None = None
+        #: By kind of event; all others are the world's.
+        self._take: dict[type, Callable[[Any, float], None]] = {
+            **dict.fromkeys(_OF_REQUEST, self._step), e.RequestArrived: self._arrived, e.Tick: self._tick
+        }  # fmt: skip
         self._follow(policy, 0.0)
 
     @property
@@ -53,11 +60,13 @@ class Scheduler:
     @property
     def next_due_s(self) -> float | None:
         """When a `Tick` will have something to do; None if never."""
-        due_s = self._life.timers.next_due_s
-        for part in (self._life.dispatch, self.rebalancer, self.converter, self._life.health):
-            part_s = None if part is None else part.next_due_s
-            if part_s is not None and (due_s is None or part_s < due_s):
-                due_s = part_s
+        life = self._life
+        due_s = life.timers.next_due_s
+        for part in (life.dispatch, self.rebalancer, self.converter, life.health):
+            if part is not None:
+                part_s = part.next_due_s
+                if part_s is not None and (due_s is None or part_s < due_s):
+                    due_s = part_s
         return due_s
 
     @property
@@ -71,25 +80,19 @@ class Scheduler:
 
     def handle(self, event: e.Event, now_s: float) -> list[a.Action]:
         """What to do now that `event` has happened. `now_s` never falls."""
-        self._life.out, self._life.now_s = [], now_s
-        if isinstance(event, e.RequestArrived):
-            self._arrived(event, now_s)
-        elif type(event) in _OF_REQUEST:
-            self._step(cast(e.RequestEvent, event), now_s)
-        elif isinstance(event, e.Tick):
-            self._tick(now_s)
-        else:
-            self._world(event, now_s)
+        life = self._life
+        life.out, life.now_s = [], now_s
+        self._take.get(type(event), self._world)(event, now_s)
         if self.converter.current is not None:
             self._convert(now_s)
-        if self._life.health.changed:
+        if life.health.changed:
             self._health_changed()
-        if self._life.dispatch is not None:
-            for turn in self._life.dispatch.turns(now_s):
+        if life.dispatch is not None:
+            for turn in life.dispatch.turns(now_s):
                 self._step(turn, now_s)
         if self.fleet.is_draining and self.fleet.forget_drained():
-            self._life.health.forget_gone()
-        return self._life.out
+            life.health.forget_gone()
+        return life.out
 
     def _arrived(self, event: e.RequestArrived, now_s: float) -> None:
         assert event.request_id not in self.requests, f"request {event.request_id} has arrived already"
@@ -102,7 +105,7 @@ class Scheduler:
         request = self.requests.get(event.request_id)
         if request is None:
             return  # it has been closed; what comes now is the echo of work that was stopped
-        if isinstance(event, e.AnswerBegan | e.DecodeFailed) and event.attempt < request.attempt:
+        if isinstance(event, _OF_ATTEMPT) and event.attempt < request.attempt:
             return  # an earlier decode leg has been given up
         before = request.state
         allowed = TRANSITIONS[before].get(type(event))
@@ -113,11 +116,14 @@ class Scheduler:
         )
         if self.on_step is not None:
             self.on_step(event.request_id, before, type(event), request.state)
-        if request.is_over:
+        if request.state is RequestState.ENDED and request.is_over:
             del self.requests[event.request_id]
             self._life.out.append(a.Close(event.request_id))
+        timer = self._life.timers.next
+        if timer is not None and timer.request_id == request.request_id:
+            self._forget_timers()
 
-    def _tick(self, now_s: float) -> None:
+    def _tick(self, event: e.Tick, now_s: float) -> None:
         timers = self._life.timers
         self._life.health.tick(now_s)
         if self._life.dispatch is not None:
@@ -129,6 +135,17 @@ class Scheduler:
             meant = None if request is None else self._life.due(request, timer.kind, timer.due_s, now_s)
             if meant is not None:
                 self._step(meant, now_s)
+        self._forget_timers()
+
+    def _forget_timers(self) -> None:
+        """The next one means something, or two of three ticks would come for transfers that are over."""
+        timers = self._life.timers
+        while (timer := timers.next) is not None and not self._means_something(timer):
+            timers.take_due(timer.due_s)
+
+    def _means_something(self, timer: Timer) -> bool:
+        request = self.requests.get(timer.request_id)
+        return request is not None and (timer.due_s == request.deadline_s or timer.due_s == request.renew_s)
 
     def _rebalance(self, rebalancer: Rebalancer, now_s: float) -> None:
         before = rebalancer.suggestions
@@ -259,6 +276,8 @@ class Scheduler:
             assert instance.num_landings == landings[name], (name, instance.num_landings, landings[name])
             assert instance.num_answers == answers[id(instance)], (name, instance.num_answers, answers[id(instance)])
             instance.cache.check()
+        timer = self._life.timers.next
+        assert timer is None or self._means_something(timer), f"a tick would come for nothing: {timer}"
         self.converter.check()
         self._life.health.check()
         if self.dispatch is not None:

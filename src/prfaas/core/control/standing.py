@@ -2,8 +2,9 @@
 much they have to do, whose batch has a place.
 
 Laws of this file:
-- Instances leave marks of what has changed; what is kept is made anew with the next question.
-- A question about work takes time in proportion to the cluster only after a change, or while an instance is late.
+- Instances leave marks of what has changed; with the next question those that did are asked again, and no others.
+- Beyond that a question takes the time of a sum or a minimum over numbers that are kept, or none if nothing has
+  changed; one about work asks every busy instance only while one of them is late.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 
 from prfaas.core.control.instance import Instance
 from prfaas.core.control.marks import Marks
+from prfaas.core.control.prefill_work import PrefillWork
 
 #: Of an engine of whose batch nothing is known.
 USUAL_BATCH: Final = 64
@@ -26,13 +28,6 @@ class Backlog(NamedTuple):
     num: int
     soonest_s: float
     sum_s: float
-
-
-class _Busy(NamedTuple):
-    """An instance with prompts: when its first one should be done, and when all of them; both on the clock."""
-
-    first_s: float
-    end_s: float
 
 
 class Standing:
@@ -48,10 +43,17 @@ class Standing:
         self._all_only_decode = True
         self._decoder_block_sizes: frozenset[int] = frozenset()
         self._block_sizes: frozenset[int] = frozenset()
-        self._busy: list[_Busy] = []
+        self._works: dict[object, PrefillWork] = {}
+        #: Of those with prompts, on the clock: when the first one should be done, and when all of them.
+        self._first_s: dict[PrefillWork, float] = {}
+        self._end_s: dict[PrefillWork, float] = {}
         self._first_late_s = self._soonest_end_s = math.inf
         self._sum_end_s = 0.0
         self._backlog, self._backlog_at_s = Backlog(0, math.inf, 0.0), math.nan
+        self._places: dict[object, int] = {}
+        #: Of all that decode, by their place; and how much they are to be preferred, of those that are ready.
+        self._in_flights: list[int] = []
+        self._ranks: dict[int, tuple[int, float, int]] = {}
         self._in_flight = 0
         self._max_batch: int | None = None
         self._landing: Instance | None = None
@@ -117,7 +119,11 @@ class Standing:
         others = (i.block_tokens for i in self._prefillers if i.block_tokens)
         self._block_sizes = self._decoder_block_sizes.union(others)
         self.marks.has_new_members = False
-        self.marks.has_new_load = self.marks.has_new_work = True
+        self._works = {i.work: i.work for i in self._working_prefillers}
+        self._first_s, self._end_s, self._backlog_at_s = {}, {}, math.nan
+        self.marks.new_work = set(self._works)
+        self._places = {instance: place for place, instance in enumerate(self._working_decoders)}
+        self._rank_all()
 
     # What they have to do
 
@@ -125,19 +131,19 @@ class Standing:
         """What the prefillers have to do."""
         if self.marks.has_new_members:
             self._look()
-        if self.marks.has_new_work:
+        if self.marks.new_work:
             self._take_stock()
         elif now_s == self._backlog_at_s:
             return self._backlog
         self._backlog_at_s = now_s
-        num = len(self._working_prefillers)
+        num, num_busy = len(self._working_prefillers), len(self._first_s)
         if now_s <= self._first_late_s:
-            soonest_s = self._soonest_end_s - now_s if len(self._busy) == num else 0.0
-            sum_s = self._sum_end_s - len(self._busy) * now_s
+            soonest_s = self._soonest_end_s - now_s if num_busy == num else 0.0
+            sum_s = self._sum_end_s - num_busy * now_s
         else:
             # Who is late by some seconds is expected to need as many more.
-            left_s = [busy.end_s - busy.first_s + abs(busy.first_s - now_s) for busy in self._busy]
-            soonest_s = min(left_s, default=math.inf) if len(self._busy) == num else 0.0
+            left_s = [self._end_s[work] - first_s + abs(first_s - now_s) for work, first_s in self._first_s.items()]
+            soonest_s = min(left_s, default=math.inf) if num_busy == num else 0.0
             sum_s = math.fsum(left_s)
         self._backlog = Backlog(num, soonest_s if num else math.inf, max(0.0, sum_s))
         return self._backlog
@@ -146,44 +152,63 @@ class Standing:
         """When the first of those that are not late comes within `ahead_s` of being done with everything; None if none
         will, since all are late or have nothing to do."""
         self.backlog(now_s)
-        at_s = (busy.end_s - ahead_s for busy in self._busy if now_s <= busy.first_s)
+        at_s = (self._end_s[work] - ahead_s for work, first_s in self._first_s.items() if now_s <= first_s)
         return min((s for s in at_s if s > now_s), default=None)
 
     def _take_stock(self) -> None:
-        self._busy = [
-            _Busy(first_s, first_s + i.work.behind_first_s)
-            for i in self._working_prefillers
-            if (first_s := i.work.first_done_s) is not None
-        ]
-        self._first_late_s = min((busy.first_s for busy in self._busy), default=math.inf)
-        self._soonest_end_s = min((busy.end_s for busy in self._busy), default=math.inf)
-        self._sum_end_s = math.fsum(busy.end_s for busy in self._busy)
-        self.marks.has_new_work = False
+        for mark in self.marks.new_work:
+            work = self._works.get(mark)
+            if work is None:
+                continue  # of one that prefills for nobody else, or does not work
+            first_s = work.first_done_s
+            if first_s is None:
+                self._first_s.pop(work, None)
+                self._end_s.pop(work, None)
+            else:
+                self._first_s[work], self._end_s[work] = first_s, first_s + work.behind_first_s
+        self.marks.new_work.clear()
+        self._first_late_s = min(self._first_s.values(), default=math.inf)
+        self._soonest_end_s = min(self._end_s.values(), default=math.inf)
+        self._sum_end_s = math.fsum(self._end_s.values())
 
     # Whose batch has a place
 
     def in_flight(self) -> int:
         """Requests at all that decode."""
-        if self.marks.has_new_members or self.marks.has_new_load:
+        if self.marks.has_new_members or self.marks.new_load:
             self._count()
         return self._in_flight
 
     def landing(self, max_batch: int | None) -> Instance | None:
         """Where a prompt of which nobody holds anything lands first; None if no node is ready."""
-        if self.marks.has_new_members or self.marks.has_new_load or max_batch != self._max_batch:
+        if max_batch != self._max_batch:
             self._max_batch = max_batch
+            self._rank_all()
+        if self.marks.has_new_members or self.marks.new_load:
             self._count()
         return self._landing
+
+    def _rank_all(self) -> None:
+        self._in_flights, self._ranks = [0] * len(self._places), {}
+        self._in_flight, self._landing = 0, None
+        self.marks.new_load = set(self._places)
 
     def _count(self) -> None:
         if self.marks.has_new_members:
             self._look()
-        self._in_flight = sum([i.num_inflight for i in self._working_decoders])
-        self._landing = min(self._ready, key=self._rank, default=None)
-        self.marks.has_new_load = False
-
-    def _rank(self, instance: Instance) -> tuple[int, float]:
-        return landing_rank(instance, self._max_batch)
+        for mark in self.marks.new_load:
+            place = self._places.get(mark)
+            if place is None:
+                continue  # of one that does not decode, or does not work
+            instance = self._working_decoders[place]
+            self._in_flights[place] = instance.num_inflight
+            if instance.node_ready:
+                # Of equal ones the first is taken.
+                self._ranks[place] = (*landing_rank(instance, self._max_batch), place)
+        self.marks.new_load.clear()
+        self._in_flight = sum(self._in_flights)
+        best = min(self._ranks.values(), default=None)
+        self._landing = None if best is None else self._working_decoders[best[2]]
 
 
 def landing_rank(instance: Instance, max_batch: int | None, known_share: float = 0.0) -> tuple[int, float]:

@@ -63,11 +63,14 @@ class _Side:
 
     def rates_rps(self) -> list[float]:
         """Of each stage, for requests such as these. Θ_prfaas (Eq. 3) or Θ_pd-p (Eq. 4)."""
-        share, num_bytes = max(self.share, _TINY), max(self.num_bytes, _TINY)
-        return [
-            min(stage.num_instances * share / max(prefill_s, _TINY), stage.bytes_per_s * share / num_bytes)
-            for stage, prefill_s in zip(self.stages, self.prefill_s, strict=True)
-        ]
+        share = self.share if self.share > _TINY else _TINY
+        num_bytes = self.num_bytes if self.num_bytes > _TINY else _TINY
+        found = []
+        for stage, prefill_s in zip(self.stages, self.prefill_s, strict=True):
+            rate_rps = stage.num_instances * share / (prefill_s if prefill_s > _TINY else _TINY)
+            link_rps = stage.bytes_per_s * share / num_bytes
+            found.append(rate_rps if rate_rps <= link_rps else link_rps)
+        return found
 
     @property
     def fullness(self) -> float:
@@ -83,19 +86,23 @@ class _Sums:
 
     def __init__(self, bins: Sequence[LengthBin], stages: Sequence[Stage], kv_bytes: Callable[[float], float]) -> None:
         self.stages = [stage for stage in stages if stage.num_instances > 0 and stage.bytes_per_s > 0]
-        self._share = _running(entry.share for entry in bins)
-        self._bytes = _running(entry.share * kv_bytes(entry.mean_tokens) for entry in bins)
+        self._share = _running([entry.share for entry in bins])
+        # What crosses a link without a limit takes no time, however much it is.
+        is_limited = any(stage.bytes_per_s < math.inf for stage in self.stages)
+        num_bytes = [entry.share * kv_bytes(entry.mean_tokens) for entry in bins] if is_limited else [0.0] * len(bins)
+        self._bytes = _running(num_bytes)
         self._prefill_s = [
-            _running(entry.share * stage.prefill_s(entry.mean_tokens) for entry in bins) for stage in self.stages
+            _running([entry.share * stage.prefill_s(entry.mean_tokens) for entry in bins]) for stage in self.stages
         ]
 
     def side(self, num_bins: int, part: float = 0.0) -> _Side:
         """With so many bins, and a part of the next one."""
+        prefill_s = [_up_to(sums, num_bins, part) for sums in self._prefill_s]
+        return _Side(self.stages, _up_to(self._share, num_bins, part), _up_to(self._bytes, num_bins, part), prefill_s)
 
-        def at(sums: Sequence[float]) -> float:
-            return sums[num_bins] + part * (sums[num_bins + 1] - sums[num_bins]) if part else sums[num_bins]
 
-        return _Side(self.stages, at(self._share), at(self._bytes), [at(sums) for sums in self._prefill_s])
+def _up_to(sums: Sequence[float], num_bins: int, part: float) -> float:
+    return sums[num_bins] + part * (sums[num_bins + 1] - sums[num_bins]) if part else sums[num_bins]
 
 
 def _running(values: Iterable[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""What is due when. Removal is lazy: whoever takes a timer that is due looks whether it still means anything."""
+"""What is due when. Removal is lazy: whoever sees a timer come first looks whether it still means anything."""
 
 from __future__ import annotations
 
@@ -29,22 +29,27 @@ class Timers:
     def __init__(self) -> None:
         self._heap: list[Timer] = []
         self._number = 0
+        #: The first that will be due.
+        self.next: Timer | None = None
 
     def __len__(self) -> int:
         return len(self._heap)
 
     @property
     def next_due_s(self) -> float | None:
-        return self._heap[0].due_s if self._heap else None
+        return None if self.next is None else self.next.due_s
 
     def set(self, due_s: float, request_id: str, kind: TimerKind) -> float:
         """Returns `due_s`, which the owner keeps to know whether a timer is still its own."""
         self._number += 1
         heapq.heappush(self._heap, Timer(due_s, self._number, request_id, kind))
+        self.next = self._heap[0]
         return due_s
 
     def take_due(self, now_s: float) -> Timer | None:
         """The next timer that is due, removed; None if none is."""
-        if not self._heap or self._heap[0].due_s > now_s:
+        if self.next is None or self.next.due_s > now_s:
             return None
-        return heapq.heappop(self._heap)
+        taken = heapq.heappop(self._heap)
+        self.next = self._heap[0] if self._heap else None
+        return taken

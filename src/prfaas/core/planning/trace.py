@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from prfaas.core.errors import PrfaasError
@@ -48,7 +48,10 @@ def read_trace(lines: Iterable[bytes | str], *, block_tokens: int = MOONCAKE_BLO
     for request in sorted(requests, key=lambda request: request.arrival_s):
         ids = request.hash_ids
         hit = next((index for index, hash_id in enumerate(ids) if hash_id not in seen), len(ids))
-        found.append(replace(request, uncached_tokens=max(1, request.input_tokens - hit * block_tokens)))
+        uncached_tokens = max(1, request.input_tokens - hit * block_tokens)
+        found.append(
+            TracedRequest(request.arrival_s, request.input_tokens, request.output_tokens, uncached_tokens, ids)
+        )
         seen.update(ids)
     return found
 
@@ -85,6 +88,7 @@ def _count(number: int, raw: dict[str, object], key: str, minimum: int, maximum:
 
 def _hash_ids(number: int, raw: dict[str, object]) -> tuple[int, ...]:
     value = raw.get("hash_ids", [])
-    if not isinstance(value, list) or any(isinstance(item, bool) or not isinstance(item, int) for item in value):
+    # Types themselves are compared: a bool is an int too.
+    if not isinstance(value, list) or not {int}.issuperset(map(type, value)):
         raise TraceError(number, "hash_ids must be a list of whole numbers")
     return tuple(value)
