@@ -12,7 +12,16 @@ from prfaas.core.control.router import RoutePolicy
 from prfaas.core.model.curve import polynomial
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
 from prfaas.sim.arrivals import Arrival
-from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBecomes, LinkDrifts, LinkVaries, _by_chance
+from prfaas.sim.conditions import (
+    Condition,
+    EnginesDie,
+    EnginesReturn,
+    EnginesSlow,
+    LinkBecomes,
+    LinkDrifts,
+    LinkVaries,
+    _by_chance,
+)
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
 from prfaas.sim.runs import Run, open_loop
@@ -141,3 +150,12 @@ def test_a_link_that_varies_keeps_its_mean_and_has_that_deviation(share: float) 
     drawn = list(itertools.islice(_by_chance(PAIR, 1e6, share), 200_000))
     assert statistics.fmean(drawn) == pytest.approx(1e6, rel=0.05)
     assert statistics.stdev(drawn) == pytest.approx(share * 1e6, rel=0.1)
+
+
+def test_a_slow_engine_that_dies_comes_back_slow() -> None:
+    """What made it slow is not mended by that."""
+    slow = (0.0, EnginesSlow(("west-0",), 3.0)), (1.0, EnginesDie(("west-0",))), (2.0, EnginesReturn(("west-0",)))
+    (usual,) = ran(at_s=(5.0,)).ended
+    (slower,) = ran(*slow, at_s=(5.0,)).ended
+    assert usual.began_s == pytest.approx(7.0, abs=0.1)
+    assert slower.began_s == pytest.approx(11.0, abs=0.1)

@@ -24,7 +24,7 @@ from prfaas.sim.caches import CacheProfile
 from prfaas.sim.conditions import Condition, EnginesDie, EnginesFail, EnginesReturn, LinkBecomes
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
-from prfaas.sim.runs import open_loop
+from prfaas.sim.runs import Run, open_loop
 from prfaas.sim.simulation import Life
 
 PAIR = ("west", "pd")
@@ -169,6 +169,16 @@ def test_a_source_that_fails_its_work_sends_nothing() -> None:
     """It answers probes, and every request with an error."""
     _, second = two_turns(deployment(), (59.0, EnginesFail(("pd-prefill",))))
     assert (second.outcome, second.num_fetched_tokens) == ("ok", 0)
+
+
+def test_an_instance_is_busy_while_it_fetches() -> None:
+    """Half a second after the second turn came there are 1.7 + 2 s to do, less half a second."""
+    run = Run(deployment(gbytes_per_s=0.012), checks=True)
+    run.expect(AWAY)
+    run.simulation.follow(iter((asks(1.0, 20_050), asks(60.0, 40_050))))
+    run.simulation.run(60.5)
+    work = run.simulation.scheduler.fleet.instances["west-0"].work
+    assert work.remaining_s(60.5) == pytest.approx(20.5e6 / 0.012e9 + FAST_S.at(20_050) - 0.5, abs=0.1)
 
 
 def test_an_engine_is_not_taken_for_slow_because_it_fetched() -> None:
