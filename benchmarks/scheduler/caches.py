@@ -66,7 +66,7 @@ def with_caches(choice: str, seed: int, gbps: float) -> SimulatedDeployment:
     )
 
 
-def simulated(cell: Cell) -> Results:
+def simulated(cell: Cell, num_requests: int = NUM_REQUESTS) -> Results:
     what, seed, choice, trace = cell
     if trace:
         run = Run(with_caches(choice, seed, 100.0))
@@ -75,7 +75,7 @@ def simulated(cell: Cell) -> Results:
         scenario = planned()[0]
         run = Sessions(
             with_caches(choice, seed, float(what.split()[-2])), random.Random(seed), new_tokens, TALKS,
-            num_output_tokens=OUTPUT_TOKENS, num_requests=NUM_REQUESTS, max_tokens=round(scenario.workload.max_tokens),
+            num_output_tokens=OUTPUT_TOKENS, num_requests=num_requests, max_tokens=round(scenario.workload.max_tokens),
         )  # fmt: skip
     return results_of(to_end(run), policy=choice, seed=seed, tpot_slo_s=TPOT_S, wall_s=0.0)
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from prfaas.core.cache.engine_cache import EngineCache
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control import events as e
+from prfaas.core.control.estimates import Estimates
+from prfaas.core.control.fetching import Fetch
 from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.route import Option, Prompt, RouteKind
 from prfaas.core.control.router import RoutePolicy
@@ -219,6 +221,31 @@ def test_what_is_fetched_already_is_before_the_next_until_it_has_crossed() -> No
     match.observe_kinds(HYBRID)
     match.ran_locally(chain_of(550))
     assert fetching.best(550, [(source, match.match(chain_of(550)))], "west", 100.0) is None
+
+
+def test_what_others_on_the_link_wait_for_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefix that comes from where prompts are prefilled for others shares their link: 0.2 s of it, at 2 prompts a
+    second that fill half, make them wait 2 / 0.5 * 0.2²/2 s in all. The other way nothing else crosses."""
+    scheduler = scheduler_of(deployment())
+    assert scheduler.dispatch is not None
+    monkeypatch.setattr(
+        Estimates, "rate_and_load", lambda self, cluster, now_s: (2.0, 0.5) if cluster == "west" else (0.0, 0.0)
+    )
+    fetching = scheduler.dispatch._placer.fetching
+    assert fetching is not None
+    match = EngineCache(1_000)
+    match.observe_kinds(HYBRID)
+    match.ran_locally(chain_of(20_050))
+
+    def fetched(source: str, cluster: str) -> Fetch:
+        holder = scheduler.fleet.instances[source]
+        found = fetching.best(20_050, [(holder, match.match(chain_of(20_050)))], cluster, 0.0)
+        assert found is not None
+        return found
+
+    crosses_s = (STATE_BYTES + 20_000e3) / 0.1e9
+    assert fetched("west-0", "pd").others_s == pytest.approx(2.0 / 0.5 * crosses_s**2 / 2)
+    assert fetched("pd-prefill", "west").others_s == 0.0
 
 
 def chain_of(num_tokens: int) -> TokenChain:

@@ -1,8 +1,9 @@
 """Cached prefixes that move before a prompt is prefilled: from who holds most of it to who computes it.
 
 Laws of this file:
-- A prefix is fetched only if that is expected to be sooner than to compute it, with what the link has to do already.
-- Of several that could send one, the prompt gets the one with which its prefill ends first.
+- A prefix is fetched only if that costs less than to compute it: with what the link has to do already, and with what
+  others on the link wait for it.
+- Of several that could send one, the prompt gets the one that costs least.
 - Inside a cluster a fetch costs a handover. What leads back to a PrfaaS cluster carries as much as what leads from it.
 """
 
@@ -17,20 +18,27 @@ from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.instance import Instance
 from prfaas.core.control.link_rates import Pair
-from prfaas.core.control.options import HANDOVER_S
+from prfaas.core.control.options import HANDOVER_S, delay_to_others_s
 
 
 class Fetch(NamedTuple):
-    """`source` sends the first `num_tokens` of a prompt, which takes `takes_s`; what is left then takes `prefill_s`."""
+    """`source` sends the first `num_tokens` of a prompt, which takes `takes_s`; what is left then takes `prefill_s`.
+    KVCache of prompts that shares the link waits `others_s` longer for it."""
 
     source: Instance
     num_tokens: int
     takes_s: float
     prefill_s: float
+    others_s: float
 
     @property
     def done_s(self) -> float:
         return self.takes_s + self.prefill_s
+
+    @property
+    def cost_s(self) -> float:
+        """What is compared."""
+        return self.takes_s + self.prefill_s + self.others_s
 
 
 class Fetching:
@@ -53,7 +61,7 @@ class Fetching:
             if held > longest.get(instance.cluster, (None, 0))[1] and self._reaches(instance, cluster):
                 longest[instance.cluster] = instance, held
         found = (self._from(instance, held, num_tokens, cluster, now_s) for instance, held in longest.values())
-        return min(found, key=lambda fetch: fetch.done_s, default=None)
+        return min(found, key=lambda fetch: fetch.cost_s, default=None)
 
     def begins(self, source: Instance, target: Instance, num_tokens: int, now_s: float) -> float:
         """From now on a prefix of so many tokens crosses. Returns how long that takes."""
@@ -71,7 +79,16 @@ class Fetching:
     def _from(self, source: Instance, held: int, num_tokens: int, cluster: str, now_s: float) -> Fetch:
         takes_s = self.takes_s(source.cluster, cluster, self.num_bytes(held), now_s)
         prefill_s = self._estimates.prefill_s(cluster, max(1, num_tokens - held))
-        return Fetch(source, held, takes_s, prefill_s)
+        return Fetch(source, held, takes_s, prefill_s, self._others_s(source.cluster, cluster, held, now_s))
+
+    def _others_s(self, source: str, target: str, held: int, now_s: float) -> float:
+        """Only what leads from where prompts are prefilled for others has KVCache of prompts on it."""
+        rate_rps, load = self._estimates.rate_and_load(source, now_s)
+        bytes_per_s = self._estimates.links.bytes_per_s((source, target), now_s)
+        if source == target or not rate_rps or bytes_per_s <= 0:
+            return 0.0
+        queued_s = self._link_bytes.get((source, target), 0.0) / bytes_per_s
+        return delay_to_others_s(rate_rps, load, queued_s, self.num_bytes(held) / bytes_per_s)
 
     def num_bytes(self, num_tokens: int) -> float:
         """Of a prefix."""

@@ -179,7 +179,7 @@ class Placer:
                 fetch is not None
                 and fetch.source is not instance
                 and can_send(fetch.source, instance)
-                and fetch.done_s < own_s(instance)
+                and fetch.cost_s < own_s(instance)
             )
 
         def done(instance: Instance) -> tuple[float, int]:
@@ -290,7 +290,7 @@ class Placer:
             waiting_s = ahead_s = ahead.waiting_s
         elif queue:
             waiting_s, ahead_s = queue.waiting_s, queue.ahead_of_s(prompt.priority, prompt.tenant)
-        num_tokens, num_fetched = prompt.num_tokens, 0
+        num_tokens, num_fetched, fetch_others_s = prompt.num_tokens, 0, 0.0
         prefill_s = self._estimates.prefill_s(cluster, num_tokens)
         turn_s = begins_s = wait_s(backlog, ahead_s, prefill_s / 2)
         for holder, match in known.get(cluster, ()):
@@ -301,12 +301,12 @@ class Placer:
                 if its_turn_s + left_s < begins_s + prefill_s:
                     num_tokens, prefill_s, begins_s = left, left_s, its_turn_s
         fetch = self._fetch(prompt, known, cluster, now_s)
-        if fetch is not None and turn_s + fetch.done_s < begins_s + prefill_s:
+        if fetch is not None and turn_s + fetch.cost_s < begins_s + prefill_s:
             num_fetched, num_tokens = fetch.num_tokens, max(1, prompt.num_tokens - fetch.num_tokens)
-            prefill_s, begins_s = fetch.prefill_s, turn_s + fetch.takes_s
+            prefill_s, begins_s, fetch_others_s = fetch.prefill_s, turn_s + fetch.takes_s, fetch.others_s
         rate_rps, load = self._estimates.rate_and_load(cluster, now_s)
         queued_s = (backlog.sum_s + waiting_s) / backlog.num
-        others_s = delay_to_others_s(rate_rps, load, queued_s, prefill_s / backlog.num)
+        others_s = fetch_others_s + delay_to_others_s(rate_rps, load, queued_s, prefill_s / backlog.num)
         return PrefillLeg(cluster, num_tokens, begins_s, prefill_s, others_s, rate_rps, load, num_fetched)
 
     def _fetch(self, prompt: Prompt, known: Known, cluster: str, now_s: float) -> Fetch | None:
