@@ -287,10 +287,8 @@ def decoded(case: Case, other: Sequence[Request]) -> list[Request]:
 
 
 def explained(case: Case, mine: Sequence[Request], other: Sequence[Request]) -> str:
-    """A row: how far apart prefills end, which our first tokens tell if they waited for no place in a batch; and how
-    much later their first tokens are, in steps; then on the decode instances that they chose."""
-    apart_s = max(abs(a.prefilled_s - b.prefilled_s) for a, b in zip(mine, other, strict=True))
-    cells = ["–" if case.max_batch < 64 or case.clients else f"{1e9 * apart_s:.0f}"]
+    """A row: how much later their first tokens are, in steps; then on the decode instances that they chose."""
+    cells = []
     for some in (mine, decoded(case, other)):
         later = sorted((b.ttft_s - a.ttft_s) / case.step_s for a, b in zip(some, other, strict=True))
         cells.append(", ".join(f"{round(x, 2) + 0.0:.2f}" for x in (later[0], statistics.fmean(later), later[-1])))
@@ -313,8 +311,8 @@ def agreement(every: Sequence[Case], python: str, folder: Path) -> None:
         print(compared(case, mine, other), flush=True)
         speed.append(f"| {case.name} | {len(mine)} | {my_s:.2f} | {other_s:.2f} |")
     print("\nTheir first token later than ours, in steps: least, mean, most.\n")
-    columns = ["prefills end apart by at most, ns", "ours", "ours, on the decode instance that they chose"]
-    print(f"| workload | {' | '.join(columns)} |\n|---|---|---|---|")
+    columns = ["ours", "ours, on the decode instance that they chose"]
+    print(f"| workload | {' | '.join(columns)} |\n|---|---|---|")
     print("\n".join(why))
     print("\n| workload, engine alone | requests | ours, s | theirs, s |\n|---|---|---|---|")
     print("\n".join(speed))
