@@ -17,7 +17,7 @@ from typing import Final
 from benchmarks.scheduler.in_parallel import run_all
 from prfaas.core.planning.trace import MOONCAKE_BLOCK_TOKENS
 from prfaas.scenario.workload import read_trace_file
-from prfaas.sim.arrivals import Arrival
+from prfaas.sim.arrivals import traced
 from prfaas.sim.caches import CacheProfile, kinds_of
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.runs import Run, to_end
@@ -70,7 +70,7 @@ def simulated(cell: Cell, num_requests: int = NUM_REQUESTS) -> Results:
     what, seed, choice, trace = cell
     if trace:
         run = Run(with_caches(choice, seed, 100.0))
-        run.simulation.follow(iter(traced(Path(trace))))
+        run.simulation.follow(traced(read_trace_file(Path(trace), trace, MOONCAKE_BLOCK_TOKENS), is_whole=True))
     else:
         scenario = planned()[0]
         run = Sessions(
@@ -83,16 +83,6 @@ def simulated(cell: Cell, num_requests: int = NUM_REQUESTS) -> Results:
 def new_tokens(rng: random.Random) -> int:
     """Of a question, with what it brings along."""
     return max(16, round(rng.lognormvariate(8.7, 1.0)))
-
-
-def traced(path: Path) -> list[Arrival]:
-    found = read_trace_file(path, str(path), MOONCAKE_BLOCK_TOKENS)
-    first_s = found[0].arrival_s
-    return [
-        Arrival(r.arrival_s - first_s, r.input_tokens, max(1, r.output_tokens),
-                blocks=tuple(f"{hash_id:x}".encode() for hash_id in r.hash_ids))
-        for r in found
-    ]  # fmt: skip
 
 
 def table(what: str, seeds: range, trace: str, processes: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
+from prfaas.core.planning.trace import TracedRequest
 from prfaas.core.planning.workload import Empirical, TruncatedLogNormal, Workload
 
 _NORMAL: Final = NormalDist()
@@ -117,3 +118,13 @@ def daily(
         return rate_rps * (1.0 + swing * math.sin(2.0 * math.pi * at_s / day_s))
 
     return varying(rng, rate_at, rate_rps * (1.0 + swing), lambda at_s: lengths, lambda at_s: num_output_tokens)
+
+
+def traced(requests: Sequence[TracedRequest], *, is_whole: bool) -> Iterator[Arrival]:
+    """Those of a trace, in its order, from its first on. `is_whole`: with all of their prompts and the names of their
+    blocks, of which caches hold some; else with what a cache that never forgets would leave."""
+    first_s = requests[0].arrival_s
+    for r in requests:
+        num_tokens = r.input_tokens if is_whole else r.uncached_tokens
+        blocks = tuple(f"{hash_id:x}".encode() for hash_id in r.hash_ids) if is_whole else ()
+        yield Arrival(r.arrival_s - first_s, num_tokens, max(1, r.output_tokens), blocks=blocks)

@@ -159,7 +159,7 @@ def _link_becomes(simulation: Simulation, pair: tuple[str, str], bytes_per_s: fl
     link = simulation.links[pair]
     was_cut = link.bytes_per_s <= 0
     link.set_rate(bytes_per_s)
-    back = simulation.back_links.get((pair[1], pair[0]))
+    back = simulation.back_links.get(pair[::-1])
     if back is not None:
         back.set_rate(bytes_per_s)
     if bytes_per_s <= 0 and not was_cut:

@@ -103,7 +103,7 @@ class Hindsight:
                 self.on_copy()
                 _Copy(simulation, request.request_id, way_of(option), writer, self._horizon_s)
                 if option is not best:
-                    _pin(dispatch, request.request_id, way_of(option))
+                    _pin(dispatch, request.request_id, option)
                 return option
             os.close(writer)
             with os.fdopen(reader, encoding="utf-8") as told:
@@ -117,16 +117,13 @@ class Hindsight:
         return best
 
 
-def _pin(dispatch: Dispatch, request_id: str, way: str) -> None:
+def _pin(dispatch: Dispatch, request_id: str, way: Option) -> None:
     """It goes that way as long as it can, and nowhere else."""
     chosen, is_better = dispatch.chosen, dispatch._is_better
 
     def choose(request: Request, options: list[Option]) -> Option:
-        if request.request_id == request_id:
-            for option in options:
-                if way_of(option) == way:
-                    return option
-        return chosen(request, options)
+        same = dispatch._same_way(way, options) if request.request_id == request_id else None
+        return same or chosen(request, options)
 
     def moves(other: Option, request: Request, *facts: Any) -> bool:
         return request.request_id != request_id and is_better(other, request, *facts)

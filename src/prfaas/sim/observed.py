@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from prfaas.core.control import events as e
 from prfaas.core.control.conversion import Conversion
+from prfaas.core.control.link_rates import Pair
 from prfaas.core.control.request import Request, RequestState
 from prfaas.core.control.view import view
 from prfaas.core.topology import Role
@@ -23,7 +24,6 @@ from prfaas.sim.simulation import Life, Simulation
 #: A longer run is seen less often: a moment takes two milliseconds to take down.
 MAX_MOMENTS: Final = 1_000
 
-Pair = tuple[str, str]
 S = RequestState
 
 

@@ -14,7 +14,7 @@ from prfaas.core.planning.scenario import Scenario
 from prfaas.core.planning.trace import MOONCAKE_BLOCK_TOKENS
 from prfaas.deployment.units import parse_seconds
 from prfaas.scenario.workload import read_trace_file
-from prfaas.sim.arrivals import Arrival, DrawLength, bursty, daily, lengths_of, poisson
+from prfaas.sim.arrivals import Arrival, DrawLength, bursty, daily, lengths_of, poisson, traced
 from prfaas.sim.caches import CacheProfile, kinds_of
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.runs import Run
@@ -140,24 +140,16 @@ def _rate(options: LoadOptions, scenario: Scenario, planned_rps: float, policy: 
 
 
 def _of_trace(options: LoadOptions, path: Path, block_tokens: int) -> Load:
-    traced = read_trace_file(path, f"--trace {path}", block_tokens)[: options.num_requests]
-    first_s = traced[0].arrival_s
-    if traced[-1].arrival_s <= first_s:
+    requests = read_trace_file(path, f"--trace {path}", block_tokens)[: options.num_requests]
+    if requests[-1].arrival_s <= requests[0].arrival_s:
         raise BadLoad(f"--trace {path}: all requests come at one time, so they have no rate")
-    whole = bool(options.caches)
-
-    def arrivals() -> Iterator[Arrival]:
-        for r in traced:
-            tokens = r.input_tokens if whole else r.uncached_tokens
-            blocks = tuple(f"{hash_id:x}".encode() for hash_id in r.hash_ids) if whole else ()
-            yield Arrival(r.arrival_s - first_s, tokens, max(1, r.output_tokens), blocks=blocks)
 
     def begin(deployment: SimulatedDeployment, seed: int) -> Run:
         run = Run(deployment)
-        run.simulation.follow(arrivals())
+        run.simulation.follow(traced(requests, is_whole=bool(options.caches)))
         return run
 
-    return Load(begin, len(traced), f"{len(traced)} requests of {path.name}, at its own times")
+    return Load(begin, len(requests), f"{len(requests)} requests of {path.name}, at its own times")
 
 
 def trace_block_tokens(section_tokens: int | None) -> int:

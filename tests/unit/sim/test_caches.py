@@ -19,12 +19,12 @@ from prfaas.sim.conditions import Condition, EnginesDie, EnginesReturn, LinkBeco
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
 from prfaas.sim.policies import POLICIES
-from prfaas.sim.runs import Run, open_loop, to_end
+from prfaas.sim.runs import Run, to_end
 from prfaas.sim.sessions import Conversations, Sessions
 from prfaas.sim.simulation import Life
+from tests.unit.sim.prompts import BLOCK, asks, ran
 
 PAIR = ("west", "pd")
-BLOCK = 100
 ATTENTION = frozenset({KVGroupKind.FULL_ATTENTION})
 HYBRID = ATTENTION | {KVGroupKind.LINEAR_STATE}
 PREFILL_S = polynomial(0.0, 1e-3)
@@ -59,20 +59,6 @@ def deployment(
         topology, {member.name: profile for member in members}, kv_bytes, policy, TransferTerms(60.0, 30.0),
         caches=caches,
     )  # fmt: skip
-
-
-def asks(at_s: float, num_tokens: int, talk: str = "a") -> Arrival:
-    """A prompt of this conversation: longer ones begin with the shorter ones."""
-    blocks = tuple(f"{talk}{index}".encode() for index in range(num_tokens // BLOCK))
-    return Arrival(at_s, num_tokens, 1, blocks=blocks)
-
-
-def ran(
-    made: SimulatedDeployment, *arrivals: Arrival, conditions: tuple[tuple[float, Condition], ...] = ()
-) -> list[Life]:
-    run = open_loop(made, arrivals, checks=True, conditions=conditions)
-    assert not run.simulation.scheduler.requests
-    return sorted(run.ended, key=lambda life: life.number)
 
 
 def computed(lives: list[Life]) -> list[int]:

@@ -21,16 +21,15 @@ from prfaas.core.model.curve import polynomial
 from prfaas.core.model.layout import KVGroupKind
 from prfaas.core.model.serving_model import ClusterModel, ServingModel
 from prfaas.core.topology import Cluster, Duty, Instance, Link, Role, Topology, complete_links
-from prfaas.sim.arrivals import Arrival
 from prfaas.sim.caches import CacheProfile
 from prfaas.sim.conditions import Condition, EnginesDie, EnginesFail, EnginesReturn, LinkBecomes
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import EngineProfile
 from prfaas.sim.runs import Run, open_loop
 from prfaas.sim.simulation import Life
+from tests.unit.sim.prompts import BLOCK, asks, ran
 
 PAIR = ("west", "pd")
-BLOCK = 100
 HYBRID = frozenset({KVGroupKind.FULL_ATTENTION, KVGroupKind.LINEAR_STATE})
 PREFILL_S = polynomial(0.0, 1e-3)
 #: Far away ten times as fast as here.
@@ -55,20 +54,6 @@ def deployment(
     caches = CacheProfile(BLOCK, {"west": 10_000, "pd": max_pd_blocks}, HYBRID)
     policy = RoutePolicy(True, 100, model, may_fetch=may_fetch)
     return SimulatedDeployment(topology, profiles, kv_bytes, policy, TransferTerms(90.0, 90.0), caches=caches)
-
-
-def asks(at_s: float, num_tokens: int, talk: str = "a") -> Arrival:
-    blocks = tuple(f"{talk}{index}".encode() for index in range(num_tokens // BLOCK))
-    return Arrival(at_s, num_tokens, 1, blocks=blocks)
-
-
-def ran(
-    made: SimulatedDeployment, *arrivals: Arrival, conditions: tuple[tuple[float, Condition], ...] = ()
-) -> list[Life]:
-    run = open_loop(made, arrivals, checks=True, conditions=conditions)
-    assert not run.simulation.scheduler.requests
-    assert not any(link.num_transfers for link in run.simulation.back_links.values())
-    return sorted(run.ended, key=lambda life: life.number)
 
 
 def ttft_s(life: Life) -> float:

@@ -66,7 +66,7 @@ class Fetching:
     def begins(self, source: Instance, target: Instance, num_tokens: int, now_s: float) -> float:
         """From now on a prefix of so many tokens crosses. Returns how long that takes."""
         pair = source.cluster, target.cluster
-        takes_s = self.takes_s(*pair, self.num_bytes(num_tokens), now_s)
+        takes_s = self.takes_s(*pair, self._estimates.kv_bytes(num_tokens), now_s)
         if pair[0] != pair[1]:
             self._until_s[pair] = now_s + takes_s
         return takes_s
@@ -77,7 +77,7 @@ class Fetching:
         return any(can_send(source, target) for target in self._fleet.working_prefillers(cluster))
 
     def _from(self, source: Instance, held: int, num_tokens: int, cluster: str, now_s: float) -> Fetch:
-        takes_s = self.takes_s(source.cluster, cluster, self.num_bytes(held), now_s)
+        takes_s = self.takes_s(source.cluster, cluster, self._estimates.kv_bytes(held), now_s)
         prefill_s = self._estimates.prefill_s(cluster, max(1, num_tokens - held))
         return Fetch(source, held, takes_s, prefill_s, self._others_s(source.cluster, cluster, held, now_s))
 
@@ -88,11 +88,7 @@ class Fetching:
         if source == target or not rate_rps or bytes_per_s <= 0:
             return 0.0
         queued_s = self._link_bytes.get((source, target), 0.0) / bytes_per_s
-        return delay_to_others_s(rate_rps, load, queued_s, self.num_bytes(held) / bytes_per_s)
-
-    def num_bytes(self, num_tokens: int) -> float:
-        """Of a prefix."""
-        return self._estimates.kv_bytes(num_tokens)
+        return delay_to_others_s(rate_rps, load, queued_s, self._estimates.kv_bytes(held) / bytes_per_s)
 
     def takes_s(self, source: str, target: str, num_bytes: float, now_s: float) -> float:
         """Until so many bytes of one cluster are in another; inf where no link leads there."""
