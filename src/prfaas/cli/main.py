@@ -70,6 +70,34 @@ def gateway(file: File) -> None:
 
 
 @app.command()
+def emulate(
+    file: File,
+    sockets: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the nodes beside the engines have their sockets, NAME.sock.")
+    ],
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="INSTANCE", help="Only this instance; repeat. Default: all emulated.")
+    ] = None,
+) -> None:
+    """Serve engines without a model: real KVCache bytes, time from the hardware profile."""
+    _log("INFO")
+    from prfaas.deployment.document import DeploymentError
+    from prfaas.deployment.load import read_deployment, resolve_model_dir, serving_problems
+    from prfaas.engines.emulated.configure import emulated_of
+    from prfaas.engines.emulated.server import run
+
+    try:
+        deployment, document = read_deployment(file)
+        problems = serving_problems(deployment, document)
+        if problems:
+            _refuse("\n".join(problems))
+        emulated = emulated_of(deployment, document, resolve_model_dir(deployment, file), sockets, name or [])
+    except DeploymentError as error:
+        _refuse(str(error))
+    raise typer.Exit(run(emulated))
+
+
+@app.command()
 def kvnode(
     name: Annotated[str, typer.Option(help="This node's name, as peers and the gateway know it.")],
     socket: Annotated[str, typer.Option(metavar="PATH", help="Unix socket for the engine beside this node.")],

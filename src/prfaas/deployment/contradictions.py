@@ -29,6 +29,7 @@ def contradictions(deployment: Deployment) -> list[tuple[FieldPath, str]]:
         *_bad_naive(deployment),
         *_bad_links(deployment),
         *_bad_addresses(deployment),
+        *_bad_kinds(deployment),
         *_bad_encryption(deployment),
     ]
 
@@ -192,6 +193,21 @@ def _bad_address(given: str, *, needs_port: bool) -> str | None:
     if parts.path or parts.query or parts.fragment or parts.username:
         return f"{given!r}: give host and port only, without a path such as /v1"
     return None
+
+
+def _bad_kinds(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    for name, cluster in deployment.clusters.items():
+        for index, endpoint in enumerate(cluster.endpoints):
+            path: FieldPath = ("clusters", name, "endpoints", index, "kind")
+            field = ".".join(str(part) for part in path)
+            if cluster.engine is not None and endpoint.kind != cluster.engine.kind:
+                text = (
+                    f"{endpoint.kind}, but the cluster's engines are started as {cluster.engine.kind}; write the same"
+                )
+                yield path, f"{field}: {text}"
+            elif deployment.emulation is not None and endpoint.kind != "emulated":
+                text = f"{endpoint.kind}, but the file has `emulation`, which changes times and sizes; remove one"
+                yield path, f"{field}: {text}"
 
 
 def _bad_encryption(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from prfaas.deployment.contradictions import contradictions
 from prfaas.deployment.document import MAX_FILE_BYTES, DeploymentError, Document, read_document, validated
 from prfaas.deployment.model import Deployment
+
+#: The tokenizer of emulated engines whose deployment file names no model directory: a token is a byte of UTF-8.
+BYTES_MODEL: Final = Path(__file__).parent / "bytes_model"
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -44,7 +48,7 @@ def serving_problems(deployment: Deployment, document: Document) -> list[str]:
     problems = [
         document.problem(("model", name), "missing; add it")
         for name in ("name", "path", "max_model_tokens")
-        if getattr(deployment.model, name) is None
+        if getattr(deployment.model, name) is None and not (name == "path" and deployment.is_emulated)
     ]
     for name, cluster in deployment.clusters.items():
         if not cluster.endpoints:
@@ -53,8 +57,11 @@ def serving_problems(deployment: Deployment, document: Document) -> list[str]:
 
 
 def resolve_model_dir(deployment: Deployment, path: Path | str) -> Path:
-    """The model's directory; a relative one starts at the deployment file. Raises DeploymentError if there is none."""
-    directory = (Path(path).resolve().parent / deployment.served_model.path).resolve()
+    """The model's directory; a relative one starts at the deployment file. An emulated deployment that names none has
+    the one that comes with PrfaaS. Raises DeploymentError if there is none."""
+    if deployment.model.path is None and deployment.is_emulated:
+        return BYTES_MODEL
+    directory = (Path(path).resolve().parent / str(deployment.served_model.path)).resolve()
     if not (directory / "config.json").is_file():
         raise DeploymentError(f"{path}: model.path: {directory} has no config.json; give the model's directory")
     return directory

@@ -62,15 +62,19 @@ class ServedModel(NamedTuple):
     """What serving needs of the model; see `ModelSection`."""
 
     name: str
-    path: str
+    path: str | None
     max_model_tokens: int
+
+
+#: `emulated`: no accelerator, time from the hardware profile (see `emulation`).
+EngineKind = Literal["vllm", "emulated"]
 
 
 class EngineSection(Strict):
     """How `prfaas up` starts the engines of a cluster. Leave it out for engines that run already."""
 
-    kind: Literal["vllm"] = "vllm"
-    args: tuple[str, ...] = Field(default=(), description="Extra arguments for the vLLM API server.")
+    kind: EngineKind = "vllm"
+    args: tuple[str, ...] = Field(default=(), description="Extra arguments for the engine's server.")
     env: dict[str, str] = Field(default_factory=dict, description="Extra environment of the engine process.")
 
 
@@ -85,7 +89,7 @@ class Endpoint(Strict):
         description="What the instance does: `prefill`, `decode`, or `both` for its own prompts. Default: `both` in a"
         " PD cluster, `prefill` in a PrfaaS cluster, where it is the only one.",
     )
-    kind: Literal["vllm"] = "vllm"
+    kind: EngineKind = "vllm"
     engine: HttpUrl = Field(description="Base URL of the engine's OpenAI API, without /v1.")
     kvnode: HttpUrl = Field(description="Base URL of the KV node's HTTP control.")
     lanes: HostPort = Field(description="host:port where the KV node listens for lanes of other nodes.")
@@ -298,6 +302,34 @@ class Transfer(Strict):
     )
 
 
+class Emulation(Strict):
+    """How emulated engines differ from the hardware that they stand for. The rest of the file describes the real
+    deployment: it is planned and simulated as it stands, and served in this scale."""
+
+    time_scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="Seconds that pass here for a second of the profiles: 0.1 is ten times as fast. Round trips, decode"
+        " steps, `slo.tpot`, `policy.max_ttft` and `policy.cool_down` shrink with it.",
+    )
+    bytes_scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Bytes of KVCache here for a byte of the model's. Links carry this share of their bandwidth,"
+        " divided by `time_scale`.",
+    )
+    block_tokens: int = Field(default=128, ge=1, le=1 << 16, description="Tokens of a block of the engines' caches.")
+    cache_tokens: int = Field(
+        default=1 << 20, ge=1, le=1 << 40, description="Tokens that one instance's prefix cache holds."
+    )
+    stream_interval: int = Field(
+        default=32, ge=1, le=1 << 20, description="Tokens in one event of a streamed answer, after its first."
+    )
+
+
 class Telemetry(Strict):
     """Where the gateway's spans go. Metrics and logs need no setting."""
 
@@ -346,6 +378,7 @@ class Deployment(Strict):
     slo: Slo = Slo()
     policy: Policy = Policy()
     prices: Prices | None = None
+    emulation: Emulation | None = None
     transfer: Transfer = Transfer()
     gateway: Gateway = Gateway()
 
@@ -354,9 +387,14 @@ class Deployment(Strict):
         """The model of a deployment that `load_deployment` found complete."""
         model = self.model
         assert model.name is not None
-        assert model.path is not None
+        assert model.path is not None or self.is_emulated
         assert model.max_model_tokens is not None
         return ServedModel(model.name, model.path, model.max_model_tokens)
+
+    @property
+    def is_emulated(self) -> bool:
+        """Every engine is, and there is one."""
+        return {endpoint.kind for cluster in self.clusters.values() for endpoint in cluster.endpoints} == {"emulated"}
 
     def clusters_of_role(self, role: Literal["prfaas", "pd"]) -> dict[str, Cluster]:
         """Clusters with `role`, in file order."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from prfaas.engines.dialect import Dialect
+from prfaas.engines.emulated.dialect import EmulatedDialect
+from prfaas.engines.emulated.launch import EmulatedLaunch
 from prfaas.engines.launch import Launch
 from prfaas.engines.vllm.dialect import VllmDialect
 from prfaas.engines.vllm.launch import VllmLaunch
 
 DEFAULT_KIND: Final = "vllm"
 
-_DIALECTS: Final[dict[str, Dialect]] = {"vllm": VllmDialect()}
-_LAUNCHES: Final[dict[str, Launch]] = {"vllm": VllmLaunch()}
+_DIALECTS: Final[dict[str, Dialect]] = {"vllm": VllmDialect(), "emulated": EmulatedDialect()}
+_LAUNCHES: Final[dict[str, Launch]] = {"vllm": VllmLaunch(), "emulated": EmulatedLaunch()}
 
 #: Steering fields and containers of engines that have no dialect here yet (SGLang, Dynamo).
 _OTHER_FIELDS: Final = frozenset(

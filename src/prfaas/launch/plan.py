@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -63,7 +63,7 @@ def plan_processes(
     PlanError if nothing is left to start, or if nodes elsewhere would need such certificates too."""
     throwaway = throwaway_directory(sockets) if certs is None else certs
     nodes: list[ProcessSpec] = []
-    engines: list[ProcessSpec] = []
+    starts: dict[str, list[tuple[Instance, EngineStart]]] = {}
     topology = topology_of(deployment)
     for instance in topology.instances:
         if not is_here(str(urlsplit(instance.kvnode_url).hostname)):
@@ -72,7 +72,9 @@ def plan_processes(
         section = deployment.clusters[instance.cluster].engine
         nodes.append(_node(deployment, file, instance, socket_path, throwaway, section is not None))
         if section is not None:
-            engines.append(_engine(deployment, section, instance, socket_path, model_dir))
+            start = _start(deployment, file, section, instance, socket_path, model_dir)
+            starts.setdefault(instance.cluster, []).append((instance, start))
+    engines = [spec for cluster, members in starts.items() for spec in _engines(deployment, cluster, members)]
     gateways = [_gateway(deployment, file)] if with_gateway and is_here(deployment.gateway.host) else []
     if not nodes and not gateways:
         raise PlanError(f"{file}: none of its addresses is on this machine; see clusters.*.endpoints and gateway.host")
@@ -121,24 +123,39 @@ def _node(
     return ProcessSpec(f"kvnode-{instance.name}", tuple(argv), {}, health, has_engine, listens, reads)
 
 
-def _engine(
-    deployment: Deployment, section: EngineSection, instance: Instance, socket_path: str, model_dir: Path
-) -> ProcessSpec:
+def _start(
+    deployment: Deployment, file: Path, section: EngineSection, instance: Instance, socket_path: str, model_dir: Path
+) -> EngineStart:
     address, model = urlsplit(instance.engine_url), deployment.served_model
-    launch = launch_of(section.kind)
-    start = EngineStart(
-        str(model_dir),
-        model.name,
-        model.max_model_tokens,
-        str(address.hostname),
-        address.port or 80,
-        socket_path,
-        section.args,
-        section.env,
+    return EngineStart(
+        name=instance.name,
+        deployment_file=str(file),
+        model_dir=str(model_dir),
+        served_name=model.name,
+        max_model_tokens=model.max_model_tokens,
+        host=str(address.hostname),
+        port=address.port or 80,
+        socket_path=socket_path,
+        args=section.args,
+        env=section.env,
     )
-    health = instance.engine_url + dialect_of(instance.kind).health_path
-    argv, env = launch.argv(start, sys.executable), launch.env(start)
-    return ProcessSpec(f"engine-{instance.name}", argv, env, health, listens=(address.netloc,))
+
+
+def _engines(
+    deployment: Deployment, cluster: str, members: Sequence[tuple[Instance, EngineStart]]
+) -> Iterator[ProcessSpec]:
+    """Of one cluster."""
+    section = deployment.clusters[cluster].engine
+    assert section is not None, "engines without a section run already"
+    launch = launch_of(section.kind)
+    groups = [members] if launch.shares_process else [[member] for member in members]
+    for group in groups:
+        instance, start = group[0]
+        name = f"engines-{cluster}" if launch.shares_process else f"engine-{instance.name}"
+        argv = launch.argv([each for _, each in group], sys.executable)
+        health = instance.engine_url + dialect_of(instance.kind).health_path
+        listens = tuple(urlsplit(member.engine_url).netloc for member, _ in group)
+        yield ProcessSpec(name, argv, launch.env(start), health, listens=listens)
 
 
 def _gateway(deployment: Deployment, file: Path) -> ProcessSpec:

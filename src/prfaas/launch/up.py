@@ -119,7 +119,7 @@ def _tell(console: Console, *sentences: str | None) -> None:
 
 
 def _refuse_without_engines(deployment: Deployment, specs: list[ProcessSpec]) -> None:
-    if not any(spec.name.startswith("engine-") for spec in specs):
+    if not any(spec.name.startswith(("engine-", "engines-")) for spec in specs):
         return
     for kind in sorted({cluster.engine.kind for cluster in deployment.clusters.values() if cluster.engine}):
         launch = launch_of(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,11 +28,12 @@ class ProfileError(PrfaasError):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """S_kv(l) of a model, and where it is from."""
+    """S_kv(l) of a model, and where it is from. `hf_config` is what it was computed from, None if it was measured."""
 
     name: str
     kv_bytes: Curve
     source: str
+    hf_config: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def load_model(name_or_file: str, directory: Path) -> Model:
         curve = cache_size_of(profile.hf_config).curve()
     except PrfaasError as error:
         raise ProfileError(f"{path}: hf_config: {error}") from None
-    return Model(profile.model, curve, profile.source)
+    return Model(profile.model, curve, profile.source, profile.hf_config)
 
 
 def model_of_config(path: Path) -> Model:
@@ -93,7 +95,7 @@ def model_of_config(path: Path) -> Model:
     except PrfaasError as error:
         raise ProfileError(f"{path}: {error}") from None
     name = config.get("_name_or_path") or config["model_type"]
-    return Model(str(name), curve, f"computed from {path.name}")
+    return Model(str(name), curve, f"computed from {path.name}", config)
 
 
 def shipped_hardware(model: Model, accelerator: str) -> Hardware:

@@ -12,7 +12,8 @@ from prfaas.core.topology import Duty
 from prfaas.deployment.document import DeploymentError, Document, FieldPath
 from prfaas.deployment.load import read_deployment
 from prfaas.deployment.model import Cluster, Deployment
-from prfaas.profiles.load import Hardware, Model, load_hardware, load_model, model_of_config, shipped_hardware
+from prfaas.profiles.load import Hardware, Model
+from prfaas.scenario.hardware import hardware_of, model_of
 from prfaas.scenario.workload import read_workload
 
 #: A workload's longest prompt may lie this far beyond the longest measured one before it is worth a word.
@@ -86,18 +87,11 @@ class _Builder:
     def _model(self) -> Model | None:
         section = self._deployment.model
         try:
-            if section.profile is not None:
-                return load_model(section.profile, self._directory)
-            if section.hf_config is not None:
-                return model_of_config(self._directory / section.hf_config)
-            if section.path is not None:
-                return model_of_config(self._directory / section.path / "config.json")
+            return model_of(section, self._directory)
         except (PrfaasError, OSError) as error:
-            given = next(name for name in ("profile", "hf_config", "path") if getattr(section, name) is not None)
-            self._wrong(("model", given), str(error))
+            given = [name for name in ("profile", "hf_config", "path") if getattr(section, name) is not None]
+            self._wrong(("model", *given[:1]), str(error))
             return None
-        self._wrong(("model",), "planning needs the KVCache's size: give profile, or hf_config with a config.json")
-        return None
 
     def _workload(self) -> tuple[Workload | None, float]:
         section = self._deployment.workload
@@ -118,15 +112,10 @@ class _Builder:
     def _hardware(self, name: str, cluster: Cluster, model: Model, workload: Workload) -> Hardware | None:
         path: FieldPath = ("clusters", name)
         try:
-            if cluster.profile is not None:
-                found = load_hardware(self._directory / cluster.profile, model)
-            elif cluster.accelerator is not None:
-                found = shipped_hardware(model, cluster.accelerator)
-            else:
-                self._wrong(path, "planning needs the hardware: give accelerator, or profile with a measured one")
-                return None
+            found = hardware_of(cluster, model, self._directory)
         except (PrfaasError, OSError) as error:
-            self._wrong((*path, "profile" if cluster.profile is not None else "accelerator"), str(error))
+            given = [field for field in ("profile", "accelerator") if getattr(cluster, field) is not None]
+            self._wrong((*path, *given[:1]), str(error))
             return None
         self._notes.append(f"{found.model} on {found.accelerator}: {found.source}")
         if self._deployment.model.profile is not None and found.model != model.name:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prfaas.core.control.router import COOL_DOWN_S, RoutePolicy
 from prfaas.core.errors import PrfaasError
-from prfaas.deployment.model import Deployment
+from prfaas.deployment.model import Deployment, Emulation
 
 if TYPE_CHECKING:
     from prfaas.core.model.serving_model import ServingModel
@@ -92,5 +92,7 @@ def _planned(deployment: Deployment, path: Path | None) -> ServedPolicy:
     threshold = served_threshold_tokens(solution)
     found = f"{solution.offload_fraction:.1%} of requests, {solution.system_rps:.3g} requests/s at most"
     why = f"policy prfaas: the threshold begins at {threshold} uncached tokens, as planned ({found}), and moves"
-    model, policy = serving_model(scenario, deployment.slo.tpot), deployment.policy
-    return ServedPolicy(True, threshold, why, model, policy.max_ttft, policy.cool_down)
+    scale, policy = deployment.emulation or Emulation(), deployment.policy
+    model = serving_model(scenario, deployment.slo.tpot).scaled(scale.time_scale, scale.bytes_scale)
+    max_ttft_s = None if policy.max_ttft is None else policy.max_ttft * scale.time_scale
+    return ServedPolicy(True, threshold, why, model, max_ttft_s, policy.cool_down * scale.time_scale)

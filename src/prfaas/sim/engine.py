@@ -54,14 +54,15 @@ class Prefill:
 
 
 class Sequence:
-    """One answer: `num_tokens` to come. `on_first` comes with the first of them."""
+    """One answer: `num_tokens` to come. `on_first` comes with the first of them, in the batch's step `first_step`."""
 
-    __slots__ = ("is_over", "num_tokens", "on_done", "on_first")
+    __slots__ = ("first_step", "is_over", "num_tokens", "on_done", "on_first")
 
     def __init__(self, num_tokens: int, on_first: Callable[[], object], on_done: Callable[[], object]) -> None:
         self.num_tokens = num_tokens
         self.on_first = on_first
         self.on_done = on_done
+        self.first_step = math.inf
         self.is_over = False
 
 
@@ -138,6 +139,11 @@ class Engine:
     def num_decoding(self) -> int:
         return self._num_decoding
 
+    @property
+    def step_s(self) -> float:
+        """Seconds of a decode step as the batch is now."""
+        return self._step_s
+
     def slow_down(self, factor: float) -> None:
         """Prompts that begin from now on take so many times as long as the profile says."""
         self.slowness = factor
@@ -205,6 +211,14 @@ class Engine:
         self._admit()
         self._plan()
 
+    def num_tokens_of(self, sequence: Sequence) -> int:
+        """How many tokens of an answer there are by now."""
+        if sequence.is_over:
+            return sequence.num_tokens
+        self._advance()
+        since_first = self._steps + _STEP_FRACTION - sequence.first_step
+        return 0 if since_first < 0.0 else min(sequence.num_tokens, math.floor(since_first) + 1)
+
     def drop_sequence(self, sequence: Sequence) -> None:
         """Nobody waits for it any more. Idempotent."""
         if sequence.is_over:
@@ -239,7 +253,7 @@ class Engine:
                 self._steps = float(math.ceil(self._steps))  # the step of an idle engine begins at once
             self._num_decoding += 1
             self._number += 1
-            first = math.ceil(self._steps - _STEP_FRACTION) + 1.0
+            first = sequence.first_step = math.ceil(self._steps - _STEP_FRACTION) + 1.0
             heapq.heappush(self._milestones, (first, self._number, sequence.num_tokens <= 1, sequence))
 
     def _plan(self) -> None:

@@ -62,6 +62,13 @@ class Kernel:
     def after(self, delay_s: float, call: Callable[..., object], *arguments: Any, priority: int = 0) -> Planned:
         return self.at(self.now_s + delay_s, call, *arguments, priority=priority)
 
+    @property
+    def next_due_s(self) -> float | None:
+        """When the next thing is due, even if it was cancelled since; None if nothing is planned."""
+        if self._at_once:
+            return self.now_s
+        return self._heap[0][0] if self._heap else None
+
     def step(self, until_s: float = math.inf) -> bool:
         """Let the next thing happen, if it is due by `until_s`. False if nothing is."""
         return self.steps(1, until_s) == 1

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from prfaas.core.topology import Instance, Topology
-from prfaas.deployment.load import load_deployment
+from prfaas.deployment.load import load_deployment, resolve_model_dir
 from prfaas.deployment.topology import topology_of
 from prfaas.launch.certificates import make_throwaway
 from prfaas.launch.plan import ProcessSpec, plan_processes, throwaway_directory
@@ -92,7 +92,7 @@ class Deployed:
     def plan(self) -> dict[str, ProcessSpec]:
         """What belongs to the file as it is now, with certificates made."""
         deployment = load_deployment(self.file)
-        model_dir = Path(str(self.document["model"]["path"]))
+        model_dir = resolve_model_dir(deployment, self.file)
         planned = plan_processes(deployment, self.file, model_dir, self.directory)
         make_throwaway(deployment, throwaway_directory(self.directory))
         return {spec.name: spec for spec in planned}

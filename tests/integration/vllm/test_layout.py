@@ -32,9 +32,11 @@ def registered(model_dir: Path, directory: Path) -> KVLayout:
     (port,) = free_ports(1)
     socket_path = str(directory / "s")
     args = (*ENGINE_ARGS, "--enforce-eager", "--max-num-seqs", "1")
-    start = EngineStart(str(model_dir), "tiny", MAX_MODEL_TOKENS, "127.0.0.1", port, socket_path, args, {})
+    start = EngineStart(
+        "x", "x.yaml", str(model_dir), "tiny", MAX_MODEL_TOKENS, "127.0.0.1", port, socket_path, args, {}
+    )
     launch, health = launch_of("vllm"), f"http://127.0.0.1:{port}{dialect_of('vllm').health_path}"
-    engine = ProcessSpec("engine", launch.argv(start, sys.executable), launch.env(start), health)
+    engine = ProcessSpec("engine", launch.argv([start], sys.executable), launch.env(start), health)
 
     async def main() -> KVLayout:
         with (

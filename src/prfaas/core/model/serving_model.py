@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from prfaas.core.model.curve import Curve
 from prfaas.core.record import record
@@ -27,3 +28,16 @@ class ServingModel:
     kv_bytes: Curve
     output_tokens: float
     tpot_s: float | None = None
+
+    def scaled(self, time_scale: float, bytes_scale: float) -> ServingModel:
+        """Of a deployment in which everything takes `time_scale` of its time, and KVCache `bytes_scale` of its size."""
+        clusters = {
+            name: replace(
+                cluster,
+                prefill_s=cluster.prefill_s.scaled(time_scale),
+                step_s=None if cluster.step_s is None else cluster.step_s * time_scale,
+            )
+            for name, cluster in self.clusters.items()
+        }
+        tpot_s = None if self.tpot_s is None else self.tpot_s * time_scale
+        return replace(self, clusters=clusters, kv_bytes=self.kv_bytes.scaled(bytes_scale), tpot_s=tpot_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Final
 
@@ -26,8 +27,10 @@ class VllmLaunch:
 
     product = "vLLM"
     package = "vllm"
+    shares_process = False
 
-    def argv(self, start: EngineStart, python: str) -> tuple[str, ...]:
+    def argv(self, starts: Sequence[EngineStart], python: str) -> tuple[str, ...]:
+        (start,) = starts
         return (
             *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", start.model_dir),
             *("--served-model-name", start.served_name, "--host", start.host, "--port", str(start.port)),
