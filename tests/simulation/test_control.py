@@ -37,8 +37,11 @@ def lived(seed: int) -> World:
 
 @functools.cache
 def met_by_all() -> Coverage:
+    """Goes on with more seeds while a rare fault has not met a phase that it can meet."""
     met = Coverage()
-    for seed in SEEDS:
+    for seed in range(3 * len(SEEDS)):
+        if seed not in SEEDS and not met.unmet_faults():
+            break
         met.add(lived(seed).coverage)
     return met
 

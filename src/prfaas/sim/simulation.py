@@ -67,6 +67,8 @@ class Life:
     num_computed_tokens: int = 0
     num_skipped_tokens: int = 0
     num_fetched_tokens: int = 0
+    #: What its decode instance computed of it after all, as it held less than was left out.
+    num_lacked_tokens: int = 0
     #: Those that it had when it was placed, if they are kept.
     options: tuple[Option, ...] = field(default=(), repr=False)
     chains: Mapping[int, TokenChain] = field(default_factory=lambda: NO_CHAINS, repr=False)
@@ -466,11 +468,16 @@ class Simulation:
             self.kernel.after(self._answer_s(life), self._handle, failed)
             return
         life.is_loaded = action.is_landed and self._still_holds_skipped(life, action.instance)
+        life.num_lacked_tokens = 0
         if life.is_loaded:
             self.caches.loaded(action.instance, life.chains)
             engine.decode(sequence)
             return
-        if not action.is_landed:
+        if action.is_landed:
+            life.fallback = str(FallbackReason.NOT_LOADED)
+            held = self.caches.match(action.instance, life.chains).attention_prefix_tokens
+            life.num_lacked_tokens = life.arrival.num_tokens - held
+        else:
             life.num_skipped_tokens = life.num_fetched_tokens = 0
             self._is_routed(life, action.route)
         engine.prefill(
@@ -528,9 +535,10 @@ class Simulation:
         self._feed(e.AnswerEnded(life.request_id, "unavailable", 503))
 
     def _settle(self, life: Life, action: a.SettleLanding) -> None:
-        num_tokens = life.arrival.num_tokens
-        num_loaded = num_tokens - 1 if life.is_loaded else 0
-        record = e.FinalRecord("consumed", None, num_loaded, num_tokens - num_loaded)
+        if life.is_loaded:
+            record = e.FinalRecord("consumed", None, life.arrival.num_tokens - 1, 1)
+        else:
+            record = e.FinalRecord("aborted", None, 0, life.num_lacked_tokens or None)
         self._feed(e.LandingSettled(life.request_id, record))
 
     def _drop(self, life: Life, action: a.DropLanding) -> None:

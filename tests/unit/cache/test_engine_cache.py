@@ -149,12 +149,41 @@ def test_eviction_takes_the_longest_chains_ends_first() -> None:
     assert record.match(chain([3] * 100)).attention_prefix_tokens == 12
 
 
-def test_forgetting_a_prompt_forgets_its_blocks() -> None:
-    """What turned out not to be held."""
+def test_what_an_engine_lacks_is_gone_with_all_that_was_used_before_it() -> None:
+    """What was used since is kept, and the prompt's blocks before the first that is missing."""
+    record = cache_of(FULL, max_blocks=100)
+    for first in (1, 2, 3):
+        record.ran_locally(chain([first] * 13))
+    record.lacked(chain([2] * 13), 4)
+    held = [record.match(chain([first] * 13)).attention_prefix_tokens for first in (1, 2, 3)]
+    assert held == [0, 4, 12]
+
+
+def test_a_record_learns_how_much_an_engine_keeps() -> None:
+    """An engine of eight blocks, under prompts of three each: after two mistakes the record is no longer than the
+    engine's, and it grows by one block for 256 that the engine took in."""
+    record, real = cache_of(FULL, max_blocks=10_000), cache_of(FULL, max_blocks=8)
+    prompts = [chain([number] * 13) for number in range(1, 400)]
+    for prompt in prompts[:100]:
+        record.ran_locally(prompt)
+        real.ran_locally(prompt)
+    assert len(record) == 300
+    record.lacked(prompts[90], real.match(prompts[90]).attention_prefix_tokens)
+    assert len(record) <= 27
+    record.lacked(prompts[97], real.match(prompts[97]).attention_prefix_tokens)
+    assert len(record) <= 8
+    for prompt in prompts[100:]:
+        record.ran_locally(prompt)
+    assert 4 <= len(record) <= 8
+
+
+def test_what_is_not_known_cannot_be_lacked() -> None:
+    """A prompt that the record does not have, or has less of."""
     record = cache_of(FULL, max_blocks=10)
     record.landed(chain([1] * 9))
-    record.forget(chain([1] * 9))
-    assert record.match(chain([1] * 9)) == NO_MATCH
+    record.lacked(chain([2] * 9), 0)
+    record.lacked(chain([1] * 30), 8)
+    assert record.match(chain([1] * 9)).attention_prefix_tokens == 8
 
 
 class RecordModel(RuleBasedStateMachine):

@@ -122,9 +122,9 @@ def test_holders_are_those_with_the_first_block() -> None:
         instance.cache.ran_locally(chain("c"))
     assert list(fleet.holders.of(b"a")) == [first, second]
     assert list(fleet.holders.of(b"b")) == [], "nobody's first block"
-    first.cache.forget(chain("a", "b"))
+    first.cache.lacked(chain("a", "b"), 0)
     assert list(fleet.holders.of(b"a")) == [second]
-    assert list(fleet.holders.of(b"c")) == [first, second]
+    assert list(fleet.holders.of(b"c")) == [first, second], "used since"
     second.engine_registered(10, "another life", ("full_attention",))
     assert list(fleet.holders.of(b"a")) == []
     assert list(fleet.holders.of(b"c")) == [first]

@@ -124,7 +124,7 @@ def test_what_was_left_out_and_is_gone_by_then_is_computed() -> None:
     assert not second.is_loaded
     # Of the first prompt's 30 blocks the other one's 28 have left two, those at its root.
     assert second.num_computed_tokens == 6_050 - 2 * BLOCK
-    assert (second.outcome, second.fallback) == ("ok", "")
+    assert (second.outcome, second.fallback) == ("ok", "not_loaded")
 
 
 def test_a_restarted_engine_holds_nothing_and_the_scheduler_knows() -> None:

@@ -488,8 +488,8 @@ class Lifecycle:
             if was_loaded(record):
                 instance.cache.landed(chain)
             else:
-                # It may have refused because it no longer held what was skipped; then it has computed all of it now.
-                instance.cache.forget(chain)
+                if record.tokens_recomputed is not None:
+                    instance.cache.lacked(chain, max(0, chain.num_tokens - record.tokens_recomputed))
                 instance.cache.ran_locally(chain)
         self._landing_gone(request)
 
