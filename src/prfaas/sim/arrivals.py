@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
+from prfaas.core.normal_distribution import quantile, share_below
 from prfaas.core.planning.trace import TracedRequest
 from prfaas.core.planning.workload import Empirical, TruncatedLogNormal, Workload
+from prfaas.core.portable_math import exp, log, sine_of_turns
+from prfaas.sim.draws import exponential
 
-_NORMAL: Final = NormalDist()
-#: `inv_cdf` takes no zero.
+#: There is no quantile of zero.
 _SMALLEST: Final = 1e-300
 
 
@@ -46,13 +46,13 @@ def lengths_of(workload: Workload) -> DrawLength:
 
 def _log_normal(workload: TruncatedLogNormal) -> DrawLength:
     """By the inverse of the distribution function, in the tail where it is accurate: one uniform number each."""
-    a, b = ((math.log(end) - workload.mu) / workload.sigma for end in (workload.min_tokens, workload.max_tokens))
+    a, b = ((log(end) - workload.mu) / workload.sigma for end in (workload.min_tokens, workload.max_tokens))
     sign = -1.0 if a > 0 else 1.0
-    low, high = sorted((_NORMAL.cdf(sign * a), _NORMAL.cdf(sign * b)))
+    low, high = sorted((share_below(sign * a), share_below(sign * b)))
 
     def draw(rng: random.Random) -> int:
         share = min(max(low + (high - low) * rng.random(), _SMALLEST), 1 - 1e-16)
-        length = math.exp(workload.mu + workload.sigma * sign * _NORMAL.inv_cdf(share))
+        length = exp(workload.mu + workload.sigma * sign * quantile(share))
         return max(1, round(min(max(length, workload.min_tokens), workload.max_tokens)))
 
     return draw
@@ -69,7 +69,7 @@ def varying(
     `max_rate_rps`."""
     at_s = 0.0
     while True:
-        at_s += rng.expovariate(max_rate_rps)
+        at_s += exponential(rng, max_rate_rps)
         if rng.random() * max_rate_rps < rate_rps(at_s):
             yield Arrival(at_s, lengths(at_s)(rng), output_tokens(at_s))
 
@@ -78,7 +78,7 @@ def poisson(rng: random.Random, rate_rps: float, lengths: DrawLength, num_output
     """Without end, at `rate_rps` on average."""
     at_s = 0.0
     while True:
-        at_s += rng.expovariate(rate_rps)
+        at_s += exponential(rng, rate_rps)
         yield Arrival(at_s, lengths(rng), num_output_tokens)
 
 
@@ -95,13 +95,13 @@ def bursty(
     as in the calm of `calm_s` on average; over both, `rate_rps`."""
     calm_rps = rate_rps * (burst_s + calm_s) / (factor * burst_s + calm_s)
     at_s, is_burst = 0.0, rng.random() < burst_s / (burst_s + calm_s)
-    ends_s = rng.expovariate(1.0 / (burst_s if is_burst else calm_s))
+    ends_s = exponential(rng, 1.0 / (burst_s if is_burst else calm_s))
     while True:
-        wait_s = rng.expovariate(calm_rps * factor if is_burst else calm_rps)
+        wait_s = exponential(rng, calm_rps * factor if is_burst else calm_rps)
         if at_s + wait_s >= ends_s:
             # Poisson forgets: what is left of this wait is drawn anew at the other rate.
             at_s, is_burst = ends_s, not is_burst
-            ends_s += rng.expovariate(1.0 / (burst_s if is_burst else calm_s))
+            ends_s += exponential(rng, 1.0 / (burst_s if is_burst else calm_s))
             continue
         at_s += wait_s
         yield Arrival(at_s, lengths(rng), num_output_tokens)
@@ -115,7 +115,7 @@ def daily(
     swing = (1.0 - lowest) / (1.0 + lowest)
 
     def rate_at(at_s: float) -> float:
-        return rate_rps * (1.0 + swing * math.sin(2.0 * math.pi * at_s / day_s))
+        return rate_rps * (1.0 + swing * sine_of_turns(at_s / day_s))
 
     return varying(rng, rate_at, rate_rps * (1.0 + swing), lambda at_s: lengths, lambda at_s: num_output_tokens)
 

@@ -10,6 +10,8 @@ from typing import Final
 
 from prfaas.core.control import events as e
 from prfaas.core.control.fallback import Failure, FallbackReason
+from prfaas.core.portable_math import exp, log
+from prfaas.sim.draws import normal
 from prfaas.sim.simulation import Life, Simulation
 
 #: As the transport has it: lanes without a word for so long are dead, and so much later both ends give a transfer up.
@@ -130,11 +132,11 @@ def _drift(from_bytes_per_s: float, to_bytes_per_s: float) -> Iterator[float]:
 def _by_chance(pair: tuple[str, str], usual_bytes_per_s: float, share: float) -> Iterator[float]:
     """Log-normal, each rate near the one before."""
     rng = random.Random(" ".join(pair))
-    variance = math.log1p(share * share)
-    deviation = rng.gauss(0.0, 1.0)
+    variance = log(1.0 + share * share)
+    deviation = normal(rng)
     while True:
-        yield usual_bytes_per_s * math.exp(math.sqrt(variance) * deviation - variance / 2)
-        deviation = _STAYS * deviation + math.sqrt(1 - _STAYS * _STAYS) * rng.gauss(0.0, 1.0)
+        yield usual_bytes_per_s * exp(math.sqrt(variance) * deviation - variance / 2)
+        deviation = _STAYS * deviation + math.sqrt(1 - _STAYS * _STAYS) * normal(rng)
 
 
 def _link_course(simulation: Simulation, pair: tuple[str, str], course: Iterator[float], every_s: float) -> None:

@@ -8,6 +8,7 @@ estimated: queues, links and caches are those of the moment, and what the choice
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -163,7 +164,7 @@ class _Copy:
 
     def _tell(self) -> None:
         waiting = [name for name, life in self._simulation.lives.items() if life.began_s is None]
-        self._waited_s += sum(self._waits_s(name, self._to_s) for name in waiting)
+        self._waited_s += math.fsum(self._waits_s(name, self._to_s) for name in waiting)
         ttft_s = self._to_s - self._arrived_s if self._ttft_s is None else self._ttft_s
         told = {"way": self._way, "ttft_s": ttft_s, "waiting_s": self._waited_s}
         os.write(self._writer, json.dumps(told).encode())

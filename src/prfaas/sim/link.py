@@ -63,14 +63,14 @@ class SharedLink:
     @property
     def rate_bytes_per_s(self) -> float:
         """What crosses now."""
-        return sum(transfer.rate_bytes_per_s for transfer in self._transfers)
+        return math.fsum(transfer.rate_bytes_per_s for transfer in self._transfers)
 
     @property
     def backlog_bytes(self) -> float:
         """What is final and has not been sent, of all transfers."""
         self._advance()
         now_s = self._kernel.now_s
-        return sum(transfer.backlog_bytes(now_s) for transfer in self._transfers)
+        return math.fsum(transfer.backlog_bytes(now_s) for transfer in self._transfers)
 
     @property
     def bytes_per_s(self) -> float:

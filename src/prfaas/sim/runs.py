@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
@@ -50,7 +51,7 @@ class Run:
     def sample(self) -> None:
         """Now, and from now on until the last request has come."""
         simulation = self.simulation
-        sent_bytes = sum(link.sent_bytes for link in simulation.links.values())
+        sent_bytes = math.fsum(link.sent_bytes for link in simulation.links.values())
         self.samples.append(Sample(simulation.kernel.now_s, len(simulation.lives), sent_bytes))
         if self.observer is not None:
             self.observer.sample()

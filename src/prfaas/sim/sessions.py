@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from prfaas.sim.arrivals import Arrival, DrawLength
 from prfaas.sim.deployment import SimulatedDeployment
+from prfaas.sim.draws import exponential
 from prfaas.sim.runs import Run
 from prfaas.sim.simulation import Life
 
@@ -63,7 +64,7 @@ class Sessions(Run):
             self._think(_Talk(client, turn=terms.num_turns))
 
     def _think(self, talk: _Talk, at_least_s: float = 0.0) -> None:
-        think_s = self._rng.expovariate(1.0 / self._terms.think_s) if self._terms.think_s else 0.0
+        think_s = exponential(self._rng, 1.0 / self._terms.think_s) if self._terms.think_s else 0.0
         self.simulation.kernel.after(max(think_s, at_least_s), self._ask, talk)
 
     def _ask(self, talk: _Talk) -> None:

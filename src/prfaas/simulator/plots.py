@@ -247,7 +247,7 @@ def _cdf(values: Sequence[float]) -> tuple[list[float], list[float]]:
     ordered = sorted(values)
     if not ordered:
         return [], []
-    shares = {1 - (1 - n / _MAX_POINTS) ** 2 for n in range(_MAX_POINTS)} | {1.0}
+    shares = {1 - (1 - n / _MAX_POINTS) * (1 - n / _MAX_POINTS) for n in range(_MAX_POINTS)} | {1.0}
     indices = sorted({math.ceil(share * (len(ordered) - 1)) for share in shares})
     return [ordered[index] for index in indices], [(index + 1) / len(ordered) for index in indices]
 

@@ -16,6 +16,7 @@ from prfaas.core.planning.scenario import Scenario
 from prfaas.core.planning.solution import Solution
 from prfaas.core.planning.solve import solve
 from prfaas.core.planning.workload import TruncatedLogNormal
+from prfaas.core.portable_math import sine_of_turns
 from prfaas.core.topology import Duty
 from prfaas.scenario.build import build_scenario
 from prfaas.sim.arrivals import Arrival, DrawLength, lengths_of, varying
@@ -215,7 +216,7 @@ STORIES: Final[dict[str, Story]] = {
         ((300.0, LinkBecomes(*PAIR, 0.0)), (480.0, LinkBecomes(*PAIR, 100 * GBPS))),
     ),
     "a day in half an hour": Story(
-        lambda at_s: 0.55 + 0.4 * math.sin(2 * math.pi * at_s / 1_800.0), 1_800.0, 0.95
+        lambda at_s: 0.55 + 0.4 * sine_of_turns(at_s / 1_800.0), 1_800.0, 0.95
     ),
 }  # fmt: skip
 

@@ -79,7 +79,7 @@ def prefill_stages(
             pd.append(estimates.stage(name, num, math.inf))
         else:
             pairs = fleet.links_from(name)
-            carried = sum(estimates.links.bytes_per_s(pair, now_s) + more_bytes.get(pair, 0.0) for pair in pairs)
+            carried = math.fsum(estimates.links.bytes_per_s(pair, now_s) + more_bytes.get(pair, 0.0) for pair in pairs)
             prfaas.append(estimates.stage(name, num, carried))
     return prfaas, pd
 

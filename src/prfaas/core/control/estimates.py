@@ -17,14 +17,15 @@ from prfaas.core.control.link_rates import LinkRates
 from prfaas.core.control.threshold import Share, Split, Stage, solve
 from prfaas.core.model.curve import Curve, polynomial
 from prfaas.core.model.serving_model import ClusterModel, ServingModel
+from prfaas.core.portable_math import exp2
 
 #: The solved threshold moves this often at most; queues are looked at with every request.
 SOLVE_EVERY_S: Final = 1.0
 SOLVE_EVERY: Final = 16
 #: A prefill counts half as much when so many of its cluster have ended after it.
-_KEEPS: Final = 2.0 ** (-1.0 / 32)
+_KEEPS: Final = exp2(-1.0 / 32)
 #: An answer counts half as much when so many have ended after it; the model's stand for so many.
-_KEEPS_ANSWERS: Final = 2.0 ** (-1.0 / 512)
+_KEEPS_ANSWERS: Final = exp2(-1.0 / 512)
 _PRIOR_ANSWERS: Final = 16.0
 #: Seconds of prefill for which the model itself stands, until others have been seen.
 _PRIOR_S: Final = 2.0

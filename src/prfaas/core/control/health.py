@@ -24,6 +24,7 @@ from typing import Final
 from prfaas.core.control.fallback import FallbackReason
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.instance import Instance
+from prfaas.core.portable_math import exp2
 
 MAX_FAILURES: Final = 5
 OUT_S: Final = 1.0
@@ -35,7 +36,7 @@ _MIN_SEEN: Final = 4
 _MIN_OTHERS: Final = 2
 _MAX_DOUBLINGS: Final = 16
 #: A prefill counts half as much when four others have ended after it.
-_KEEPS: Final = 2.0**-0.25
+_KEEPS: Final = exp2(-0.25)
 
 _BLAMES: Final = frozenset(
     {FallbackReason.PREFILL_UNREACHABLE, FallbackReason.PREFILL_HTTP_ERROR, FallbackReason.PREFILL_FAILED,
@@ -186,7 +187,7 @@ class Health:
     def _put_out(self, instance: Instance, record: Record, why: str, now_s: float) -> None:
         if record.use is Use.IN and now_s - record.back_s > CALM_S:
             record.num_times_out = 0
-        out_s = min(OUT_S * 2 ** min(record.num_times_out, _MAX_DOUBLINGS), MAX_OUT_S)
+        out_s = min(OUT_S * (1 << min(record.num_times_out, _MAX_DOUBLINGS)), MAX_OUT_S)
         record.num_times_out += 1
         record.use, record.until_s, record.trial, record.why = Use.OUT, now_s + out_s, "", why
         self._is_out(instance, True)

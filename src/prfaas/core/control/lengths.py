@@ -11,6 +11,8 @@ import math
 from functools import cache
 from typing import Final, NamedTuple
 
+from prfaas.core.portable_math import LN2, exp2
+
 #: Lengths. A mix that shifts is half forgotten after so many.
 HALF_LIFE: Final = 512
 #: Seconds: a burst shows within a few, and a quiet minute makes it forgotten.
@@ -19,10 +21,10 @@ RATE_HALF_LIFE_S: Final = 15.0
 MIN_LENGTHS: Final = 64
 
 #: Of an exponential window: what a half-life is to its mean.
-_MEAN_AGE_S: Final = RATE_HALF_LIFE_S / math.log(2.0)
+_MEAN_AGE_S: Final = RATE_HALF_LIFE_S / LN2
 #: So many seconds must have passed before few requests mean a high rate.
 _MIN_WINDOW_S: Final = 1.0
-_GROWTH: Final = 2.0 ** (1.0 / HALF_LIFE)
+_GROWTH: Final = exp2(1.0 / HALF_LIFE)
 _TOO_LARGE: Final = 1e100
 _STEPS: Final = 8
 
@@ -66,7 +68,7 @@ class Lengths:
 
     def bins(self) -> list[LengthBin]:
         """Longest first; those of no weight left out. Shares sum to one."""
-        total = sum(weight for weight, _ in self._bins.values())
+        total = math.fsum(weight for weight, _ in self._bins.values())
         return [
             LengthBin(*_edges(index), weight / total, tokens / weight)
             for index, (weight, tokens) in sorted(self._bins.items(), reverse=True)
@@ -81,12 +83,12 @@ class Lengths:
         if passed_s <= 0:
             return
         self._seen_s = now_s
-        keeps = 2.0 ** (-passed_s / RATE_HALF_LIFE_S)
+        keeps = exp2(-passed_s / RATE_HALF_LIFE_S)
         self._rate_sum *= keeps
         self._rate_weight_s = self._rate_weight_s * keeps + _MEAN_AGE_S * (1.0 - keeps)
 
     def _shrink(self) -> None:
-        least = self._weight / 2**40
+        least = self._weight / (1 << 40)
         self._bins = {i: [w / self._weight, t / self._weight] for i, (w, t) in self._bins.items() if w > least}
         self._weight = 1.0
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from prfaas.core.control import events as e
+from prfaas.core.portable_math import exp2
 from prfaas.core.topology import Topology
 
 #: Ten times as much is reached within seven seconds.
@@ -112,7 +113,7 @@ class _Said:
         could = [rate for rate in map(_could, fresh) if rate is not None]
         if not fresh or not (could or self._num_deliver):
             return None
-        return max(sum(could), self._delivered_bytes_per_s)
+        return max(math.fsum(could), self._delivered_bytes_per_s)
 
     def _sweep(self, now_s: float) -> None:
         self._swept_s = now_s
@@ -188,9 +189,8 @@ class LinkRates:
         passed_s = now_s - rate.as_of_s
         if passed_s > 0:
             # A floor, or a link that once gave nothing would never be tried again.
-            grown = max(rate.bytes_per_s, 1e-3 * given if given < math.inf else 1e6) * 2.0 ** min(
-                passed_s / rate.doubles_s, _MAX_DOUBLINGS
-            )
+            least = 1e-3 * given if given < math.inf else 1e6
+            grown = max(rate.bytes_per_s, least) * exp2(min(passed_s / rate.doubles_s, _MAX_DOUBLINGS))
             rate.bytes_per_s, rate.as_of_s = min(grown, given if bound is None else max(bound, rate.bytes_per_s)), now_s
         if rate.bytes_per_s >= given:
             del self._rates[pair]

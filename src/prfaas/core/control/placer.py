@@ -334,7 +334,7 @@ class Placer:
         if not standing.some_are_cut_off:
             return standing.backlog(now_s)
         reaching = [i.work.remaining_s(now_s) for i in standing.prefillers if landing.name not in i.cut_off_from]
-        return Backlog(len(reaching), min(reaching, default=math.inf), sum(reaching))
+        return Backlog(len(reaching), min(reaching, default=math.inf), math.fsum(reaching))
 
     def _reaches(self, instance: Instance, landing: Instance) -> bool:
         return (

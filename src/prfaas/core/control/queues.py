@@ -10,6 +10,7 @@ Laws of this file:
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -99,4 +100,4 @@ class Queue:
         rank = Rank(priority, max(self._served_s, self._asked_s.get(tenant, 0.0)), self._number + 1)
         if rank > self._order[-1][0]:
             return self.waiting_s
-        return sum(self._seconds[request_id] for other, request_id in self._order if other < rank)
+        return math.fsum(self._seconds[request_id] for other, request_id in self._order if other < rank)

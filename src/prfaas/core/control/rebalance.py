@@ -115,7 +115,7 @@ class Rebalancer:
             self._num_failed = 0
         elif conversion.phase in (Phase.REFUSED, Phase.TOO_SLOW):
             self._num_failed = min(self._num_failed + 1, _MAX_DOUBLINGS)
-        cool_down_s = self.cool_down_s * 2**self._num_failed
+        cool_down_s = self.cool_down_s * (1 << self._num_failed)
         self._cools_until_s = now_s + max(self.cool_down_s, min(cool_down_s, MAX_COOL_DOWN_S))
         self.changed(now_s)
 

@@ -16,6 +16,7 @@ from typing import Final
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.queues import Queue
+from prfaas.core.portable_math import exp2
 from prfaas.core.record import record
 from prfaas.core.topology import Duty, Role
 
@@ -73,9 +74,9 @@ class StageLoads:
         assert self._seen_s is not None, "it has been set"
         passed_s = now_s - self._seen_s
         self._seen_s = now_s
-        keeps = 2.0 ** (-passed_s / HALF_LIFE_S)
+        keeps = exp2(-passed_s / HALF_LIFE_S)
         values = dict(self._values())
-        for key in values.keys() | self._means.keys():
+        for key in {**self._means, **values}:
             mean = self._means.setdefault(key, _Mean())
             if was_empty:
                 mean.value = 0.0

@@ -77,7 +77,7 @@ class _Side:
         """Seconds of all its stages for one request of the whole system."""
         if self.share <= 0:
             return 0.0
-        rate_rps = sum(self.rates_rps())
+        rate_rps = math.fsum(self.rates_rps())
         return self.share / rate_rps if rate_rps > 0 else math.inf
 
 
@@ -147,7 +147,7 @@ def _split(threshold: float, away: _Side, at_home: _Side) -> Split:
     shares: dict[str, Share] = {}
     for side in (away, at_home):
         rates_rps = side.rates_rps()
-        total = sum(rates_rps)
+        total = math.fsum(rates_rps)
         for stage, rate_rps in zip(side.stages, rates_rps, strict=True):
             if side.share > 0 and total > 0:
                 shares[stage.cluster] = Share(side.share * rate_rps / total, rate_rps)

@@ -13,11 +13,12 @@ from prfaas.core.control.options import cheapest
 from prfaas.core.control.rebalance import Rebalancer
 from prfaas.core.control.route import RouteKind
 from prfaas.core.control.scheduler import Scheduler
+from prfaas.core.portable_math import exp2
 from prfaas.core.record import record
 from prfaas.core.topology import Role
 
 #: Lengths that are asked for to find a threshold: four to each power of two, from 16 to 1,048,576 tokens.
-_ASKED: Final = tuple(round(2.0 ** (step / 4)) for step in range(16, 81))
+_ASKED: Final = tuple(round(exp2(step / 4)) for step in range(16, 81))
 
 
 @record

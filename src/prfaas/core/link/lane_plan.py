@@ -58,7 +58,7 @@ def chunk_bytes(capacity_bytes_per_s: float | None, lanes: int, limit_bytes: int
     if capacity_bytes_per_s is None or lanes < 1:
         return limit_bytes if is_short else min(limit_bytes, FIRST_CHUNK_BYTES)
     wanted = max(MIN_CHUNK_BYTES, capacity_bytes_per_s / lanes * CHUNK_S)
-    return min(limit_bytes, 1 << int(math.log2(wanted)))
+    return min(limit_bytes, 1 << (int(wanted).bit_length() - 1))
 
 
 def next_chunk_bytes(full_bytes: int, unsent_bytes: int, lanes: int) -> int:

@@ -6,6 +6,7 @@ is exact: it needs nothing but the workload's moments of order 0, 1 and 2.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Curve:
             start = end
             if a < b:
                 coefficients = (piece.c0, piece.c1, piece.c2)
-                total += sum(c * moment(k, a, b) for k, c in enumerate(coefficients) if c)
+                total += math.fsum(c * moment(k, a, b) for k, c in enumerate(coefficients) if c)
         return total
 
     def _piece_from(self, start: float) -> Piece:

@@ -67,7 +67,7 @@ def tier_rps(scenario: Scenario, tier: Tier, taken: Band) -> float:
     prefill_s = scenario.service(tier[0].prefill_s, taken)
     total = 0.0
     for cluster in tier:
-        network = sum(link.bytes_per_s for link in links_from(scenario, cluster.name))
+        network = math.fsum(link.bytes_per_s for link in links_from(scenario, cluster.name))
         total += min(cluster.num_instances / prefill_s, network / kv_bytes if kv_bytes else math.inf)
     return total
 
@@ -124,12 +124,12 @@ class FlowProgramme:
         """No Λ is greater: what each stage could do alone. Rates in the programme are shares of it, because the
         solver's tolerances are absolute."""
         scenario = self._scenario
-        bounds = [sum(pd.num_instances * pd.decode_rps for pd in scenario.pd)]
+        bounds = [math.fsum(pd.num_instances * pd.decode_rps for pd in scenario.pd)]
         for tier, tier_band in zip(tiers, remote, strict=True):
             if tier_band.fraction:
                 bounds.append(tier_rps(scenario, tier, tier_band) / tier_band.fraction)
         if local.fraction:
-            most = sum(self._count_limits(pd)[1] / scenario.service(pd.prefill_s, local) for pd in scenario.pd)
+            most = math.fsum(self._count_limits(pd)[1] / scenario.service(pd.prefill_s, local) for pd in scenario.pd)
             bounds.append(most / local.fraction)
         return min(bounds)
 

@@ -52,7 +52,7 @@ def rates_at(scenario: Scenario, pd: PdCluster, threshold: float) -> Rates:
     workload = scenario.workload
     long = band(workload, threshold, workload.max_tokens)
     short = band(workload, -math.inf, min(threshold, workload.max_tokens))
-    long_rps = sum(remote_capacity(scenario, pd, long).values()) / long.fraction if long.fraction else math.inf
+    long_rps = math.fsum(remote_capacity(scenario, pd, long).values()) / long.fraction if long.fraction else math.inf
     local_s = scenario.service(pd.prefill_s, short)
     short_rps = 1 / (local_s * short.fraction) if local_s else math.inf
     return Rates(threshold, long, short, long_rps, short_rps)
@@ -167,8 +167,8 @@ def _share_kept(scenario: Scenario, pd: PdCluster, long: Band, request_price: fl
         return 1.0
     capacity = remote_capacity(scenario, pd, long)
     price_per_byte = {link.source: link.price_per_byte for link in scenario.links if link.target == pd.name}
-    total = sum(capacity.values()) or math.inf
-    paid = sum(rps / total * price_per_byte[name] for name, rps in capacity.items())
+    total = math.fsum(capacity.values()) or math.inf
+    paid = math.fsum(rps / total * price_per_byte[name] for name, rps in capacity.items())
     return 1 - long.fraction * scenario.service(scenario.kv_bytes, long) * paid / request_price
 
 
@@ -186,7 +186,7 @@ def _refine(
 def _routes(scenario: Scenario, pd: PdCluster, rates: Rates, system_rps: float) -> Iterable[Route]:
     if rates.long.fraction:
         capacity = remote_capacity(scenario, pd, rates.long)
-        total = sum(capacity.values())
+        total = math.fsum(capacity.values())
         for name, share in capacity.items():
             yield Route(name, pd.name, rates.long, system_rps * rates.long.fraction * (share / total if total else 0.0))
     if rates.short.fraction:

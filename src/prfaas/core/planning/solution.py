@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from prfaas.core.planning.workload import Band
@@ -43,7 +44,7 @@ class Solution:
     @property
     def offload_fraction(self) -> float:
         """p = P(L > t)."""
-        return sum(tier.band.fraction for tier in self.remote)
+        return math.fsum(tier.band.fraction for tier in self.remote)
 
     @property
     def mean_long_tokens(self) -> float | None:
@@ -51,4 +52,4 @@ class Solution:
         fraction = self.offload_fraction
         if not fraction:
             return None
-        return sum(tier.band.fraction * tier.band.mean_tokens for tier in self.remote) / fraction
+        return math.fsum(tier.band.fraction * tier.band.mean_tokens for tier in self.remote) / fraction

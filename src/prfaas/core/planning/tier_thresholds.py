@@ -24,6 +24,7 @@ from prfaas.core.planning.workload import band
 #: 2,000 over what one stage could do alone; no mix is that much better.
 _AIM_RATIO: Final = 0.88
 _MAX_AIMS: Final = 60
+_LEAST_AIM: Final = math.prod([_AIM_RATIO] * _MAX_AIMS)
 
 #: So many ladders of a grid are scored, fewer where there are many links and scoring takes longer.
 _MAX_GRID: Final = 250
@@ -95,12 +96,13 @@ def scan(scenario: Scenario, ladder: Ladder, choices: Choices, score: Score) -> 
     def filled(aim_rps: float) -> tuple[float, ...]:
         return filled_edges(scenario, ladder.tiers, choices, aim_rps)
 
-    ceiling = sum(pd.num_instances * pd.decode_rps for pd in scenario.pd)
+    ceiling = math.fsum(pd.num_instances * pd.decode_rps for pd in scenario.pd)
     alone = max(_by_one(len(ladder.edges), choices), key=score)
     # The best is at least as good as whoever does everything alone.
-    floor = max(score(alone), ceiling * _AIM_RATIO**_MAX_AIMS)
-    num_aims = min(_MAX_AIMS, 1 + math.ceil(math.log(floor / ceiling, _AIM_RATIO)))
-    aims = [floor / _AIM_RATIO**step for step in range(num_aims)]
+    floor = max(score(alone), ceiling * _LEAST_AIM)
+    aims = [floor]
+    while aims[-1] < ceiling and len(aims) < _MAX_AIMS:
+        aims.append(aims[-1] / _AIM_RATIO)
     grid = _grid(scenario, len(ladder.edges), choices)
     scores = {edges: score(edges) for edges in [*_by_one(len(ladder.edges), choices), *map(filled, aims), *grid]}
     best = max(aims, key=lambda aim: scores[filled(aim)])

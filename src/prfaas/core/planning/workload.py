@@ -17,6 +17,8 @@ from typing import Final
 
 from prfaas.core.errors import PrfaasError
 from prfaas.core.model.curve import Curve
+from prfaas.core.normal_distribution import share_between
+from prfaas.core.portable_math import exp, log
 
 #: ln L of a prompt is under 20; with parameters far beyond, second moments overflow.
 MAX_MU: Final = 20
@@ -77,11 +79,11 @@ class TruncatedLogNormal(Workload):
             raise WorkloadError(f"min must be at least 1 and under max, got min {min_tokens}, max {max_tokens}")
         self.mu, self.sigma = mu, sigma
         self.min_tokens, self.max_tokens = float(min_tokens), float(max_tokens)
-        self._mass = _normal_between(self._z(self.min_tokens), self._z(self.max_tokens))
+        self._mass = share_between(self._z(self.min_tokens), self._z(self.max_tokens))
         if self._mass < 1e-12:
             raise WorkloadError(
                 f"practically no length of a log-normal with mu {mu}, sigma {sigma} lies in"
-                f" [{min_tokens:g}, {max_tokens:g}] (its median is {math.exp(min(mu, 700)):.4g} tokens)"
+                f" [{min_tokens:g}, {max_tokens:g}] (its median is {exp(min(mu, 700)):.4g} tokens)"
             )
 
     def __repr__(self) -> str:
@@ -96,17 +98,17 @@ class TruncatedLogNormal(Workload):
         if a >= b:
             return 0.0
         shift = k * self.sigma
-        scale = math.exp(k * self.mu + shift * shift / 2)
-        return scale * _normal_between(self._z(a) - shift, self._z(b) - shift) / self._mass
+        scale = exp(k * self.mu + shift * shift / 2)
+        return scale * share_between(self._z(a) - shift, self._z(b) - shift) / self._mass
 
     def thresholds(self, num: int) -> list[float]:
         # Equal steps of log length put as many candidates among short prompts as among long ones.
-        ratio = self.max_tokens / self.min_tokens
-        inner = (self.min_tokens * ratio ** (step / num) for step in range(1, num))
+        growth = log(self.max_tokens / self.min_tokens)
+        inner = (self.min_tokens * exp(growth * step / num) for step in range(1, num))
         return [0.0, *inner, self.max_tokens]
 
     def _z(self, tokens: float) -> float:
-        return (math.log(tokens) - self.mu) / self.sigma
+        return (log(tokens) - self.mu) / self.sigma
 
 
 class Empirical(Workload):
@@ -116,7 +118,10 @@ class Empirical(Workload):
         self._lengths = sorted(lengths_tokens)
         if not self._lengths or self._lengths[0] < 0:
             raise WorkloadError("a workload needs at least one length, and none below zero")
-        self._sums = [list(accumulate((x**k for x in self._lengths), initial=0.0)) for k in range(3)]
+        self._sums = [
+            list(accumulate(powers, initial=0.0))
+            for powers in zip(*((1, x, x * x) for x in self._lengths), strict=True)
+        ]
         self.min_tokens, self.max_tokens = float(self._lengths[0]), float(self._lengths[-1])
 
     @property
@@ -160,10 +165,3 @@ def band(workload: Workload, low: float, high: float) -> Band:
     if fraction <= 1e-12:
         return Band(low, high, 0.0, 0.0)
     return Band(low, high, fraction, workload.moment(1, low, high) / fraction)
-
-
-def _normal_between(a: float, b: float) -> float:
-    """Φ(b) − Φ(a), accurate in both tails."""
-    if a > 0:
-        a, b = -b, -a
-    return 0.5 * (math.erfc(-b / math.sqrt(2)) - math.erfc(-a / math.sqrt(2)))

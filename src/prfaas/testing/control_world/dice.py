@@ -27,4 +27,5 @@ class Dice:
 
     def span_s(self, low: float, high: float) -> float:
         """Skewed: short ones are common, long ones happen."""
-        return low + (high - low) * self.random.random() ** 3
+        share = self.random.random()
+        return low + (high - low) * (share * share * share)

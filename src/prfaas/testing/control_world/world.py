@@ -18,6 +18,7 @@ from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.scheduler import Scheduler
 from prfaas.core.topology import Topology
+from prfaas.sim.draws import exponential
 from prfaas.sim.kernel import Kernel
 from prfaas.testing.control_world import answers, shapes, transfers
 from prfaas.testing.control_world.deployment import Deployment
@@ -261,4 +262,4 @@ class World:
                 thunk()
                 self._every(mean_s, thunk)
 
-        self.kernel.after(self.random.expovariate(1.0 / mean_s), happens)
+        self.kernel.after(exponential(self.random, 1.0 / mean_s), happens)
