@@ -31,7 +31,7 @@ Arrivals = Annotated[
     ),
 ]
 ScaleTime = Annotated[
-    float | None, typer.Option(min=1e-6, max=1e6, help="Multiply a trace's times; 0.5 is twice as fast.")
+    float | None, typer.Option(min=1e-6, max=1e6, help="Multiply all times of requests; 0.5 is twice as fast.")
 ]
 NumRequests = Annotated[
     int | None, typer.Option(min=1, max=10_000_000, help="Requests to send; default 1000, or the whole trace.")

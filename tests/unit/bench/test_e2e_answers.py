@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_cuts_of_the_network_change_nothing_but_times(cuts: list[int], newline: 
         [b": hello\n\n", text("a", token_ids=[4]), text("", token_ids=[5, 6]), event({"choices": [], "usage": USAGE}), DONE]
     ).replace(b"\n", newline)  # fmt: skip
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    arrivals = [(float(n), stream[a:b]) for n, (a, b) in enumerate(zip(places, places[1:], strict=False)) if a < b]
+    arrivals = [(float(n), stream[a:b]) for n, (a, b) in enumerate(pairwise(places)) if a < b]
     reader, _ = read(*arrivals, keeps=True)
     assert (reader.num_events, reader.output_tokens, reader.token_ids, reader.is_done) == (2, 3, [4, 5, 6], True)
     assert reader.error is None

@@ -54,7 +54,7 @@ def test_a_trace_is_sent_whole_at_its_times_or_faster(tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "t.jsonl", (5000, 700, 9, [1, 2]), (9000, 1024, 0, [1, 3]), (99000, 10, 5, [4]))
     plan = plan_of(E2eOptions(URL, trace=trace, time_scale=0.5, duration_s=10.0))
     assert list(plan.requests) == [Planned(1, 0.0, 700, 9, (1, 2)), Planned(2, 2.0, 1024, 1, (1, 3))]
-    assert "0.5 times as long" in plan.words
+    assert "multiplied by 0.5" in plan.words
 
 
 def test_requests_end_with_the_duration_or_the_number() -> None:
@@ -63,6 +63,8 @@ def test_requests_end_with_the_duration_or_the_number() -> None:
     plan = plan_of(options)
     assert 50 < len(plan.requests) < 150
     assert max(request.at_s for request in plan.requests) < 2.0
+    fast = plan_of(E2eOptions(URL, input_tokens=10, rate_rps=50.0, duration_s=1.0, time_scale=0.5))
+    assert [one.at_s for one in fast.requests] == [one.at_s / 2 for one in plan.requests]
     few = plan_of(E2eOptions(URL, input_tokens=10, rate_rps=50.0, duration_s=2.0, num_requests=3))
     assert few.requests == plan.requests[:3]
     with pytest.raises(BadBench, match="no request comes"):
@@ -78,7 +80,8 @@ def test_requests_end_with_the_duration_or_the_number() -> None:
         (E2eOptions(URL, input_tokens=1), "add --rate"),
         (E2eOptions(URL, deployment=CASE, output_tokens=4), "it goes with --input-tokens"),
         (E2eOptions(URL, trace=CASE, rate_rps=1.0), "--scale-time"),
-        (E2eOptions(URL, input_tokens=1, rate_rps=1.0, time_scale=2.0), "--scale-time: it is about"),
+        (E2eOptions(URL, input_tokens=1, rate_rps=1.0, block_tokens=16), "--block-tokens: it is about"),
+        (E2eOptions(URL, input_tokens=1, arrivals="clients 3", time_scale=2.0), "--scale-time: clients ask"),
         (E2eOptions(URL, input_tokens=1, rate_rps=1.0, arrivals="clients 3"), "leave it out"),
         (E2eOptions(URL, input_tokens=1, rate_rps=1.0, plot=Path("x.pdf")), "must end in"),
     ],

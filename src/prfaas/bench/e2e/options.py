@@ -72,9 +72,10 @@ def check_options(options: E2eOptions) -> None:
 
 
 def _check_drawn(options: E2eOptions) -> None:
-    if options.time_scale is not None or options.block_tokens is not None:
-        name = "--scale-time" if options.time_scale is not None else "--block-tokens"
-        raise BadBench(f"{name}: it is about the requests of a --trace")
+    if options.block_tokens is not None:
+        raise BadBench("--block-tokens: it is about the requests of a --trace")
+    if is_closed(options.arrivals) and options.time_scale is not None:
+        raise BadBench("--scale-time: clients ask when they are answered; say how long they think")
     if is_closed(options.arrivals) and options.rate_rps is not None:
         raise BadBench("--rate: how many requests clients send follows from how fast they are answered; leave it out")
     if options.input_tokens is not None and options.rate_rps is None and not is_closed(options.arrivals):

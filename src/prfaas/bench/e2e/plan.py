@@ -3,7 +3,8 @@
 Laws of this file:
 - With a deployment file and a seed, lengths and times are those of `prfaas simulate` with the same file, seed and rate,
   request by request: the same generator draws them.
-- A trace's requests have its whole prompts, at its times multiplied by `--scale-time`.
+- A trace's requests have its whole prompts, at its times.
+- `--scale-time` multiplies all times, and changes nothing else; `--duration` is of the times that come out.
 """
 
 from __future__ import annotations
@@ -92,12 +93,13 @@ def plan_of(options: E2eOptions) -> Plan:
         raise BadBench(f"{options.deployment}: workload.arrivals is missing; add --rate, requests a second")
     draw, kind = arrival_process(options.arrivals or POISSON, rate_rps, source.lengths, source.output_tokens)
     arrivals: Iterable[Arrival] = draw(random.Random(options.seed))
+    scale, scaled = _scale(options)
     if options.duration_s is not None:
-        end_s = options.duration_s
+        end_s = options.duration_s / scale
         arrivals = takewhile(lambda arrival: arrival.at_s < end_s, arrivals)
     drawn = islice(arrivals, MAX_REQUESTS + 1 if num_requests is None else num_requests)
-    requests = [Planned(n, a.at_s, a.num_tokens, a.num_output_tokens) for n, a in enumerate(drawn, start=1)]
-    words = f"{len(requests)} requests, {kind}, {rate_rps:.4g} a second, {source.words}"
+    requests = [Planned(n, a.at_s * scale, a.num_tokens, a.num_output_tokens) for n, a in enumerate(drawn, start=1)]
+    words = f"{len(requests)} requests, {kind}, {rate_rps:.4g} a second{scaled}, {source.words}"
     return Plan(_some(requests, options), None, MOONCAKE_BLOCK_TOKENS, slo_tpot_s, words)
 
 
@@ -141,7 +143,7 @@ def _rate_of(deployment: Deployment) -> float | None:
 
 def _of_trace(options: E2eOptions, path: Path) -> Plan:
     block_tokens = options.block_tokens or MOONCAKE_BLOCK_TOKENS
-    scale = 1.0 if options.time_scale is None else options.time_scale
+    scale, scaled = _scale(options)
     traced = read_trace_file(path, f"--trace {path}", block_tokens)[: options.num_requests]
     first_s, end_s = traced[0].arrival_s, options.duration_s
     requests = [
@@ -149,9 +151,16 @@ def _of_trace(options: E2eOptions, path: Path) -> Plan:
         for n, r in enumerate(traced, start=1)
         if end_s is None or (r.arrival_s - first_s) * scale < end_s
     ]
-    at = "at its own times" if scale == 1.0 else f"at its own times, {scale:g} times as long"
-    words = f"{len(requests)} requests of {path.name}, {at}"
+    words = f"{len(requests)} requests of {path.name}, at its own times{scaled}"
     return Plan(_some(requests, options), None, block_tokens, options.slo_tpot_s, words)
+
+
+def _scale(options: E2eOptions) -> tuple[float, str]:
+    """And in words."""
+    if options.time_scale in (None, 1.0):
+        return 1.0, ""
+    scale = float(options.time_scale or 1.0)
+    return scale, f", all times multiplied by {scale:g}"
 
 
 def _some(requests: list[Planned], options: E2eOptions) -> list[Planned]:
