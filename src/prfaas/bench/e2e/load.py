@@ -35,6 +35,36 @@ class _Ready(NamedTuple):
     body: bytes
 
 
+class _Ahead:
+    """Requests that are ready, in their order; the next one is made at the latest when it is asked for."""
+
+    def __init__(self, source: Iterator[_Ready]) -> None:
+        self._source = source
+        self._ready: deque[_Ready] = deque()
+        self._num_bytes = 0
+
+    def make(self) -> bool:
+        """One more, unless there are enough, or no more."""
+        if len(self._ready) >= _MAX_AHEAD or self._num_bytes >= _MAX_AHEAD_BYTES:
+            return False
+        made = next(self._source, None)
+        if made is None:
+            return False
+        self._ready.append(made)
+        self._num_bytes += len(made.body)
+        return True
+
+    def first(self) -> _Ready | None:
+        """The next; None at the end."""
+        return self._ready[0] if self._ready or self.make() else None
+
+    def take(self) -> _Ready:
+        """Of `first`."""
+        taken = self._ready.popleft()
+        self._num_bytes -= len(taken.body)
+        return taken
+
+
 class Load:
     """One run. `sent` has every request that was begun, also while it runs."""
 
@@ -52,9 +82,9 @@ class Load:
 
     async def run(self) -> None:
         """To the end of the last answer. If it is cancelled, requests that are under way are given up."""
-        self._client.begin()
         try:
             if self._plan.talks is not None:
+                self._client.begin()
                 await self._talk(self._plan.talks)
             else:
                 await self._send_all()
@@ -72,36 +102,27 @@ class Load:
 
     async def _send_all(self) -> None:
         clock = self._client.clock
-        source = iter(self._plan.requests)
-        ready: deque[_Ready] = deque()
-        ahead_bytes = 0
-        has_more = True
-        while has_more or ready:
-            may_make = len(ready) < _MAX_AHEAD and ahead_bytes < _MAX_AHEAD_BYTES
-            if has_more and (not ready or (may_make and ready[0].planned.at_s - clock() > _SPARE_S)):
-                made = self._next(source)
-                if made is None:
-                    has_more = False
-                else:
-                    ready.append(made)
-                    ahead_bytes += len(made.body)
-                    await asyncio.sleep(0)  # answers come meanwhile
+        ahead = _Ahead(self._ready())
+        # Those of the first moment too: many may be due in it.
+        while ahead.make():
+            pass
+        self._client.begin()
+        while (first := ahead.first()) is not None:
+            if first.planned.at_s - clock() > _SPARE_S and ahead.make():
+                await asyncio.sleep(0)  # answers come meanwhile
                 continue
-            await self._until(ready[0].planned.at_s)
-            while ready and ready[0].planned.at_s <= clock():
-                planned, body = ready.popleft()
-                ahead_bytes -= len(body)
+            await self._until(first.planned.at_s)
+            while (due := ahead.first()) is not None and due.planned.at_s <= clock():
+                planned, body = ahead.take()
                 sent = Sent(planned.number, planned.at_s, planned.input_tokens, planned.output_tokens)
                 self._begin(sent, body)
 
-    def _next(self, source: Iterator[Planned]) -> _Ready | None:
-        planned = next(source, None)
-        if planned is None:
-            return None
-        piece = prompt_piece(
-            self._material, planned.number, planned.input_tokens, planned.blocks, self._plan.block_tokens
-        )
-        return _Ready(planned, self._bodies.body([Turn(piece)], planned.output_tokens))
+    def _ready(self) -> Iterator[_Ready]:
+        for planned in self._plan.requests:
+            piece = prompt_piece(
+                self._material, planned.number, planned.input_tokens, planned.blocks, self._plan.block_tokens
+            )
+            yield _Ready(planned, self._bodies.body([Turn(piece)], planned.output_tokens))
 
     def _begin(self, sent: Sent, body: bytes) -> None:
         self.sent.append(sent)
