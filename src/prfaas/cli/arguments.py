@@ -6,7 +6,7 @@ import re
 
 from prfaas.core.errors import PrfaasError
 from prfaas.deployment.identity import checked_identity
-from prfaas.deployment.units import parse_bytes
+from prfaas.deployment.units import parse_bytes, parse_seconds
 from prfaas.transport.credentials import CredentialFiles
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
@@ -50,6 +50,19 @@ def size(option: str, text: str, minimum: int, maximum: int = 1 << 50) -> int:
         raise BadArgument(f"{option}: {error}") from None
     if not minimum <= value <= maximum:
         raise BadArgument(f"{option}: {text} is outside {minimum} to {maximum} bytes")
+    return value
+
+
+def seconds(option: str, text: str | None) -> float | None:
+    """`60s`, `20ms` or `0.5`: positive, at most a year; None of None."""
+    if text is None:
+        return None
+    try:
+        value = parse_seconds(text)
+    except ValueError as error:
+        raise BadArgument(f"{option}: {error}") from None
+    if not 0 < value <= 31_536_000:
+        raise BadArgument(f"{option}: {text} is not between 0 and a year; write for example 60s")
     return value
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from prfaas import __version__
+from prfaas.cli.bench import bench_app
 
 app = typer.Typer(
     name="prfaas",
@@ -23,7 +24,6 @@ config_app = typer.Typer(help="Work with deployment files.", no_args_is_help=Tru
 app.add_typer(config_app, name="config")
 certs_app = typer.Typer(help="Make and look at certificates of KV nodes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(certs_app, name="certs")
-bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 
 File = Annotated[Path, typer.Argument(help="Deployment file (YAML).", show_default=False)]
@@ -352,31 +352,6 @@ def check(file: File) -> None:
         typer.echo("for planning only; to serve it:\n" + "\n".join(missing))
     for note in encryption_notes(deployment):
         typer.echo(f"{file}: {note}", err=True)
-
-
-@bench_app.command("transport")
-def bench_transport(
-    size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of one image.")] = "512MiB",
-    layers: Annotated[int, typer.Option(min=1, max=4096, help="Pieces that it is staged in.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Moves of each kind, after one to warm up.")] = 5,
-    lanes: Annotated[int | None, typer.Option(min=1, max=64, help="TCP connections; default as a node's.")] = None,
-    encrypted: Annotated[bool, typer.Option("--encrypted/--no-encrypted", help="Measure encrypted lanes.")] = True,
-    plain: Annotated[bool, typer.Option("--plain/--no-plain", help="Measure plain lanes.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-) -> None:
-    """Move images between two KV nodes on this machine, and tell rate and CPU."""
-    from prfaas.bench.command import TransportBench, run
-    from prfaas.cli.arguments import BadArgument
-    from prfaas.cli.arguments import size as parse_size
-
-    modes = (("encrypted",) if encrypted else ()) + (("plain",) if plain else ())
-    if not modes:
-        _refuse("--no-encrypted with --no-plain leaves nothing to measure")
-    try:
-        num_bytes = parse_size("--size", size, 1 << 20, 1 << 40)
-    except BadArgument as error:
-        _refuse(str(error))
-    raise typer.Exit(run(TransportBench(num_bytes, layers, rounds, modes, lanes), as_json=as_json))
 
 
 @certs_app.command("init")

@@ -24,6 +24,8 @@ from prfaas.sim.sessions import Conversations, Sessions
 DEFAULT_NUM_REQUESTS: Final = 5_000
 #: Of the rate that the plan of the first policy promises, where neither the file nor the command line says a rate.
 DEFAULT_LOAD: Final = 0.8
+#: What `--arrivals` is if it is not given.
+POISSON: Final = "poisson"
 #: For whoever has written something else.
 FORMS: Final = (
     "`poisson`, `bursty 5x 30s 300s` (so many times as many, for so long on average, after calms of so long),"
@@ -63,13 +65,14 @@ class Load:
 
 
 #: Makes the arrivals of one seed.
-_Draw = Callable[[random.Random], Iterator[Arrival]]
+Draw = Callable[[random.Random], Iterator[Arrival]]
 
 
 def check_load(options: LoadOptions) -> None:
     """Raises BadLoad for options that contradict each other."""
-    is_closed = options.arrivals is not None and options.arrivals.split()[:1] == ["clients"]
-    given = [options.rate_rps is not None, options.load is not None, options.trace is not None, is_closed]
+    given = [
+        options.rate_rps is not None, options.load is not None, options.trace is not None, is_closed(options.arrivals)
+    ]  # fmt: skip
     if sum(given) > 1:
         raise BadLoad("--rate, --load, --trace and --arrivals clients each say how many requests come; give one")
     if options.may_fetch and not options.caches:
@@ -107,9 +110,8 @@ def load_of(options: LoadOptions, scenario: Scenario, planned_rps: float, policy
     output = max(1, round(scenario.mean_output_tokens))
     lengths = lengths_of(scenario.workload)
     num_requests = options.num_requests or DEFAULT_NUM_REQUESTS
-    words = (options.arrivals or "poisson").split()
-    if words[:1] == ["clients"]:
-        terms = _conversations(str(options.arrivals), words)
+    if is_closed(options.arrivals):
+        terms = conversations(str(options.arrivals))
         most = round(scenario.workload.max_tokens)
 
         def talks(deployment: SimulatedDeployment, seed: int) -> Run:
@@ -120,7 +122,7 @@ def load_of(options: LoadOptions, scenario: Scenario, planned_rps: float, policy
 
         return Load(talks, num_requests, f"{num_requests} requests, {options.arrivals}")
     rate_rps, why = _rate(options, scenario, planned_rps, policy)
-    draw, kind = _process(str(options.arrivals), words, rate_rps, lengths, output)
+    draw, kind = arrival_process(options.arrivals or POISSON, rate_rps, lengths, output)
 
     def drawn(deployment: SimulatedDeployment, seed: int) -> Run:
         run = Run(deployment)
@@ -160,8 +162,15 @@ def trace_block_tokens(section_tokens: int | None) -> int:
 # What --arrivals says
 
 
-def _process(text: str, words: list[str], rate_rps: float, lengths: DrawLength, output: int) -> tuple[_Draw, str]:
-    if words == ["poisson"]:
+def is_closed(text: str | None) -> bool:
+    """Whether clients wait for their answers, so that no rate is given."""
+    return text is not None and text.split()[:1] == ["clients"]
+
+
+def arrival_process(text: str, rate_rps: float, lengths: DrawLength, output: int) -> tuple[Draw, str]:
+    """What makes the arrivals of a seed, and its name. Raises BadLoad, also for `clients`."""
+    words = text.split()
+    if words == [POISSON]:
         return lambda rng: poisson(rng, rate_rps, lengths, output), "Poisson"
     if words[:1] == ["bursty"] and len(words) == 4:
         factor = _share(text, words[1].removesuffix("x"), 1.0, 1_000.0)
@@ -173,7 +182,9 @@ def _process(text: str, words: list[str], rate_rps: float, lengths: DrawLength, 
     raise BadLoad(f"--arrivals {text!r}: write {FORMS}")
 
 
-def _conversations(text: str, words: list[str]) -> Conversations:
+def conversations(text: str) -> Conversations:
+    """Of a text that `is_closed`. Raises BadLoad."""
+    words = text.split()
     if len(words) % 2:
         raise BadLoad(f"--arrivals {text!r}: write {FORMS}")
     said = dict(zip(words[::2], words[1::2], strict=True))

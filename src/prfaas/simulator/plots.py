@@ -80,7 +80,7 @@ def _side_by_side(pictured: Sequence[Pictured], said: Said) -> Figure:
         if beside.get_yscale() == "linear":
             beside.set_ylim(bottom=0)
     axes = [figure.add_subplot(grid[-1, :num]), figure.add_subplot(grid[-1, num:])]
-    _distributions(axes, pictured)
+    distributions(axes, pictured)
     if num > 1:
         axes[0].legend(loc="lower right")
     if told:
@@ -221,7 +221,8 @@ def _columns(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[f
 # How long answers took
 
 
-def _distributions(axes: Sequence[Any], pictured: Sequence[Pictured]) -> None:
+def distributions(axes: Sequence[Any], pictured: Sequence[Pictured]) -> None:
+    """Of the times to the first token, and to the last one, in two panels."""
     values: tuple[tuple[str, Callable[[Pictured], list[float]]], ...] = (
         ("time to the first token", lambda one: one.ttft_s),
         ("end to end", lambda one: one.e2e_s),
@@ -272,7 +273,7 @@ def _many(pictured: Sequence[Pictured]) -> Figure:
     figure = Figure(figsize=(11, 4.4 + below), layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=[4.0, below])
     axes = [figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])]
-    _distributions(axes, pictured)
+    distributions(axes, pictured)
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     for column, (title, value, form) in enumerate(_BARS):
         axis: Any = figure.add_subplot(grid[1, 2 * column : 2 * column + 2])

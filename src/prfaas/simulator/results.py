@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -82,7 +82,7 @@ def results_of(
     answered = kept.that(counted, OK)
     from_s, to_s = kept.arrived_s[counted[0]], kept.arrived_s[counted[-1]]
     span_s = max(to_s - from_s, 1e-9)
-    ttft_s, e2e_s = _times_of(kept.ttft_s, answered), _times_of(kept.e2e_s, answered)
+    ttft_s, e2e_s = times_of(map(kept.ttft_s, answered)), times_of(map(kept.e2e_s, answered))
     num_good = sum(1 for place in kept.that(ended, OK)
                    if from_s < kept.ended_s[place] <= to_s and _is_kept(kept, place, tpot_slo_s))  # fmt: skip
     sent = [sample.sent_bytes for sample in run.samples if from_s <= sample.at_s <= to_s]
@@ -107,7 +107,7 @@ def results_of(
         e2e_s_p50=e2e_s.p50_s,
         e2e_s_p95=e2e_s.p95_s,
         e2e_s_p99=e2e_s.p99_s,
-        tpot_s_mean=_mean(tpot_s for place in answered if (tpot_s := kept.tpot_s(place)) is not None),
+        tpot_s_mean=mean(tpot_s for place in answered if (tpot_s := kept.tpot_s(place)) is not None),
         itl_s_p99=_gaps(run).percentile_s(99),
         cached_fraction=_cached_fraction(kept, answered),
         offload_fraction=sum(kept.is_remote[place] for place in counted) / len(counted),
@@ -117,7 +117,7 @@ def results_of(
         num_pd_prefill_final=sum(1 for i in members if _is_pd(run, i.cluster) and i.duty is Duty.PREFILL),
         num_pd_decode_final=sum(1 for i in members if i.duty.decodes),
         num_conversions=sum(1 for c in run.simulation.conversions if c.phase is Phase.DONE),
-        regret_s_mean=_mean(regrets_s),
+        regret_s_mean=mean(regrets_s),
         best_chosen_fraction=sum(1 for s in regrets_s if s <= 0.0) / len(regrets_s) if regrets_s else None,
         stability=stability(run, from_s, to_s, len(counted) / span_s),
         simulated_s=max(kept.ended_s),
@@ -139,7 +139,7 @@ def counted_of(run: Run) -> Sequence[int]:
     return ended[int(len(ended) * WARM_UP) :]
 
 
-class _Times(NamedTuple):
+class Times(NamedTuple):
     """Of some requests; None of none."""
 
     mean_s: float | None
@@ -149,10 +149,11 @@ class _Times(NamedTuple):
     p99_s: float | None
 
 
-def _times_of(time_s: Callable[[int], float], places: Sequence[int]) -> _Times:
-    ordered = sorted(map(time_s, places))
+def times_of(times_s: Iterable[float]) -> Times:
+    """Of times in any order."""
+    ordered = sorted(times_s)
     p50_s, p90_s, p95_s, p99_s = (percentile(ordered, percent) for percent in (50, 90, 95, 99))
-    return _Times(_mean(ordered), p50_s, p90_s, p95_s, p99_s)
+    return Times(mean(ordered), p50_s, p90_s, p95_s, p99_s)
 
 
 def _cached_fraction(kept: Outcomes, answered: Sequence[int]) -> float:
@@ -172,16 +173,24 @@ def _threshold_tokens(run: Run) -> int | None:
 
 
 def stability(run: Run, from_s: float, to_s: float, offered_rps: float) -> str:
-    """`stable`, `backlogged` or `overloaded`: by how fast the number of requests inside grows from the second quarter
-    to the last one. `too_short`: the run cannot say, since requests stay for so long even without a queue."""
+    """Of a run; see `stability_of`."""
     kept = run.outcomes
     stay_s = percentile(sorted(map(kept.e2e_s, kept.that(kept.ended(), OK))), 1)
     inside = [sample.num_inside for sample in run.samples if from_s <= sample.at_s <= to_s]
+    return stability_of(inside, run.sample_s, stay_s, to_s - from_s, offered_rps)
+
+
+def stability_of(
+    inside: Sequence[int], sample_s: float, stay_s: float | None, span_s: float, offered_rps: float
+) -> str:
+    """`stable`, `backlogged` or `overloaded`: by how fast the number of requests `inside`, seen every `sample_s`, grows
+    from the second quarter to the last one. `too_short`: the run cannot say, since requests stay for so long even
+    without a queue (`stay_s`)."""
     quarter = len(inside) // 4
-    if not quarter or stay_s is None or to_s - from_s < MIN_STAYS * stay_s:
+    if not quarter or stay_s is None or span_s < MIN_STAYS * stay_s:
         return "too_short"
     early, late = (sum(some) / quarter for some in (inside[quarter : 2 * quarter], inside[-quarter:]))
-    come_between = offered_rps * 2 * quarter * run.sample_s
+    come_between = offered_rps * 2 * quarter * sample_s
     share = (late - early) / come_between
     noise = _SURE * math.sqrt(max(1.0, early))
     if late - early > noise and share > GROWS:
@@ -204,6 +213,7 @@ def _is_pd(run: Run, cluster: str) -> bool:
     return run.simulation.deployment.topology.cluster(cluster).role == "pd"
 
 
-def _mean(values: Iterable[float]) -> float | None:
+def mean(values: Iterable[float]) -> float | None:
+    """None of none."""
     listed = array("d", values)
     return math.fsum(listed) / len(listed) if listed else None

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -290,13 +291,21 @@ def test_prompts_of_the_demo_differ_from_their_first_byte() -> None:
 
 
 def test_every_option_is_in_the_docs() -> None:
-    """In docs/cli.md, in the section of its command. Those with a counterpart (`--a/--no-a`) by the first."""
+    """In docs/cli.md, in the section of its command, those of a group too. Those with a counterpart (`--a/--no-a`) by
+    the first."""
     text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
-    sections = {part.split("`")[0].split()[0]: part for part in text.split("\n## `prfaas ")[1:]}
+    parts = text.split("\n## `prfaas ")[1:]
+    sections = {
+        name: part for part in parts for name in (part.split()[0].strip("`"), " ".join(part.split("`")[0].split()[:2]))
+    }
+    commands: dict[str, Any] = dict(get_command(app).commands)  # type: ignore[attr-defined]
+    groups = {name: command for name, command in commands.items() if hasattr(command, "commands")}
+    for name, group in groups.items():
+        del commands[name]
+        commands |= {f"{name} {inner}": command for inner, command in group.commands.items()}
     missing = [
         f"{name} {option.opts[0]}"
-        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
-        if not hasattr(command, "commands")
+        for name, command in commands.items()
         for option in command.params
         if option.opts[0].startswith("--")
         and option.opts[0] not in (*SHARED, *re.findall(r"--[a-z-]+", sections.get(name, "")))

@@ -30,6 +30,14 @@ class EndpointError(PrfaasError):
         self.transient = transient
 
 
+class Unreachable(EndpointError):
+    """Nobody answers there."""
+
+
+class UnknownModel(EndpointError):
+    """The server has others, or several."""
+
+
 class Rejected(EndpointError):
     """The endpoint refuses this request (400, 413 or 422)."""
 
@@ -57,10 +65,10 @@ class Endpoint:
         models = await self._models()
         names = ", ".join(models)
         if wanted is None and len(models) > 1:
-            raise EndpointError(f"the server has several models, choose one with --model: {names}")
+            raise UnknownModel(f"the server has several models, choose one with --model: {names}")
         name = next(iter(models)) if wanted is None else wanted
         if name not in models:
-            raise EndpointError(f"there is no model {name!r}; the server has {names}")
+            raise UnknownModel(f"there is no model {name!r}; the server has {names}")
         self.model = name
         limit = models[name].get("max_model_len")
         self.max_model_tokens = limit if type(limit) is int and limit > 0 else None
@@ -73,7 +81,7 @@ class Endpoint:
                 answer = orjson.loads(await response.read())
             models = {str(entry["id"]): dict(entry) for entry in answer["data"]}
         except (aiohttp.ClientError, OSError) as error:
-            raise EndpointError(f"{self._url} cannot be reached: {_why(error)}; is the server running?") from None
+            raise Unreachable(f"{self._url} cannot be reached: {_why(error)}; is the server running?") from None
         except (ValueError, LookupError, TypeError):
             raise EndpointError(f"{self._url}/v1/models is not an OpenAI-compatible answer; check the URL") from None
         if not models:

@@ -68,7 +68,7 @@ class Schedule:
 
 def check_options(options: ProfileOptions) -> None:
     """Raises BadProfileRequest for the first thing that cannot be."""
-    _check_url(options.url)
+    check_url(options.url)
     for name, value, largest in (
         ("--gpus-per-instance", options.gpus_per_instance, _MAX_GPUS),
         ("--min-tokens", options.min_tokens, _MAX_TOKENS),
@@ -111,7 +111,8 @@ def schedule_of(options: ProfileOptions, max_model_tokens: int | None) -> Schedu
     return Schedule(tuple(lengths), options.repeats, batches, options.decode_tokens, most_decoded, context)
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
+    """Raises BadProfileRequest unless it is the base URL of a server."""
     problem = None
     try:
         parts = urlsplit(url)
