@@ -7,6 +7,7 @@ node that serves, without HTTP and engines: what they would do (reserve, stage, 
 from __future__ import annotations
 
 import json
+import secrets
 import os
 import resource
 import sys
@@ -19,11 +20,10 @@ from prfaas.core.model.layout import KVGroup, KVGroupKind, KVLayout
 from prfaas.core.wire.contract import to_values
 from prfaas.core.wire.frames import checksum
 from prfaas.core.wire.messages import Open
-from prfaas.core.wire.node_api import TransferRecord
+from prfaas.core.wire.node_api import Reservation, TransferRecord
 from prfaas.kvnode.config import KVNodeConfig
 from prfaas.kvnode.node import KVNode
 from prfaas.kvnode.server import arena_path, lanes_address
-from prfaas.testing.node_pair import reservation
 from prfaas.transport.arena import Arena
 from prfaas.transport.credentials import CredentialFiles, Credentials
 from prfaas.transport.limits import LaneLimits
@@ -100,7 +100,15 @@ class Endpoint:
 
     def reserve(self, *, transfer_id: str, num_bytes: int) -> dict[str, Any]:
         """A landing at this node."""
-        return to_values(self.node.reserve(reservation(transfer_id, num_tokens(num_bytes), lease_s=_DEADLINE_S)))
+        asked = Reservation(
+            transfer_id=transfer_id,
+            num_prompt_tokens=num_tokens(num_bytes),
+            token_digest="0" * 64,
+            claim_secret=secrets.token_urlsafe(),
+            skip_tokens=0,
+            lease_s=_DEADLINE_S,
+        )
+        return to_values(self.node.reserve(asked))
 
     def prepare(self, *, transfer_id: str, peer: str, reserved: dict[str, Any]) -> dict[str, Any]:
         """Open the transfer and fill its staging with bytes that differ from place to place. Returns their checksum."""

@@ -4,7 +4,8 @@ Laws of this file:
 - With a deployment file and a seed, lengths and times are those of `prfaas simulate` with the same file, seed and rate,
   request by request: the same generator draws them.
 - A trace's requests have its whole prompts, at its times.
-- `--scale-time` multiplies all times, and changes nothing else; `--duration` is of the times that come out.
+- `--scale-time` multiplies all times, and changes nothing else; `--duration` is of the times that come out. Of an emulated
+  deployment's file it is the file's `emulation.time_scale`, and so is the SLO's.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class _Source:
     max_tokens: int | None
     slo_tpot_s: float | None
     words: str
+    #: Of a deployment whose engines are emulated.
+    time_scale: float = 1.0
 
 
 def plan_of(options: E2eOptions) -> Plan:
@@ -93,7 +96,7 @@ def plan_of(options: E2eOptions) -> Plan:
         raise BadBench(f"{options.deployment}: workload.arrivals is missing; add --rate, requests a second")
     draw, kind = arrival_process(options.arrivals or POISSON, rate_rps, source.lengths, source.output_tokens)
     arrivals: Iterable[Arrival] = draw(random.Random(options.seed))
-    scale, scaled = _scale(options)
+    scale, scaled = _scale(options, source.time_scale)
     if options.duration_s is not None:
         end_s = options.duration_s / scale
         arrivals = takewhile(lambda arrival: arrival.at_s < end_s, arrivals)
@@ -131,8 +134,10 @@ def _of_deployment(path: Path) -> _Source:
     # As `prfaas simulate` rounds it.
     output_tokens = max(1, round(output))
     words = f"prompts as in {path.name}, {output_tokens} tokens out"
+    scale = 1.0 if deployment.emulation is None else deployment.emulation.time_scale
+    tpot_s = None if deployment.slo.tpot is None else deployment.slo.tpot * scale
     return _Source(
-        lengths_of(drawn), output_tokens, _rate_of(deployment), round(drawn.max_tokens), deployment.slo.tpot, words
+        lengths_of(drawn), output_tokens, _rate_of(deployment), round(drawn.max_tokens), tpot_s, words, scale
     )
 
 
@@ -155,12 +160,10 @@ def _of_trace(options: E2eOptions, path: Path) -> Plan:
     return Plan(_some(requests, options), None, block_tokens, options.slo_tpot_s, words)
 
 
-def _scale(options: E2eOptions) -> tuple[float, str]:
-    """And in words."""
-    if options.time_scale in (None, 1.0):
-        return 1.0, ""
-    scale = float(options.time_scale or 1.0)
-    return scale, f", all times multiplied by {scale:g}"
+def _scale(options: E2eOptions, emulated: float = 1.0) -> tuple[float, str]:
+    """And in words. `emulated`: in which time the deployment's engines run."""
+    scale = emulated if options.time_scale is None else options.time_scale
+    return scale, "" if scale == 1.0 else f", all times multiplied by {scale:g}"
 
 
 def _some(requests: list[Planned], options: E2eOptions) -> list[Planned]:
