@@ -58,11 +58,11 @@ def plan_processes(
     is_here: Callable[[str], bool] = everywhere,
     with_gateway: bool = True,
 ) -> list[ProcessSpec]:
-    """The emulated network first, if there is one, then KV nodes, engines, the gateway; only those whose host `is_here`.
-    `file` is absolute. `sockets` is a short directory: Unix paths end at 107 bytes. If the deployment names no
-    certificates, nodes read throw-away ones in `certs`, by default `throwaway_directory(sockets)`; the caller makes them
-    (`certificates.make_throwaway`). Raises PlanError if nothing is left to start, or if nodes elsewhere would need such
-    certificates too."""
+    """The emulated network first, if there is one, then KV nodes, engines, the gateway; only those whose host
+    `is_here`. `file` is absolute. `sockets` is a short directory: Unix paths end at 107 bytes. If the deployment names
+    no certificates, nodes read throw-away ones in `certs`, by default `throwaway_directory(sockets)`; the caller makes
+    them (`certificates.make_throwaway`). Raises PlanError if nothing is left to start, or if nodes elsewhere would need
+    such certificates too."""
     throwaway = throwaway_directory(sockets) if certs is None else certs
     nodes: list[ProcessSpec] = []
     starts: dict[str, list[tuple[Instance, EngineStart]]] = {}
