@@ -24,7 +24,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.transport.peers import machine
-from prfaas.deployment.emulation import EmulatedLink, Front
+from prfaas.deployment.fronts import EmulatedLink, Front
 from prfaas.testing.deployed import free_ports
 from prfaas.transport.tcp_info import tcp_info
 from prfaas.wan.network import Network

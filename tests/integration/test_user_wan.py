@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from prfaas.deployment.emulation import EmulatedLink, Front
+from prfaas.deployment.fronts import EmulatedLink, Front
 from prfaas.testing.deployed import HttpError, free_ports, http
 from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
 from prfaas.testing.pd_site import FakePdSite

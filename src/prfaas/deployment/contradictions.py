@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from prfaas.core.topology import Duty
 from prfaas.deployment.document import FieldPath
-from prfaas.deployment.emulation import emulation_problems
+from prfaas.deployment.fronts import emulation_problems
 from prfaas.deployment.model import Cluster, Deployment, Link
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from prfaas.core.link.lane_plan import MAX_LANES, num_lanes
 from prfaas.core.topology import Instance, Link, Topology
-from prfaas.deployment.emulation import Address, dialled_lanes, parse_address
+from prfaas.deployment.fronts import Address, dialled_lanes, parse_address
 from prfaas.deployment.identity import default_identity
 from prfaas.deployment.load import DeploymentError, read_deployment
 from prfaas.deployment.model import Deployment, Transfer

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from prfaas.core.errors import PrfaasError
 from prfaas.core.topology import Instance
-from prfaas.deployment.emulation import control_address, emulated_links
 from prfaas.deployment.encryption import is_throwaway
+from prfaas.deployment.fronts import control_address, emulated_links
 from prfaas.deployment.model import Deployment, EngineSection
 from prfaas.deployment.topology import topology_of
 from prfaas.engines.kinds import dialect_of, launch_of

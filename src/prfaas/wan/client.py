@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deployment.emulation import Address
+from prfaas.deployment.fronts import Address
 from prfaas.wan.settings import BadSetting
 
 TIMEOUT_S: Final = 10.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
-from prfaas.deployment.emulation import Address, EmulatedLink, control_address, emulated_links
+from prfaas.deployment.fronts import Address, EmulatedLink, control_address, emulated_links
 from prfaas.deployment.load import DeploymentError, read_deployment
 from prfaas.deployment.watch import FileWatch, file_stamp
 from prfaas.wan.control import Control

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from prfaas.core.errors import PrfaasError
-from prfaas.deployment.emulation import Address, EmulatedLink
+from prfaas.deployment.fronts import Address, EmulatedLink
 from prfaas.wan.blocks import Pool
 from prfaas.wan.line import Line, Way
 from prfaas.wan.relay import Connection, Runner, now_s, prepare

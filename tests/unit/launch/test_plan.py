@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from prfaas.deployment.emulation import control_address, emulated_links
+from prfaas.deployment.fronts import control_address, emulated_links
 from prfaas.deployment.load import load_deployment
 from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
 from prfaas.launch.certificates import make_throwaway, refuse_missing
@@ -125,6 +125,9 @@ links:
     assert [(link.source, link.target, link.bytes_per_s, len(link.fronts)) for link in links] == [
         ("west", "east", 1.25e8, 2), ("east", "west", 2.5e8, 0), ("far", "south", 1.25e8, 1),
     ]  # fmt: skip
+    scaled = back.replace('lanes: "', 'kind: emulated, lanes: "') + "emulation: {time_scale: 2, bytes_scale: 0.5}\n"
+    (tmp_path / "scaled.yaml").write_text(scaled, encoding="utf-8")
+    assert emulated_links(load_deployment(tmp_path / "scaled.yaml"))[0].bytes_per_s == 1.25e8 / 4
     assert control_address(load_deployment(EXAMPLE)) is None
 
 

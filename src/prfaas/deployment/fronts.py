@@ -15,6 +15,7 @@ from typing import Final
 from prfaas.core.topology import Instance
 from prfaas.deployment.document import FieldPath
 from prfaas.deployment.model import Deployment, Link
+from prfaas.deployment.topology import topology_of
 
 Address = tuple[str, int]
 
@@ -43,13 +44,18 @@ class EmulatedLink:
 
 
 def emulated_links(deployment: Deployment) -> tuple[EmulatedLink, ...]:
-    """Those with `emulated_at`, and those that lead back from there; in file order."""
+    """Those with `emulated_at`, and those that lead back from there, in file order; in the scale in which the file is
+    served."""
     emulated = {(link.from_, link.to) for link in deployment.links if link.emulated_at is not None}
-    return tuple(
-        EmulatedLink(link.from_, link.to, link.bandwidth, link.rtt or 0.0, _fronts(deployment, link))
-        for link in deployment.links
-        if (link.from_, link.to) in emulated or (link.to, link.from_) in emulated
-    )
+    served = topology_of(deployment)
+    found = []
+    for link in deployment.links:
+        if (link.from_, link.to) in emulated or (link.to, link.from_) in emulated:
+            scaled = served.link_between(link.from_, link.to)
+            assert scaled is not None, "the topology has every link"
+            fronts = _fronts(deployment, link)
+            found.append(EmulatedLink(link.from_, link.to, scaled.bytes_per_s, scaled.rtt_s or 0.0, fronts))
+    return tuple(found)
 
 
 def dialled_lanes(deployment: Deployment, sender: Instance, receiver: Instance) -> Address:
