@@ -48,6 +48,7 @@ bench: setup
 	@$(BIN)/python -m benchmarks.planner.speed
 	@$(BIN)/python -m benchmarks.transport.compare
 	@$(BIN)/python -m benchmarks.transport.link
+	@$(BIN)/python -m benchmarks.transport.user_wan
 
 clean:
 	rm -rf $(VENV) .demo prfaas-logs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -173,6 +173,48 @@ def up(
 
 
 @app.command()
+def wan(
+    file: File,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Of its HTTP control; default: one port below the lowest front."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of stalls and jitter.")] = 0,
+) -> None:
+    """Emulate the links of a deployment file that have `emulated_at`: their lanes pass through this process."""
+    _log("INFO")
+    from prfaas.cli.arguments import host_port
+    from prfaas.core.errors import PrfaasError
+    from prfaas.wan.command import run
+
+    try:
+        status = run(file, None if control is None else host_port("--control", control), seed)
+    except PrfaasError as error:
+        _refuse(str(error))
+    raise typer.Exit(status)
+
+
+@app.command()
+def link(
+    file: File,
+    source: Annotated[str | None, typer.Argument(metavar="[FROM", help="Cluster.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Argument(metavar="TO", help="Cluster.", show_default=False)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SETTING=VALUE...]", help="bandwidth=10Gbps, cut=silent, …", show_default=False),
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of `prfaas wan`; default: as the file says.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Show the links that a running `prfaas wan` emulates, or change one."""
+    from prfaas.cli.link import run
+
+    raise typer.Exit(run(file, (source, target), settings or [], control, as_json=as_json))
+
+
+@app.command()
 def plan(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Deployment files (YAML).", show_default=False)

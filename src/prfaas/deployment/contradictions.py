@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from prfaas.core.topology import Duty
 from prfaas.deployment.document import FieldPath
+from prfaas.deployment.fronts import emulation_problems
 from prfaas.deployment.model import Cluster, Deployment, Link
 
 
@@ -177,6 +178,7 @@ def _bad_addresses(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
                 elif address in taken:
                     yield path, f"{field}: {address} is taken by {taken[address]}; give each its own"
                 taken.setdefault(address, field)
+    yield from emulation_problems(deployment, taken)
 
 
 def _bad_address(given: str, *, needs_port: bool) -> str | None:

@@ -158,6 +158,11 @@ class Link(Strict):
     to: Name
     bandwidth: Bandwidth | None = Field(default=None, gt=0, description="Needed to plan.")
     rtt: Seconds | None = None
+    emulated_at: HostPort | None = Field(
+        default=None,
+        description="Where `prfaas wan` listens for the lanes of this link: one port per instance of the target"
+        " cluster, counting up from this one, in file order.",
+    )
     price_per_gb: Money | None = Field(default=None, description="Overrides prices.per_egress_gb.")
 
 

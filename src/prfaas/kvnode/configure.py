@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from prfaas.core.link.lane_plan import MAX_LANES, num_lanes
 from prfaas.core.topology import Instance, Link, Topology
+from prfaas.deployment.fronts import Address, dialled_lanes, parse_address
 from prfaas.deployment.identity import default_identity
 from prfaas.deployment.load import DeploymentError, read_deployment
 from prfaas.deployment.model import Deployment, Transfer
@@ -24,7 +25,6 @@ from prfaas.kvnode.config import KVNodeConfig
 from prfaas.transport.credentials import CredentialFiles
 from prfaas.transport.limits import LaneLimits
 
-Address = tuple[str, int]
 Section = TypeVar("Section", bound=BaseModel)
 
 
@@ -66,8 +66,9 @@ def config_of(deployment: Deployment, path: Path, name: str, socket_path: str, f
     flags = replace(
         flags,
         http=flags.http or (str(control.hostname), control.port),
-        lanes=flags.lanes or _address(instance.lanes),
-        peers=flags.peers or {target.name: _address(target.lanes) for target in topology.sends_to(instance)},
+        lanes=flags.lanes or parse_address(instance.lanes),
+        peers=flags.peers
+        or {target.name: dialled_lanes(deployment, instance, target) for target in topology.sends_to(instance)},
         tls=None if flags.plain else flags.tls or credential_files(deployment, path, instance),
         identities={**_identities(deployment, topology, instance), **flags.identities},
     )
@@ -151,8 +152,3 @@ def _config(name: str, socket_path: str, flags: NodeFlags, transfer: Transfer, l
 
 def _overridden(section: Section, **given: object) -> Section:
     return section.model_copy(update={name: value for name, value in given.items() if value is not None})
-
-
-def _address(text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    return host, int(port)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from prfaas.core.errors import PrfaasError
 from prfaas.core.topology import Instance
 from prfaas.deployment.encryption import is_throwaway
+from prfaas.deployment.fronts import control_address, emulated_links
 from prfaas.deployment.model import Deployment, EngineSection
 from prfaas.deployment.topology import topology_of
 from prfaas.engines.kinds import dialect_of, launch_of
@@ -57,10 +58,11 @@ def plan_processes(
     is_here: Callable[[str], bool] = everywhere,
     with_gateway: bool = True,
 ) -> list[ProcessSpec]:
-    """KV nodes first, then engines, then the gateway; only those whose host `is_here`. `file` is absolute. `sockets` is
-    a short directory: Unix paths end at 107 bytes. If the deployment names no certificates, nodes read throw-away ones
-    in `certs`, by default `throwaway_directory(sockets)`; the caller makes them (`certificates.make_throwaway`). Raises
-    PlanError if nothing is left to start, or if nodes elsewhere would need such certificates too."""
+    """The emulated network first, if there is one, then KV nodes, engines, the gateway; only those whose host
+    `is_here`. `file` is absolute. `sockets` is a short directory: Unix paths end at 107 bytes. If the deployment names
+    no certificates, nodes read throw-away ones in `certs`, by default `throwaway_directory(sockets)`; the caller makes
+    them (`certificates.make_throwaway`). Raises PlanError if nothing is left to start, or if nodes elsewhere would need
+    such certificates too."""
     throwaway = throwaway_directory(sockets) if certs is None else certs
     nodes: list[ProcessSpec] = []
     starts: dict[str, list[tuple[Instance, EngineStart]]] = {}
@@ -75,12 +77,13 @@ def plan_processes(
             start = _start(deployment, file, section, instance, socket_path, model_dir)
             starts.setdefault(instance.cluster, []).append((instance, start))
     engines = [spec for cluster, members in starts.items() for spec in _engines(deployment, cluster, members)]
+    networks = _networks(deployment, file, is_here)
     gateways = [_gateway(deployment, file)] if with_gateway and is_here(deployment.gateway.host) else []
-    if not nodes and not gateways:
+    if not networks and not nodes and not gateways:
         raise PlanError(f"{file}: none of its addresses is on this machine; see clusters.*.endpoints and gateway.host")
     if nodes:
         _refuse_throwaway_elsewhere(deployment, file, is_here)
-    return [*nodes, *engines, *gateways]
+    return [*networks, *nodes, *engines, *gateways]
 
 
 def throwaway_directory(sockets: Path) -> Path:
@@ -156,6 +159,17 @@ def _engines(
         health = instance.engine_url + dialect_of(instance.kind).health_path
         listens = tuple(urlsplit(member.engine_url).netloc for member, _ in group)
         yield ProcessSpec(name, argv, launch.env(start), health, listens=listens)
+
+
+def _networks(deployment: Deployment, file: Path, is_here: Callable[[str], bool]) -> list[ProcessSpec]:
+    """`prfaas wan`, if links are emulated on this machine."""
+    control = control_address(deployment)
+    fronts = [front.listen for link in emulated_links(deployment) for front in link.fronts]
+    if control is None or not any(is_here(host) for host, _ in fronts):
+        return []
+    argv = (sys.executable, "-m", "prfaas", "wan", str(file))
+    listens = tuple(f"{host}:{port}" for host, port in (control, *fronts))
+    return [ProcessSpec("wan", argv, {}, f"http://{control[0]}:{control[1]}/health", listens=listens)]
 
 
 def _gateway(deployment: Deployment, file: Path) -> ProcessSpec:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 Kind = Literal["counter", "gauge", "histogram"]
-Component = Literal["gateway", "kvnode"]
+Component = Literal["gateway", "kvnode", "wan"]
 
 #: vLLM's own buckets are too coarse for 1.7 to 9.7 s, where the paper's figures lie; these add the steps between.
 TTFT_BUCKETS_S: Final = (
@@ -223,6 +223,32 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "prfaas_link_verdict", "gauge", "kvnode", "0, 1, 2", "0 clear, 1 pressed, 2 congested.", ("peer",)
     ),
+    MetricSpec(
+        "prfaas_wan_carried_bytes_total", "counter", "wan", "bytes",
+        "Bytes that have passed the bottleneck of an emulated link.", ("source", "target"),
+    ),
+    MetricSpec(
+        "prfaas_wan_bandwidth_bytes_per_second", "gauge", "wan", "bytes/s",
+        "What the link may carry now; 0 while it is cut, missing where there is no limit.", ("source", "target"),
+    ),
+    MetricSpec(
+        "prfaas_wan_rtt_seconds", "gauge", "wan", "seconds", "Round trip that is emulated.", ("source", "target")
+    ),
+    MetricSpec(
+        "prfaas_wan_queue_bytes", "gauge", "wan", "bytes", "Bytes that wait for the bottleneck.", ("source", "target")
+    ),
+    MetricSpec(
+        "prfaas_wan_held_bytes", "gauge", "wan", "bytes",
+        "Bytes taken from senders and not yet delivered: in the queue, on the way, or not taken by the receiver.",
+        ("source", "target"),
+    ),
+    MetricSpec(
+        "prfaas_wan_connections", "gauge", "wan", "connections", "Connections over the link.", ("source", "target")
+    ),
+    MetricSpec(
+        "prfaas_wan_stalls_total", "counter", "wan", "stalls",
+        "Times that a connection paused as TCP does after a loss.", ("source", "target"),
+    ),
 )  # fmt: skip
 
 
@@ -282,7 +308,7 @@ def build(registry: CollectorRegistry, component: Component) -> Metrics:
 def markdown() -> str:
     """docs/metrics.md."""
     parts = ["# Metrics", "", _INTRODUCTION]
-    for component, title in (("gateway", "Gateway"), ("kvnode", "KV node")):
+    for component, title in (("gateway", "Gateway"), ("kvnode", "KV node"), ("wan", "Emulated network")):
         parts += ["", f"## {title}", "", "| name | kind | labels | unit | meaning |", "|---|---|---|---|---|"]
         parts += [_row(row) for row in TABLE if row.component == component]
     parts += ["", "## Buckets", ""]

@@ -100,6 +100,14 @@ def test_examples_are_valid(path: Path) -> None:
         ("role: pd", "role: pd\n    rtt: near", "d.yaml:11: clusters.east.rtt: 'near' is not a duration; write for example 20ms"),
         ("role: pd", "role: pd\n    rtt: -1ms", "d.yaml:11: clusters.east.rtt: '-1ms' is not a duration; write for example 20ms"),
         ("name: m", "? [a]\n: m", "d.yaml:"),
+        ("rtt: 20ms}", "rtt: 20ms, emulated_at: 'here'}", "d.yaml:16: links.0.emulated_at: "),
+        ("bandwidth: 100Gbps, rtt: 20ms}", "emulated_at: '127.0.0.1:9001'}", "d.yaml:16: links.0.emulated_at: the link has no bandwidth to emulate; add it"),
+        ("rtt: 20ms}", "emulated_at: '127.0.0.1:1'}", "d.yaml:16: links.0.emulated_at: ports 0 and 1 are needed; there are 1 to 65535"),
+        ("rtt: 20ms}", "emulated_at: '127.0.0.1:65536'}", "d.yaml:16: links.0.emulated_at: ports 65535 and 65536 are needed"),
+        ("rtt: 20ms}", "emulated_at: '10.1.0.1:8300'}", "d.yaml:16: links.0.emulated_at: 10.1.0.1:8300 is taken by clusters.west.endpoints.0.lanes; a link needs a port for each instance"),
+        ("rtt: 20ms}", "emulated_at: '127.0.0.1:8001'}", "d.yaml:16: links.0.emulated_at: 127.0.0.1:8000, one below, is where `prfaas wan` is controlled, and is taken by gateway; choose another port"),
+        ("rtt: 20ms}", "emulated_at: '127.0.0.1:9001'}\n  - {from: east, to: west, bandwidth: 1Gbps, emulated_at: '127.0.0.1:9001'}", "d.yaml:17: links.1.emulated_at: 127.0.0.1:9001 is taken by links.0.emulated_at"),
+        ("rtt: 20ms}", "emulated_at: '127.0.0.1:9001'}\n  - {from: east, to: west, bandwidth: 1Gbps, emulated_at: '10.0.0.1:9002'}", "d.yaml:17: links.1.emulated_at: one process emulates all links, and links.0.emulated_at is on 127.0.0.1; write 127.0.0.1:9002"),
     ],
 )  # fmt: skip
 def test_each_mistake_has_its_line_and_its_remedy(tmp_path: Path, old: str, new: str, expected: str) -> None:

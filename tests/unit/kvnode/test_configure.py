@@ -65,6 +65,25 @@ def test_without_links_a_prfaas_node_sends_to_every_pd_node(tmp_path: Path) -> N
     assert configured(tmp_path, links, "west-0").peers == {"south-0": ("192.0.2.2", 8300)}
 
 
+def test_emulated_links_are_dialled_at_their_fronts(tmp_path: Path) -> None:
+    """One per instance of the target, in file order; other links, and lanes inside a cluster, as ever."""
+    links = """links:
+  - {from: west, to: east, bandwidth: 1Gbps, emulated_at: "127.0.0.1:9001"}
+  - {from: west, to: south}
+  - {from: far, to: south, bandwidth: 1Gbps, emulated_at: "127.0.0.1:9003"}
+"""
+    assert configured(tmp_path, links, "west-0").peers == {
+        "east-0": ("127.0.0.1", 9001), "east-1": ("127.0.0.1", 9002), "south-0": ("192.0.2.2", 8300),
+    }  # fmt: skip
+    assert configured(tmp_path, links, "far-0").peers == {"south-0": ("127.0.0.1", 9003)}
+    path = tmp_path / "d.yaml"
+    apart = SPREAD.replace("MORE", links).replace('127.0.0.1:8301"', '127.0.0.1:8301", duty: prefill')
+    path.write_text(apart, encoding="utf-8")
+    inside = config_of(load_deployment(path), FILE, "east-1", "/s", PLAIN)
+    assert inside is not None
+    assert inside.peers == {"east-0": ("127.0.0.1", 8300)}
+
+
 def test_a_node_finds_its_certificate_and_whom_to_expect(tmp_path: Path) -> None:
     """Paths start at the deployment file; the others are those at either end of its lanes."""
     more = f"links: [{{from: west, to: south}}, {{from: far, to: east}}]\n{TLS}"

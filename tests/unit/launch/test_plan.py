@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from prfaas.deployment.fronts import control_address, emulated_links
 from prfaas.deployment.load import load_deployment
 from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
 from prfaas.launch.certificates import make_throwaway, refuse_missing
@@ -98,6 +99,36 @@ def test_only_what_is_on_this_machine_is_started(tmp_path: Path) -> None:
     assert list(planned(text, tmp_path, is_here=loopback, with_gateway=False)) == ["kvnode-east-0", "kvnode-east-1"]
     with pytest.raises(PlanError, match="none of its addresses"):
         planned(text, tmp_path, is_here=lambda host: False)
+
+
+def test_the_emulated_network_comes_first_where_its_fronts_are(tmp_path: Path) -> None:
+    """It binds a port below the first front, and a front for each instance of the target."""
+    text = SPREAD.replace(
+        "LINKS",
+        """transfer: {encryption: none}
+links:
+  - {from: west, to: east, bandwidth: 1Gbps, rtt: 10ms, emulated_at: "127.0.0.1:9001"}
+  - {from: far, to: south, bandwidth: 1Gbps, emulated_at: "127.0.0.1:9011"}
+""",
+    )
+    specs = planned(text, tmp_path)
+    assert next(iter(specs)) == "wan"
+    assert specs["wan"].argv[3:] == ("wan", "/etc/prfaas.yaml")
+    assert specs["wan"].health_url == "http://127.0.0.1:9000/health"
+    assert specs["wan"].listens == ("127.0.0.1:9000", "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9011")
+    assert "wan" not in planned(text, tmp_path, is_here="192.0.2.1".__eq__)
+    back = text.replace("rtt: 10ms,", "").replace(
+        "  - {from: far", "  - {from: east, to: west, bandwidth: 2Gbps}\n  - {from: far"
+    )
+    (tmp_path / "back.yaml").write_text(back, encoding="utf-8")
+    links = emulated_links(load_deployment(tmp_path / "back.yaml"))
+    assert [(link.source, link.target, link.bytes_per_s, len(link.fronts)) for link in links] == [
+        ("west", "east", 1.25e8, 2), ("east", "west", 2.5e8, 0), ("far", "south", 1.25e8, 1),
+    ]  # fmt: skip
+    scaled = back.replace('lanes: "', 'kind: emulated, lanes: "') + "emulation: {time_scale: 2, bytes_scale: 0.5}\n"
+    (tmp_path / "scaled.yaml").write_text(scaled, encoding="utf-8")
+    assert emulated_links(load_deployment(tmp_path / "scaled.yaml"))[0].bytes_per_s == 1.25e8 / 4
+    assert control_address(load_deployment(EXAMPLE)) is None
 
 
 TLS = "transfer: {tls: {ca: ca.pem, cert: 'c/{cluster}.pem', key: '/keys/{node}.key'}}"

@@ -30,7 +30,7 @@ def test_names_follow_the_rules() -> None:
         assert not {"request_id", "url", "tenant"} & set(row.labels), row.name
 
 
-@pytest.mark.parametrize("component", ["gateway", "kvnode"])
+@pytest.mark.parametrize("component", ["gateway", "kvnode", "wan"])
 def test_every_metric_of_a_component_is_registered(component: str) -> None:
     """And none of the other's."""
     registry = CollectorRegistry()

@@ -1,0 +1,1 @@
+"""`prfaas wan`: a wide-area network in user space, through which lanes between clusters run on one machine."""
