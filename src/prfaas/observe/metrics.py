@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 Kind = Literal["counter", "gauge", "histogram"]
-Component = Literal["gateway", "kvnode", "wan"]
+Component = Literal["gateway", "kvnode", "wan", "emulate"]
 
 #: vLLM's own buckets are too coarse for 1.7 to 9.7 s, where the paper's figures lie; these add the steps between.
 TTFT_BUCKETS_S: Final = (
@@ -249,6 +249,19 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "prfaas_wan_stalls_total", "counter", "wan", "stalls",
         "Times that a connection paused as TCP does after a loss.", ("source", "target"),
     ),
+    MetricSpec(
+        "prfaas_emulated_landings_loaded_total", "counter", "emulate", "landings",
+        "Landings that were loaded, every byte compared with what it must be.",
+    ),
+    MetricSpec(
+        "prfaas_emulated_landings_not_loaded_total", "counter", "emulate", "landings",
+        "Landings that could not be used; the engine computed the prompt.",
+    ),
+    MetricSpec("prfaas_emulated_images_shipped_total", "counter", "emulate", "images", "Whole images that were staged."),
+    MetricSpec(
+        "prfaas_emulated_wrong_parts_total", "counter", "emulate", "pages",
+        "Pages and states that were loaded with other bytes than they must have.",
+    ),
 )  # fmt: skip
 
 
@@ -308,7 +321,12 @@ def build(registry: CollectorRegistry, component: Component) -> Metrics:
 def markdown() -> str:
     """docs/metrics.md."""
     parts = ["# Metrics", "", _INTRODUCTION]
-    for component, title in (("gateway", "Gateway"), ("kvnode", "KV node"), ("wan", "Emulated network")):
+    for component, title in (
+        ("gateway", "Gateway"),
+        ("kvnode", "KV node"),
+        ("wan", "Emulated network"),
+        ("emulate", "Emulated engine"),
+    ):
         parts += ["", f"## {title}", "", "| name | kind | labels | unit | meaning |", "|---|---|---|---|---|"]
         parts += [_row(row) for row in TABLE if row.component == component]
     parts += ["", "## Buckets", ""]
