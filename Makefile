@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS) | cksum | cut -d' ' -f1)
 .PHONY: help setup demo test check format docs bench clean
 
 help:
-	@echo "make demo    two datacenters on this machine, real requests, a table and a proof"
+	@echo "make demo    the paper's 96 GPUs emulated, under load; then two real vLLM engines, with a proof"
 	@echo "make test    style, types, imports and every test"
 	@echo "make check   style, types and imports only"
 	@echo "make format  repair what can be repaired"
@@ -24,7 +24,7 @@ $(STAMP): $(LOCKS)
 
 # exec: the command gets Ctrl-C itself, and its exit status is the recipe's.
 demo: setup
-	@exec $(BIN)/prfaas demo
+	@$(BIN)/prfaas demo && exec $(BIN)/prfaas demo --engine vllm
 
 test: setup check
 	@exec bash tools/test.sh $(BIN)

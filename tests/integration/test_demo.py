@@ -1,59 +1,21 @@
-"""`prfaas demo` as a newcomer runs it, and as an impatient one ends it."""
+"""`prfaas demo --engine vllm` as a newcomer runs it, and as an impatient one ends it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import secrets
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.integration.demos import Demo, cmdline, marked, until
 
 if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("openai") is None:
     pytest.skip("vLLM is not installed; `make setup` installs it", allow_module_level=True)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-
-
-class Demo:
-    """A running demo. Every process that comes of it carries a mark in its environment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.mark = f"PRFAAS_TEST_MARK={secrets.token_hex(8)}"
-        name, value = self.mark.split("=")
-        self.log = folder / "demo.log"
-        with self.log.open("wb") as stream:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "prfaas", "demo"], cwd=folder, stdout=stream, stderr=subprocess.STDOUT,
-                env={**os.environ, name: value}, start_new_session=True,
-            )  # fmt: skip
-
-    def processes(self) -> list[str]:
-        """Command lines of everything that still runs."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (folder / "environ").read_bytes():
-                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
-            except OSError:
-                continue
-        return found
-
-    def text(self) -> str:
-        return self.log.read_text(errors="replace")
-
-
-def until(condition: Callable[[], object], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def demo(folder: Path) -> Iterator[Demo]:
-    running = Demo(folder)
+    running = Demo(folder, "--engine", "vllm")
     yield running
     running.popen.kill()
     running.popen.wait()
@@ -119,14 +81,3 @@ def test_kill_9_while_everything_runs(demo: Demo) -> None:
     demo.popen.kill()
     demo.popen.wait()
     until(lambda: not demo.processes(), 60)
-
-
-def cmdline(entry: Path) -> bytes:
-    try:
-        return (entry / "cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def marked(entry: Path, demo: Demo) -> bool:
-    return demo.mark.encode() in (entry / "environ").read_bytes()

@@ -7,9 +7,9 @@ node that serves, without HTTP and engines: what they would do (reserve, stage, 
 from __future__ import annotations
 
 import json
-import secrets
 import os
 import resource
+import secrets
 import sys
 import threading
 import time

@@ -358,12 +358,17 @@ def profile(
 
 @app.command()
 def demo(
+    engine: Annotated[
+        str, typer.Option(metavar="ENGINE", help="emulated: 96 GPUs of the paper; vllm: a tiny model on this machine.")
+    ] = "emulated",
     directory: Annotated[Path, typer.Option(help="Folder for models, logs and the deployment file.")] = Path(".demo"),
 ) -> None:
-    """Run two datacenters on this machine, send real requests, show how each was served, and prove it."""
+    """Run two datacenters on this machine, send real requests, show how they were served, and prove it."""
     from prfaas.demo.command import run
 
-    raise typer.Exit(run(directory))
+    if engine not in ("emulated", "vllm"):
+        _refuse(f"--engine {engine}: there is emulated, which needs nothing else, and vllm")
+    raise typer.Exit(run(directory, "vllm" if engine == "vllm" else "emulated"))
 
 
 @app.command()

@@ -257,7 +257,7 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "prfaas_emulated_landings_not_loaded_total", "counter", "emulate", "landings",
         "Landings that could not be used; the engine computed the prompt.",
     ),
-    MetricSpec("prfaas_emulated_images_shipped_total", "counter", "emulate", "images", "Whole images that were staged."),
+    MetricSpec("prfaas_emulated_images_shipped_total", "counter", "emulate", "images", "Whole images staged."),
     MetricSpec(
         "prfaas_emulated_wrong_parts_total", "counter", "emulate", "pages",
         "Pages and states that were loaded with other bytes than they must have.",

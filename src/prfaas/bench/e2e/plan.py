@@ -4,8 +4,8 @@ Laws of this file:
 - With a deployment file and a seed, lengths and times are those of `prfaas simulate` with the same file, seed and rate,
   request by request: the same generator draws them.
 - A trace's requests have its whole prompts, at its times.
-- `--scale-time` multiplies all times, and changes nothing else; `--duration` is of the times that come out. Of an emulated
-  deployment's file it is the file's `emulation.time_scale`, and so is the SLO's.
+- `--scale-time` multiplies all times, and changes nothing else; `--duration` is of the times that come out. Of an
+  emulated deployment's file it is the file's `emulation.time_scale`, and so is the SLO's.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from prfaas.core.wire.params import DecodeParams, PrefillParams, PrefillReport, 
 from prfaas.engines.emulated.answers import seed_of
 from prfaas.engines.emulated.clock import LoopKernel
 from prfaas.engines.emulated.configure import EmulatedInstance
-from prfaas.engines.emulated.kv import KVBytes
+from prfaas.engines.emulated.kv import KVBytes, PrefixNames
 from prfaas.engines.emulated.node_side import NodeSide, NotLoaded, Shipment
 from prfaas.engines.node_client import NodeClient
 from prfaas.sim.engine import Engine, Prefill
@@ -114,8 +114,11 @@ class EmulatedEngine:
     async def _at_node(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
 
-    def _chain(self, token_ids: Sequence[int], salt: str) -> TokenChain:
-        return chain_tokens(pack_tokens(token_ids), self.instance.layout.block_tokens, "cache", salt)
+    def _chain(self, token_ids: Sequence[int], names: PrefixNames, salt: str) -> TokenChain:
+        """In the cache; a tenant's blocks have names of their own."""
+        if not salt:
+            return names.chain
+        return chain_tokens(pack_tokens(token_ids), self.instance.layout.block_tokens, self.instance.layout.model, salt)
 
     # Answers
 
@@ -125,17 +128,18 @@ class EmulatedEngine:
     ) -> AsyncIterator[Answer]:
         """Begin to answer. `part` is ours of the request's parameters, None for a fresh one. Whoever leaves early has
         the engine give it up."""
-        answer, chain = Answer(num_tokens), self._chain(token_ids, salt)
+        answer, names = Answer(num_tokens), self._kv.names(token_ids)
+        chain = self._chain(token_ids, names, salt)
         prefill: Prefill | None = None
         self.num_prompt_tokens += len(token_ids)
         try:
-            wrong = None if part is None else await self._loaded(part, token_ids, chain)
+            wrong = None if part is None else await self._loaded(part, names, chain)
             self.kernel.catch_up()
             if wrong is None:
-                prefill = self._computed_here(answer, token_ids, chain)
+                prefill = self._computed_here(answer, names, chain)
                 self._engine.prefill(prefill)
             else:
-                self._take(answer, token_ids, chain, wrong)
+                self._take(answer, names, chain, wrong)
                 self._engine.decode(answer.sequence)
             yield answer
         finally:
@@ -156,16 +160,16 @@ class EmulatedEngine:
     def step_s(self) -> float:
         return self._engine.step_s
 
-    def _computed_here(self, answer: Answer, token_ids: list[int], chain: TokenChain) -> Prefill:
+    def _computed_here(self, answer: Answer, names: PrefixNames, chain: TokenChain) -> Prefill:
         def num_tokens() -> int:
             answer.num_cached_tokens = self._cache.match(chain).reusable_prefix_tokens
-            return max(1, len(token_ids) - answer.num_cached_tokens)
+            return max(1, chain.num_tokens - answer.num_cached_tokens)
 
         def done() -> None:
             self.num_cached_tokens += answer.num_cached_tokens
             reused = chain.hashes[: answer.num_cached_tokens // chain.block_tokens]
             self._computed(chain, len(reused))
-            answer.seed = seed_of(self._kv.names(token_ids).whole, self._wrong_of(reused))
+            answer.seed = seed_of(names.whole, self._wrong_of(reused))
             self._engine.decode(answer.sequence)
 
         return Prefill(num_tokens, lambda ends_s: None, done)
@@ -179,13 +183,13 @@ class EmulatedEngine:
         return [told for name in names for told in self._wrong.get(name, ())] if self._wrong else []
 
     async def _loaded(
-        self, part: Mapping[str, Any], token_ids: list[int], chain: TokenChain
+        self, part: Mapping[str, Any], names: PrefixNames, chain: TokenChain
     ) -> dict[int, list[str]] | None:
         """What is wrong with the landing; None if there is none that can be used."""
         held = self._cache.match(chain).skippable_tokens
         try:
             params = read_leg(part, DecodeParams)
-            wrong = await self._at_node(self._node.load, params, token_ids, held)
+            wrong = await self._at_node(self._node.load, params, names, held)
         except (BadMessage, NotLoaded) as error:
             self.num_not_loaded += 1
             logger.warning("%s: transfer %s is not loaded: %s", self.instance.name, text_of(dict(part), "transfer_id"),
@@ -194,7 +198,7 @@ class EmulatedEngine:
         self.num_loaded += 1
         return wrong
 
-    def _take(self, answer: Answer, token_ids: list[int], chain: TokenChain, wrong: dict[int, list[str]]) -> None:
+    def _take(self, answer: Answer, names: PrefixNames, chain: TokenChain, wrong: dict[int, list[str]]) -> None:
         """A landing is in our memory, and in our cache."""
         for page, told in wrong.items():
             self.num_wrong_parts += len(told)
@@ -203,7 +207,7 @@ class EmulatedEngine:
                 self._wrong[chain.hashes[page]] = told
         self._cache.landed(chain)
         whole = [text for told in wrong.values() for text in told]
-        answer.seed = seed_of(self._kv.names(token_ids).whole, {*whole, *self._wrong_of(chain.hashes)})
+        answer.seed = seed_of(names.whole, {*whole, *self._wrong_of(chain.hashes)})
 
     # Prefill for others
 
@@ -212,11 +216,12 @@ class EmulatedEngine:
         transfer_id = text_of(dict(part), "transfer_id")
         try:
             params = read_leg(part, PrefillParams)
-            shipment = await self._at_node(self._node.open, params, token_ids)
+            names = self._kv.names(token_ids)
+            shipment = await self._at_node(self._node.open, params, names)
         except (BadMessage, PrfaasError, ValueError) as error:
             return self._failed(transfer_id, error)
         try:
-            await self._prefilled(shipment, token_ids[:-1], salt)
+            await self._prefilled(shipment, self._chain(token_ids[:-1], shipment.names, salt))
         except (PrfaasError, OSError, ValueError, LookupError) as error:
             return self._failed(transfer_id, error)
         finally:
@@ -232,17 +237,17 @@ class EmulatedEngine:
         logger.warning("%s: transfer %s is not shipped: %s", self.instance.name, transfer_id, text)
         return PrefillReport(transfer_id=transfer_id, status=PrefillStatus.FAILED, num_bytes=0, error=text)
 
-    async def _prefilled(self, shipment: Shipment, token_ids: list[int], salt: str) -> None:
-        chain, loop = self._chain(token_ids, salt), asyncio.get_running_loop()
+    async def _prefilled(self, shipment: Shipment, chain: TokenChain) -> None:
+        num_all, loop = chain.num_tokens, asyncio.get_running_loop()
         started: asyncio.Future[tuple[float, float, int]] = loop.create_future()
 
         def num_tokens() -> int:
             # The last of these tokens must be computed, as in an engine: without it there is no state to ship.
             num_cached = self._cache.match(chain).reusable_prefix_tokens
-            self.num_prompt_tokens += len(token_ids)
+            self.num_prompt_tokens += num_all
             self.num_cached_tokens += num_cached
             cached.append(num_cached)
-            return max(1, len(token_ids) - num_cached)
+            return max(1, num_all - num_cached)
 
         def on_start(ends_s: float) -> None:
             if not started.done():
@@ -254,7 +259,7 @@ class EmulatedEngine:
         self._engine.prefill(prefill)
         try:
             begins_s, ends_s, num_cached = await started
-            units = list(self._units(shipment, num_cached, len(token_ids)))
+            units = list(self._units(shipment, num_cached, num_all))
             await self._ship_while_computed(shipment, units, begins_s, ends_s)
         finally:
             self.kernel.catch_up()

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from prfaas.core.cache.hashing import chain_tokens, pack_tokens
+from prfaas.core.cache.hashing import TokenChain, chain_tokens, pack_tokens, token_digest
 from prfaas.core.model.layout import KVGroup, KVLayout
 from prfaas.core.transfer.shipping import Piece, StatePiece
 
@@ -22,18 +22,30 @@ _PLACE: Final = struct.Struct("<4sIII")
 
 
 class PrefixNames:
-    """Of some tokens that `model` computes: a name of each prefix that ends with a page, and of all of them. Tenants'
+    """Of some tokens that a model computes: a name of each prefix that ends with a page, and of all of them. Tenants'
     salts are not in them: they name blocks of a cache, and change no KV."""
 
-    def __init__(self, token_ids: Sequence[int], page_tokens: int, model: str) -> None:
-        packed = pack_tokens(token_ids)
-        self._pages = chain_tokens(packed, page_tokens, model).hashes
-        before = self._pages[-1] if self._pages else b""
-        self.whole = hashlib.sha256(before + packed[4 * page_tokens * len(self._pages) :]).digest()
+    def __init__(self, packed: bytes, chain: TokenChain) -> None:
+        self._packed = packed
+        #: Of all blocks that are full.
+        self.chain = chain
+        before = chain.hashes[-1] if chain.hashes else b""
+        self.whole = hashlib.sha256(before + packed[4 * chain.block_tokens * len(chain.hashes) :]).digest()
 
     def page(self, number: int) -> bytes:
         """Of everything up to the end of page `number`; the last one may not be full."""
-        return self._pages[number] if number < len(self._pages) else self.whole
+        return self.chain.hashes[number] if number < len(self.chain.hashes) else self.whole
+
+    def without_last(self) -> PrefixNames:
+        """Of all tokens but the last."""
+        num_tokens, block = self.chain.num_tokens - 1, self.chain.block_tokens
+        shorter = TokenChain(num_tokens, block, self.chain.hashes[: num_tokens // block])
+        return PrefixNames(self._packed[:-4], shorter)
+
+    @property
+    def digest(self) -> str:
+        """As the gateway names the prompt."""
+        return token_digest(self._packed)
 
 
 class KVBytes:
@@ -45,7 +57,8 @@ class KVBytes:
         self.layout = layout
 
     def names(self, token_ids: Sequence[int]) -> PrefixNames:
-        return PrefixNames(token_ids, self.layout.block_tokens, self.layout.model)
+        packed = pack_tokens(token_ids)
+        return PrefixNames(packed, chain_tokens(packed, self.layout.block_tokens, self.layout.model))
 
     def of(self, piece: Piece, names: PrefixNames) -> bytes:
         """What a piece of the image must be."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from prfaas.core.cache.hashing import pack_tokens, token_digest
+from prfaas.core.cache.hashing import token_digest
 from prfaas.core.errors import PrfaasError, Refused
 from prfaas.core.transfer.shipping import Piece, Shipping, loads
 from prfaas.core.wire.engine import Claim, Claimed, Consumed, Declined, StageClose, Staged, StageOpen, StageOpened
@@ -83,14 +83,13 @@ class NodeSide:
 
     # Prefill
 
-    def open(self, params: PrefillParams, token_ids: Sequence[int]) -> Shipment:
-        """Raises PrfaasError, or ValueError for a prompt that is not the one of `params`."""
-        if len(token_ids) != params.num_prompt_tokens:
-            raise ValueError(f"the prompt has {len(token_ids)} tokens, not {params.num_prompt_tokens}")
+    def open(self, params: PrefillParams, names: PrefixNames) -> Shipment:
+        """`names` of the whole prompt. Raises PrfaasError, or ValueError for one that is not that of `params`."""
+        if names.chain.num_tokens != params.num_prompt_tokens:
+            raise ValueError(f"the prompt has {names.chain.num_tokens} tokens, not {params.num_prompt_tokens}")
         image = self._kv.layout.image(params.num_prompt_tokens, params.skip_tokens)
         if image.num_bytes != params.num_bytes:
             raise ValueError(f"its KVCache has {image.num_bytes} bytes here, not {params.num_bytes}")
-        names = self._kv.names(token_ids[:-1])
         opened = self._client.stage_open(
             StageOpen(
                 transfer_id=params.transfer_id,
@@ -100,7 +99,7 @@ class NodeSide:
                 deadline_s=params.deadline_s,
             )
         )
-        return Shipment(opened, params, Shipping(self._kv.layout, image), names)
+        return Shipment(opened, params, Shipping(self._kv.layout, image), names.without_last())
 
     def ship(self, shipment: Shipment, computed: Iterable[tuple[int, int]]) -> None:
         """What became final: of each layer, up to which token it is computed. Raises PrfaasError."""
@@ -122,43 +121,44 @@ class NodeSide:
 
     # Decode
 
-    def load(self, params: DecodeParams, token_ids: Sequence[int], held_tokens: int) -> dict[int, list[str]]:
+    def load(self, params: DecodeParams, names: PrefixNames, held_tokens: int) -> dict[int, list[str]]:
         """Compare every byte of a landing with what it must be, of an engine that holds the first `held_tokens` of the
         prompt. Returns what is wrong, by page; of the state under -1. Raises NotLoaded."""
-        digest = token_digest(pack_tokens(token_ids))
+        digest, num_tokens = names.digest, names.chain.num_tokens
         if digest != params.token_digest:
             reason = "the engine tokenized the prompt differently from the gateway"
-            raise self._declined(params, reason, len(token_ids))
+            raise self._declined(params, reason, num_tokens)
         claim = Claim(
             transfer_id=params.transfer_id,
-            num_prompt_tokens=len(token_ids),
+            num_prompt_tokens=num_tokens,
             token_digest=digest,
             claim_secret=params.claim_secret,
         )
         try:
             claimed = self._client.claim(claim)
         except Refused as refused:
-            raise self._declined(params, f"{refused.code}: {refused.message}", len(token_ids)) from None
+            raise self._declined(params, f"{refused.code}: {refused.message}", num_tokens) from None
         except PrfaasError as error:
             raise NotLoaded(str(error)) from None
         if held_tokens < claimed.skip_tokens:
             reason = f"engine holds {held_tokens} tokens of the prefix, {claimed.skip_tokens} were left out"
-            raise self._declined(params, reason, len(token_ids) - held_tokens)
+            raise self._declined(params, reason, num_tokens - held_tokens)
         try:
-            return self._compared(params, claimed, token_ids)
+            return self._compared(params, claimed, num_tokens, names.without_last())
         except (PrfaasError, OSError, ValueError) as error:
             raise NotLoaded(str(error)) from None
 
-    def _compared(self, params: DecodeParams, claimed: Claimed, token_ids: Sequence[int]) -> dict[int, list[str]]:
+    def _compared(
+        self, params: DecodeParams, claimed: Claimed, num_tokens: int, names: PrefixNames
+    ) -> dict[int, list[str]]:
         layout, wrong = self._kv.layout, dict[int, list[str]]()
-        image = layout.image(len(token_ids), claimed.skip_tokens)
-        names = self._kv.names(token_ids[:-1])
+        image = layout.image(num_tokens, claimed.skip_tokens)
         arena, offset = self._arena.of(claimed.node_boot_id), claimed.arena_offset
         for piece in loads(layout, image, claimed.skip_tokens):
             found = arena[offset + piece.start : offset + piece.end]
             for page in self._kv.wrong_parts(piece, names, found):
                 wrong.setdefault(page, []).append(_told(piece, page, found))
-        loaded = len(token_ids) - 1 - claimed.skip_tokens
+        loaded = num_tokens - 1 - claimed.skip_tokens
         if not self._client.consumed(Consumed(transfer_id=params.transfer_id, loaded=loaded, recomputed=1)).valid:
             raise NodeUnavailable("the claim had ended")
         return wrong

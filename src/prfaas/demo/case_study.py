@@ -1,0 +1,85 @@
+"""The case study of arXiv 2604.15039 as a deployment of emulated engines on this machine."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+MODEL: Final = "internal-1t-hybrid"
+PRFAAS: Final = "prfaas-west"
+PD: Final = "pd-east"
+NUM_PRFAAS, NUM_PREFILL, NUM_DECODE = 4, 3, 5
+#: A fifth of the time and a thousandth of the bytes are what two busy cores can serve with room to spare.
+TIME_SCALE: Final = 0.2
+BYTES_SCALE: Final = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Of an instance: engine, node, lanes."""
+
+    engine: int
+    node: int
+    lanes: int
+
+
+def case_study_document(
+    *, num_prefill: int = NUM_PREFILL, policy: dict[str, Any] | None = None, time_scale: float = TIME_SCALE
+) -> dict[str, Any]:
+    """With ports that are free now. The link between the clusters is emulated too."""
+    ports = _free_ports(3 * (NUM_PRFAAS + NUM_PREFILL + NUM_DECODE) + 1)
+    num_pd = NUM_PREFILL + NUM_DECODE
+    east = [_endpoint(ports, "prefill" if index < num_prefill else "decode") for index in range(num_pd)]
+    west = [_endpoint(ports, None) for _ in range(NUM_PRFAAS)]
+    cluster = {"gpus_per_instance": 8, "engine": {"kind": "emulated"}}
+    length = {"mu": 9.90, "sigma": 1.00, "min": 128, "max": 131_072}
+    link = {"from": PRFAAS, "to": PD, "bandwidth": "100Gbps", "rtt": "20ms"}
+    return {
+        "model": {"name": MODEL, "profile": MODEL, "max_model_tokens": 140_000},
+        "emulation": {"time_scale": time_scale, "bytes_scale": BYTES_SCALE},
+        "clusters": {
+            PRFAAS: {"role": "prfaas", "accelerator": "h200", "endpoints": west, **cluster},
+            PD: {"role": "pd", "accelerator": "h20", "endpoints": east, **cluster},
+        },
+        "links": [{**link, "emulated_at": f"127.0.0.1:{_free_range(num_pd + 1) + 1}"}],
+        "workload": {"input_tokens": {"lognormal": length}, "output_tokens": 1024},
+        "slo": {"tpot": "25ms"},
+        "policy": policy or {"kind": "prfaas"},
+        "transfer": {"lanes": 1, "arena": "64MiB", "deadline": "10s", "lease": "10s"},
+        "gateway": {"port": ports.pop()},
+    }
+
+
+def _endpoint(ports: list[int], duty: str | None) -> dict[str, str]:
+    engine, node, lanes = (ports.pop() for _ in range(3))
+    found = {
+        "kind": "emulated",
+        "engine": f"http://127.0.0.1:{engine}",
+        "kvnode": f"http://127.0.0.1:{node}",
+        "lanes": f"127.0.0.1:{lanes}",
+    }
+    return found if duty is None else {**found, "duty": duty}
+
+
+def _free_ports(num: int) -> list[int]:
+    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
+    ports = [int(holder.getsockname()[1]) for holder in holders]
+    for holder in holders:
+        holder.close()
+    return ports
+
+
+def _free_range(num: int) -> int:
+    """The first of so many ports in a row, below those that the system gives out by itself."""
+    for first in range(20_000, 30_000, num):
+        holders: list[socket.socket] = []
+        try:
+            holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))
+            return first
+        except OSError:
+            continue
+        finally:
+            for holder in holders:
+                holder.close()
+    raise OSError(f"no {num} free ports in a row on 127.0.0.1")
