@@ -1,1 +1,1 @@
-"""`prfaas demo`: two datacenters on one machine, and the proof that they work."""
+"""`prfaas demo`: two datacenters on one machine, emulated or with vLLM, and the proof that they work."""

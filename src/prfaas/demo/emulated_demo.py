@@ -48,11 +48,11 @@ from prfaas.scenario.build import build_scenario
 from prfaas.simulator.results import mean, percentile
 
 #: Of what the plan could serve.
-LOAD: Final = 0.7
-#: Here, not of the profiles: ten times as many pass in the emulated clusters.
+LOAD: Final = 0.5
+#: Here, not of the profiles: five times as many pass in the emulated clusters.
 DURATION_S: Final = 24.0
 CUT_AT_S: Final = 8.0
-CUT_S: Final = 4.0
+CUT_S: Final = 2.0
 LOOK_EVERY_S: Final = 0.5
 RECENT_S: Final = 10.0
 READY_TIMEOUT_S: Final = 60.0
