@@ -225,9 +225,8 @@ async def _num_wrong(topology: Topology) -> int:
         for instance in topology.instances:
             async with session.get(f"{instance.engine_url}/metrics") as response:
                 lines = (await response.text()).splitlines()
-            total += sum(
-                int(float(line.split()[-1])) for line in lines if line.startswith("prfaas_emulated_wrong_parts")
-            )
+            wrong = (line.split()[-1] for line in lines if line.startswith("prfaas_emulated_wrong_parts_total{"))
+            total += sum(int(float(number)) for number in wrong)
     return total
 
 
