@@ -115,7 +115,7 @@ def test_what_is_given_up_leaves_the_link_at_once(tmp_path: Path, kind: str) -> 
     """The landing is dropped while buffers between the nodes are full: the sender hears of it before they have been
     read, and sends no more of it."""
     with recovering(tmp_path, kind) as (pair, proxy):
-        proxy.rate_bytes_per_s = 1e5
+        proxy.rate_bytes_per_s = 3e5
         stage(pair, "a")
         link = pair.source.links["sink"]
         wait_until(lambda: link.arrivals.flight_bytes > FAST_LIMITS.credit_bytes // 2)

@@ -19,7 +19,8 @@ from prfaas.core.control.route import OTHERS_COUNT
 
 #: Estimates err: it must be sooner by this share of what the other way would take.
 SOONER_BY: Final = 0.2
-#: What has been prefilled elsewhere is not thrown away for less, nor kept away from a link.
+#: What has been prefilled elsewhere is not thrown away for less. Nor is it kept away from the link: short prompts that
+#: still cross show when it is back.
 MIN_GIVEN_UP_S: Final = 2.0
 
 
