@@ -457,3 +457,23 @@ def test_what_would_be_given_up_at_once_is_not_sent() -> None:
     found.feed(e.Tick(), 60.0)
     routes = [o.kind for o in found.scheduler.dispatch.options_of(10_000, found.now_s)]  # type: ignore[union-attr]
     assert sorted(routes) == ["local", "remote"]
+
+
+def test_the_split_is_solved_anew_when_a_link_is_back() -> None:
+    """With the next prompt, and not after sixteen more of them."""
+    found = drive("west-0 prefill", "pd-0 both")
+    estimates = found.scheduler.dispatch.estimates  # type: ignore[union-attr]
+    for index in range(80):
+        come(found, f"r{index}")
+        found.feed(e.RequestAbandoned(f"r{index}", "cancelled"))
+        found.feed(e.Tick(), 0.1)
+    whole = estimates.split
+    late(found, 1e4, others=1_000_000)
+    slow = estimates.split
+    assert whole is not None and slow is not None
+    assert slow.threshold_tokens > whole.threshold_tokens
+    found.feed(e.Tick(), 30.0)
+    found.feed(e.LinkSeen("west-0", "pd-0", "clear", None, 0, 0.0))
+    assert come(found, "next") is not None
+    assert estimates.split is not None
+    assert estimates.split.threshold_tokens < 1.2 * whole.threshold_tokens

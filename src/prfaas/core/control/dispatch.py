@@ -30,7 +30,7 @@ from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.giving_up import is_sooner_here
 from prfaas.core.control.instance import Instance
-from prfaas.core.control.link_rates import Pair
+from prfaas.core.control.link_rates import HOPES, Pair
 from prfaas.core.control.options import HANDOVER_S, cheapest
 from prfaas.core.control.placer import Placer
 from prfaas.core.control.queues import Queue
@@ -90,6 +90,8 @@ class Dispatch:
         self._looks_at = 0
         #: Links that have become slow since, in that order.
         self._fallen: dict[Pair, None] = {}
+        #: What those that fell carried when the split was last forgotten for that.
+        self._solved_for: dict[Pair, float] = {}
 
     # One request
 
@@ -263,13 +265,7 @@ class Dispatch:
             source, target = (self._fleet.instances.get(name) for name in (event.source, event.target))
             if source is None or target is None:
                 return
-            if self.estimates.links.saw((source.cluster, target.cluster), event, now_s):
-                self._looks_at = _LOOKED_AT_WHEN_A_LINK_FALLS
-                self._fallen[source.cluster, target.cluster] = None
-                self.estimates.forget_split()
-                self.estimates.solve_if_due(self._stages, now_s)
-            elif event.arrives_bytes_per_s is not None:
-                self._fallen[source.cluster, target.cluster] = None
+            self._saw_link((source.cluster, target.cluster), event, now_s)
             return
         if isinstance(event, e.LinksLost):
             self.estimates.links.lost(event.source)
@@ -278,6 +274,24 @@ class Dispatch:
             self.estimates.links.apply(event.topology)
         if has_changed:
             self.fleet_changed()
+
+    def _saw_link(self, pair: Pair, event: e.LinkSeen, now_s: float) -> None:
+        links = self.estimates.links
+        if links.saw(pair, event, now_s):
+            self._looks_at = _LOOKED_AT_WHEN_A_LINK_FALLS
+            self._fallen[pair] = None
+            self._solved_for[pair] = links.bytes_per_s(pair, now_s)
+            self.estimates.forget_split()
+            self.estimates.solve_if_due(self._stages, now_s)
+            return
+        if event.arrives_bytes_per_s is not None:
+            self._fallen[pair] = None
+        if pair in self._solved_for and links.bytes_per_s(pair, now_s) > HOPES * self._solved_for[pair]:
+            # Where few ask, it would be long until it is solved anew by itself.
+            self.estimates.forget_split()
+            self._solved_for[pair] = links.bytes_per_s(pair, now_s)
+            if not links.is_slow(pair):
+                del self._solved_for[pair]
 
     def fleet_changed(self) -> None:
         """Who can be used, or reached, is another now."""
