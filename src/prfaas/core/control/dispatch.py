@@ -30,7 +30,7 @@ from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.giving_up import is_sooner_here
 from prfaas.core.control.instance import Instance
-from prfaas.core.control.link_rates import HOPES, Pair
+from prfaas.core.control.link_rates import Pair
 from prfaas.core.control.options import HANDOVER_S, cheapest
 from prfaas.core.control.placer import Placer
 from prfaas.core.control.queues import Queue
@@ -46,6 +46,8 @@ _CLOCK_S: Final = 1e-6
 LINK_AHEAD_S: Final = 5.0
 #: Estimates err; who has waited loses its place only for more than this share of what it would still take.
 MOVES_FOR: Final = 0.2
+#: A link that carries so many times what it had fallen to is news for the split; less is a hope that may be wrong.
+IS_BACK: Final = 4.0
 #: An instance with nothing to do asks those who wait elsewhere again so soon.
 TAKES_OVER_EVERY_S: Final = 0.25
 #: Engines that are slower than expected show in no event.
@@ -286,11 +288,14 @@ class Dispatch:
             return
         if event.arrives_bytes_per_s is not None:
             self._fallen[pair] = None
-        if pair in self._solved_for and links.bytes_per_s(pair, now_s) > HOPES * self._solved_for[pair]:
-            # Where few ask, it would be long until it is solved anew by itself.
-            self.estimates.forget_split()
-            self._solved_for[pair] = links.bytes_per_s(pair, now_s)
-            if not links.is_slow(pair):
+        solved_for = self._solved_for.get(pair)
+        if solved_for is not None and (bytes_per_s := links.bytes_per_s(pair, now_s)) >= solved_for:
+            is_whole = not links.is_slow(pair)
+            if is_whole or bytes_per_s > IS_BACK * solved_for:
+                # Where few ask, it would be long until it is solved anew by itself.
+                self.estimates.forget_split()
+                self._solved_for[pair] = bytes_per_s
+            if is_whole:
                 del self._solved_for[pair]
 
     def fleet_changed(self) -> None:
