@@ -111,6 +111,27 @@ def test_a_short_cut_costs_what_was_not_acknowledged(tmp_path: Path, kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_is_given_up_leaves_the_link_at_once(tmp_path: Path, kind: str) -> None:
+    """The landing is dropped while buffers between the nodes are full: the sender hears of it before they have been
+    read, and sends no more of it."""
+    with recovering(tmp_path, kind) as (pair, proxy):
+        proxy.rate_bytes_per_s = 3e5
+        stage(pair, "a")
+        link = pair.source.links["sink"]
+        wait_until(lambda: link.arrivals.flight_bytes > FAST_LIMITS.credit_bytes // 2)
+        pair.sink.drop("a")
+        wait_until(lambda: link.ledger.find("a") is None)
+        assert link.arrivals.unwanted_bytes > 0, "it has been told, and not with what has arrived"
+        sent = pair.source.plane.counters["bytes_sent", "sink"]
+        wait_until(lambda: link.arrivals.flight_bytes < FAST_LIMITS.credit_bytes // 4)
+        assert (
+            pair.source.plane.counters["bytes_sent", "sink"] - sent <= FAST_LIMITS.num_lanes * FAST_LIMITS.chunk_bytes
+        )
+        proxy.rate_bytes_per_s = None
+        wait_until(lambda: link.arrivals.flight_bytes == 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_stalled_or_half_open_link_is_noticed_and_given_up(tmp_path: Path, kind: str) -> None:
     """Bytes vanish while connections stay open, as when a peer loses its power. Both ends abort, and both recover."""
     with recovering(tmp_path, kind) as (pair, proxy):

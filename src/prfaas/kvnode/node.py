@@ -22,6 +22,7 @@ from prfaas.core.wire.engine import Attached, Claimed, StageOpened
 from prfaas.core.wire.messages import Open
 from prfaas.core.wire.node_api import (
     EngineHealth,
+    LandingState,
     LinkReport,
     LinkReports,
     NodeHealth,
@@ -226,7 +227,11 @@ class KVNode:
     def drop(self, transfer_id: str) -> Landing:
         """DELETE. Raises Refused with `unknown`."""
         with self.plane.lock:
+            before = self.plane.ledgers.landings.find(transfer_id)
+            was_receiving = before is not None and before.state is LandingState.RECEIVING
             landing = _known(self.plane.ledgers.landings.drop(transfer_id, "released by the gateway"))
+        if was_receiving:
+            self.inbound.is_over(landing)
         self.on_change(transfer_id)
         return landing
 

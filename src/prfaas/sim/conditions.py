@@ -10,6 +10,7 @@ from typing import Final
 
 from prfaas.core.control import events as e
 from prfaas.core.control.fallback import Failure, FallbackReason
+from prfaas.core.link.arrivals import TOLD_BELOW
 from prfaas.core.portable_math import exp, log
 from prfaas.sim.draws import normal
 from prfaas.sim.simulation import Life, Simulation
@@ -159,8 +160,10 @@ def _next_rate(simulation: Simulation, pair: tuple[str, str], course: Iterator[f
 
 def _link_becomes(simulation: Simulation, pair: tuple[str, str], bytes_per_s: float) -> None:
     link = simulation.links[pair]
-    was_cut = link.bytes_per_s <= 0
+    was_cut, has_fallen = link.bytes_per_s <= 0, bytes_per_s < TOLD_BELOW * link.bytes_per_s
     link.set_rate(bytes_per_s)
+    if has_fallen:
+        simulation.link_fell()
     back = simulation.back_links.get(pair[::-1])
     if back is not None:
         back.set_rate(bytes_per_s)

@@ -68,7 +68,7 @@ class SharedLink:
     @property
     def backlog_bytes(self) -> float:
         """What is final and has not been sent, of all transfers."""
-        self._advance()
+        self.advance()
         now_s = self._kernel.now_s
         return math.fsum(transfer.backlog_bytes(now_s) for transfer in self._transfers)
 
@@ -80,11 +80,11 @@ class SharedLink:
     @property
     def sent_bytes(self) -> float:
         """Of all transfers, up to now."""
-        self._advance()
+        self.advance()
         return self._sent_bytes
 
     def set_rate(self, bytes_per_s: float) -> None:
-        self._advance()
+        self.advance()
         self._bytes_per_s = bytes_per_s
         self._share()
 
@@ -92,7 +92,7 @@ class SharedLink:
         """Begin a transfer whose bytes become final from now (`starts_s`) to `ends_s`. `on_sent` is called when the
         last byte has left; a transfer of nothing is over at `ends_s`."""
         transfer = Transfer(num_bytes, starts_s, ends_s, on_sent)
-        self._advance()
+        self.advance()
         self._transfers.append(transfer)
         self._share()
         return transfer
@@ -100,11 +100,12 @@ class SharedLink:
     def stop(self, transfer: Transfer) -> None:
         """Nobody wants the rest. Idempotent."""
         if transfer in self._transfers:
-            self._advance()
+            self.advance()
             self._transfers.remove(transfer)
             self._share()
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Count what has crossed until now."""
         now_s = self._kernel.now_s
         elapsed_s = now_s - self._updated_s
         self._updated_s = now_s
@@ -146,7 +147,7 @@ class SharedLink:
 
     def _due(self) -> None:
         self._next = None
-        self._advance()
+        self.advance()
         now_s, nothing_bytes = self._kernel.now_s, self._nothing_bytes()
         over = [
             transfer for transfer in self._transfers

@@ -18,12 +18,17 @@ from prfaas.core.control.conversion import Conversion
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.route import Option, Route
 from prfaas.core.control.scheduler import Scheduler
+from prfaas.core.link.arrivals import AHEAD_S, PATIENCE_S
+from prfaas.core.link.verdict import CONFIRM_S
 from prfaas.sim.arrivals import Arrival
 from prfaas.sim.caches import NO_CHAINS, PrefixCaches
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import Engine, Prefill, Sequence
 from prfaas.sim.kernel import Kernel, Planned
 from prfaas.sim.link import SharedLink, Transfer
+
+#: Until a node is sure that bytes are late: its patience, the time that a verdict takes, and a look.
+FALL_TOLD_S: Final = PATIENCE_S + CONFIRM_S + 0.1
 
 _OF_FLEET: Final = (a.Convert, a.NoteConversion, a.NoteSuggestions, a.NoteHealth)
 _STOPPED: Final = Failure(FallbackReason.PREFILL_FAILED, "stopped")
@@ -165,7 +170,7 @@ class Simulation:
         self.lives[life.request_id] = life
         tokens = arrival.num_tokens
         if self._links_seen is None and self.links and self.scheduler.dispatch is not None:
-            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links)
+            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links_in_turn)
         self._handle(
             e.RequestArrived(
                 life.request_id, f"t{life.number}", tokens, endpoint="completions", is_stream=True,
@@ -235,17 +240,39 @@ class Simulation:
             life.has_landed = True
             self.tell(e.LandingEnded(life.request_id, failure=failure))
 
+    def link_fell(self) -> None:
+        """Bytes are late soon, and nodes say so without being asked."""
+        if self._links_seen is not None and self.deployment.tells_falls:
+            self.kernel.after(FALL_TOLD_S, self._see_links)
+
+    def _left_bytes(self, source: str, target: str) -> dict[str, int]:
+        """What has not crossed yet of each transfer."""
+        self.links[source, target].advance()
+        crossing = ((life, life.transfer) for life in self.lives.values() if life.transfer is not None)
+        return {
+            f"t{life.number}": round(transfer.num_bytes - transfer.sent_bytes)
+            for life, transfer in crossing
+            if self.pair_of(life) == (source, target)
+        }
+
+    def _see_links_in_turn(self) -> None:
+        self._links_seen = None
+        self._see_links()
+
     def _see_links(self) -> None:
         """As the sending nodes tell: only bytes that queue show what a link carries."""
-        self._links_seen = None
         for (source, target), link in self.links.items():
             queued = link.backlog_bytes
             sender = self.deployment.topology.instances_of(source)[0].name
             receiver = next(i.name for i in self.deployment.topology.instances_of(target) if i.duty.decodes)
             verdict, delivered = "pressed" if queued > 0 else "clear", link.rate_bytes_per_s
-            self._handle(e.LinkSeen(sender, receiver, verdict, None, round(queued), delivered))
-        if self.lives or self.expects_more:
-            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links)
+            is_late = queued > AHEAD_S * link.bytes_per_s
+            left = self._left_bytes(source, target) if is_late else {}
+            arrives = delivered if is_late else None
+            seen = e.LinkSeen(sender, receiver, verdict, None, round(queued), delivered, None, arrives, left)
+            self._handle(seen)
+        if (self.lives or self.expects_more) and self._links_seen is None:
+            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links_in_turn)
 
     # The scheduler's door
 

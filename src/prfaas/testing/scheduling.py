@@ -147,7 +147,7 @@ class Split:
 @dataclass(frozen=True)
 class Story:
     """What happens while requests come, by the time in seconds. `load` is a share of the planned rate, at most `most`.
-    Nodes say how their links are every `telemetry_s`."""
+    Nodes say how their links are every `telemetry_s`, and at once that one fell if that is no more than a second."""
 
     load: Callable[[float], float]
     until_s: float
@@ -176,7 +176,11 @@ class Story:
     ) -> Run:
         """To the end of the last request. `split`: other duties than the planned ones."""
         made = deployment(choice, seed=seed)
-        made = replace(made if split is None else split.of(made), telemetry_s=self.telemetry_s)
+        made = replace(
+            made if split is None else split.of(made),
+            telemetry_s=self.telemetry_s,
+            tells_falls=self.telemetry_s <= 1.0,
+        )
         return open_loop(made, self.arrivals(seed), conditions=self.conditions, checks=checks)
 
     def outcome(self, seed: int, choice: Choice = "prfaas", split: Split | None = None) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import socket
 import threading
 import time
@@ -11,10 +12,10 @@ from collections.abc import Callable
 
 from prfaas.core.errors import Refused, RemoteProtocolError
 from prfaas.core.transfer.extents import Extent
-from prfaas.core.transfer.landings import ChunkVerdict, Occupied
+from prfaas.core.transfer.landings import ChunkVerdict, Landing, Occupied
 from prfaas.core.wire.frames import TRAILER_BYTES, FrameType, Header, checksum, segments
 from prfaas.core.wire.lane import LaneProtocol, LaneState, Received
-from prfaas.core.wire.messages import Abort, Hello, Open, Opened, Refuse, Welcome
+from prfaas.core.wire.messages import Abort, Hello, Message, Open, Opened, Refuse, Welcome
 from prfaas.transport.data_plane import DataPlane
 from prfaas.transport.liveness import Liveness
 from prfaas.transport.secure import SecurePeer, shake_hands
@@ -37,8 +38,8 @@ def check_hello(plane: DataPlane, hello: Hello) -> Refuse | None:
 
 
 class InboundLane:
-    """One accepted connection. Its thread is the only one that reads from or writes to the socket. `close_lane` shuts
-    another inbound lane down, by number."""
+    """One accepted connection. Its thread is the only one that reads from the socket; what is written goes through
+    `_send`. `close_lane` shuts another inbound lane down, by number."""
 
     def __init__(self, plane: DataPlane, sock: socket.socket, close_lane: Callable[[int], None]) -> None:
         self.plane = plane
@@ -53,6 +54,7 @@ class InboundLane:
         self._peer: SecurePeer | None = None
         self._control = memoryview(bytearray(64 * 1024))
         self._sealed, self._unwanted = Scratch(), Scratch()
+        self._sending = threading.Lock()
 
     def run(self) -> None:
         """Serve the lane until it ends; never raises."""
@@ -116,7 +118,7 @@ class InboundLane:
                     self.plane.ledgers.landings.drop(message.transfer_id, f"sender gave up: {message.message}")
             self.plane.on_change(message.transfer_id)
         elif received.header.type is FrameType.PING:
-            self._send(self._protocol.send_signal(FrameType.PONG))
+            self._signal(FrameType.PONG)
 
     def _greet(self, hello: Hello) -> None:
         plane = self.plane
@@ -125,12 +127,12 @@ class InboundLane:
         if refusal is not None:
             plane.count("frames_rejected", refusal.code)
             logger.warning("refused a lane from %s: %s", hello.node, refusal.message)
-            self._send(self._protocol.send_message(refusal))
+            self.say(refusal)
             raise LaneClosed(refusal.message)
         self.sender = f"{hello.node}/{hello.boot_id}"
         self.liveness.greeted = True
         limits, me = plane.limits, plane.identity
-        self._send(self._protocol.send_message(Welcome(me.name, me.boot_id, limits.chunk_bytes, limits.credit_bytes)))
+        self.say(Welcome(me.name, me.boot_id, limits.chunk_bytes, limits.credit_bytes))
 
     def _check_identity(self, hello: Hello) -> Refuse | None:
         security = self.plane.security
@@ -147,9 +149,9 @@ class InboundLane:
                     self.sender, message.transfer_id, message.token, message.num_bytes, message.fingerprint
                 )
         except Refused as error:
-            self._send(self._protocol.send_message(Abort(message.transfer_id, "", error.code, error.message)))
+            self.say(Abort(message.transfer_id, "", error.code, error.message))
             return
-        self._send(self._protocol.send_message(Opened(message.transfer_id), landing.handle))
+        self.say(Opened(message.transfer_id), landing.handle)
         self.plane.on_change(message.transfer_id)
 
     def _take_chunk(self, header: Header) -> None:
@@ -188,12 +190,11 @@ class InboundLane:
 
     def _answer(self, header: Header, verdict: ChunkVerdict) -> None:
         if verdict is ChunkVerdict.UNKNOWN:
-            gone = Abort("", "", "unknown_landing", "the landing is gone")
-            self._send(self._protocol.send_message(gone, header.handle))
+            self.say(Abort("", "", "unknown_landing", "the landing is gone"), header.handle)
         elif verdict in (ChunkVerdict.DAMAGED, ChunkVerdict.MISPLACED):
-            self._send(self._protocol.send_signal(FrameType.NACK, header.handle, header.offset))
+            self._signal(FrameType.NACK, header.handle, header.offset)
         else:
-            self._send(self._protocol.send_signal(FrameType.ACK, header.handle, header.offset))
+            self._signal(FrameType.ACK, header.handle, header.offset)
         if verdict is ChunkVerdict.LANDED:
             self.plane.landed(header.handle)
 
@@ -218,8 +219,14 @@ class InboundLane:
         receive_into(self.sock, trailer)
         return protocol.data_received(crc, trailer)
 
-    def _send(self, data: bytes) -> None:
-        send_all(self.sock, data)
+    def say(self, message: Message, handle: int = 0) -> None:
+        """May be called from any thread. Raises LaneClosed."""
+        with self._sending:
+            send_all(self.sock, self._protocol.send_message(message, handle))
+
+    def _signal(self, frame_type: FrameType, handle: int = 0, offset: int = 0) -> None:
+        with self._sending:
+            send_all(self.sock, self._protocol.send_signal(frame_type, handle, offset))
 
 
 class InboundServer:
@@ -233,6 +240,9 @@ class InboundServer:
         self._stopped = threading.Event()
         self._senders_seen_s: dict[str, float] = {}
         self._thread = threading.Thread(target=self._accept, name="prfaas-accept", daemon=True)
+        #: Landings that are over, whose senders do not know; None: stop.
+        self._over: queue.SimpleQueue[Landing | None] = queue.SimpleQueue()
+        self._teller = threading.Thread(target=self._tell, name="prfaas-aborts", daemon=True)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -242,9 +252,11 @@ class InboundServer:
     def start(self) -> None:
         """Accept from now on."""
         self._thread.start()
+        self._teller.start()
 
     def stop(self) -> None:
         self._stopped.set()
+        self._over.put(None)
         shut(self._listener)
         self._listener.close()
         for lane in self._snapshot():
@@ -257,6 +269,22 @@ class InboundServer:
             if lane.liveness.greeted:
                 counts[lane.node] = counts.get(lane.node, 0) + 1
         return counts
+
+    def is_over(self, landing: Landing) -> None:
+        """Nobody wants the rest of it: its sender is told at once, and not with the next chunk that arrives, which may
+        be behind many others. Never waits."""
+        if landing.sender is not None and self._teller.ident is not None:
+            self._over.put(landing)
+
+    def _tell(self) -> None:
+        while (landing := self._over.get()) is not None:
+            gone = Abort(landing.transfer_id, "", "unknown_landing", "the landing was given up")
+            for lane in self._snapshot():
+                if lane.sender == landing.sender:
+                    # One that ends meanwhile tells nothing; the next may.
+                    with contextlib.suppress(LaneClosed):
+                        lane.say(gone, landing.handle)
+                        break
 
     def close_lane(self, number: int) -> None:
         """Shut one lane down; its thread cleans up. May be called with the ledgers' lock held."""

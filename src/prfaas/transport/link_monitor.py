@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from prfaas.core.link.arrivals import TOLD_BELOW
 from prfaas.core.link.estimate import LinkState
 from prfaas.core.link.snapshot import LinkSnapshot
 from prfaas.transport.outbound import PeerLink
@@ -28,9 +29,11 @@ class LinkMonitor:
     ) -> None:
         self._links = links
         self._now_s = now_s
-        #: Grows with every change of any link's verdict.
+        #: Grows with every change of any link's verdict, and when much less arrives than it did.
         self.verdict_changes = 0
         self._on_verdict_change = on_verdict_change
+        #: By peer, what was last told to arrive.
+        self._told: dict[str, float] = {}
         self._started = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prfaas-link-sense", daemon=True)
@@ -65,12 +68,20 @@ class LinkMonitor:
 
     def sample(self) -> None:
         """One look at every lane."""
-        for link in self._links.values():
+        for peer, link in self._links.items():
             verdict = link.controller.state.verdict
             link.look(self._now_s())
-            if link.controller.state.verdict is not verdict:
+            if self._has_fallen(peer, link.arrivals.bytes_per_s) or link.controller.state.verdict is not verdict:
                 self.verdict_changes += 1
                 self._on_verdict_change()
+
+    def _has_fallen(self, peer: str, arrives: float | None) -> bool:
+        told = self._told.get(peer)
+        if arrives is None:
+            self._told.pop(peer, None)
+        elif told is None or arrives > told or arrives < TOLD_BELOW * told:
+            self._told[peer] = arrives
+        return arrives is not None and told is not None and arrives < TOLD_BELOW * told
 
     def _run(self) -> None:
         while not self._stopping.wait(SAMPLE_EVERY_S):

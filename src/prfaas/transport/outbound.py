@@ -11,8 +11,10 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from prfaas.core.errors import Refused
+from prfaas.core.link.arrivals import Arrivals
 from prfaas.core.link.controller import LinkController, LinkOrders, LinkPlan
 from prfaas.core.link.lane_plan import chunk_bytes
 from prfaas.core.link.snapshot import LinkSnapshot
@@ -31,6 +33,8 @@ from prfaas.transport.sockets import available_congestion_controls
 logger = logging.getLogger("prfaas.lanes")
 
 Dial = Callable[[], socket.socket]
+#: Of a link with more transfers, the first are told one by one.
+MAX_TOLD: Final = 256
 
 
 def tcp_dialer(host: str, port: int, timeout_s: float) -> Dial:
@@ -74,6 +78,7 @@ class PeerLink:
         self.ledger = Outbound(chunk_bytes(None, 0, limits.chunk_bytes), limits.credit_bytes)
         self.controller = LinkController(link_plan(limits))
         self.gate = SendGate()
+        self.arrivals = Arrivals()
         self._wake = threading.Condition(plane.lock)
         self.stopping = threading.Event()
         self.refusal: str | None = None
@@ -117,7 +122,10 @@ class PeerLink:
         samples = {connection: sample for connection, lane in up.items() if (sample := lane.sample()) is not None}
         if up or not self.controller.is_at_rest:
             choice = self.controller.chosen_congestion
-            self._obey(self.controller.look(samples, len(up), now_s), up)
+            with self._wake:
+                self.arrivals.look(self.controller.state.min_rtt_s or 0.0, now_s)
+                is_late = self.arrivals.is_late
+            self._obey(self.controller.look(samples, len(up), now_s, is_late=is_late), up)
             self._tell_choice(choice)
 
     def _tell_choice(self, before: str | None) -> None:
@@ -129,7 +137,7 @@ class PeerLink:
         with self._wake:
             self.gate.limit = orders.send_limit
             self.ledger.num_senders = orders.senders
-            self.ledger.chunk_bytes = min(orders.chunk_bytes, self.max_chunk_bytes)
+            self.ledger.chunk_bytes = self.arrivals.chunk_bytes(min(orders.chunk_bytes, self.max_chunk_bytes))
             self._wake.notify_all()  # a lane may have become free to begin by the passing of time
         for connection, name in orders.congestion_by_lane.items():
             up[connection].use_congestion_control(name)
@@ -147,8 +155,11 @@ class PeerLink:
     def snapshot(self) -> LinkSnapshot:
         """How the link is doing, and what is on its way over it."""
         with self._wake:
-            queued_bytes, num_transfers = self.ledger.queued_bytes, self.ledger.num_live
-        return LinkSnapshot(self.controller.state, self.lanes_up, queued_bytes, num_transfers)
+            ledger, arrivals = self.ledger, self.arrivals
+            queued_bytes, num_transfers = ledger.queued_bytes + arrivals.unwanted_bytes, ledger.num_live
+            arrives = arrivals.bytes_per_s
+            left = {} if arrives is None else {t.transfer_id: t.bytes_left for t in ledger.live()[:MAX_TOLD]}
+        return LinkSnapshot(self.controller.state, self.lanes_up, queued_bytes, num_transfers, arrives, left)
 
     def live_sockets(self) -> dict[int, socket.socket]:
         """Sockets of the lanes that are up, by connection: a lane that was redialled has another number. Their threads
@@ -267,6 +278,7 @@ class PeerLink:
         with self._wake:
             lost = self.ledger.lane_lost(lane.number)
             self.gate.lost(lane.number)
+            self.arrivals.lost(lane.number)
             self.plane.counters["bytes_resent", self.peer] += lost
             self._opens.extend(self._sent_opens.values())
             self._sent_opens.clear()
@@ -300,12 +312,13 @@ class PeerLink:
     def _locked_chunk(self, lane: LaneDesk) -> ChunkWork | None:
         now_s = self.plane.now_s()
         before = (other.desk.number for other in self.lanes[: lane.place] if other.is_up)
-        if lane.is_retiring or not self.gate.may_begin(now_s, before):
+        if lane.is_retiring or not self.arrivals.has_room or not self.gate.may_begin(now_s, before):
             return None
         chunk = self.ledger.next_chunk(lane.number, now_s)
         if chunk is None:
             return None
         self.gate.begun(lane.number, (chunk.handle, chunk.offset), chunk.length, now_s)
+        self.arrivals.begun(lane.number, (chunk.handle, chunk.offset), chunk.length, now_s)
         start = self._extents[chunk.transfer_id].start + chunk.offset
         return ChunkWork(chunk, self.plane.arena.view[start : start + chunk.length])
 
@@ -320,6 +333,7 @@ class PeerLink:
             now_s = self.plane.now_s()
             done = self.ledger.acked(handle, offset, now_s)
             self.gate.answered((handle, offset), now_s)
+            self.arrivals.answered((handle, offset), now_s)
             # A lane that is woken for nothing costs the one that sends its core.
             if done is not None or (self.gate.may_begin(now_s) and self.ledger.can_send()):
                 self._wake.notify_all()
@@ -330,14 +344,19 @@ class PeerLink:
             now_s = self.plane.now_s()
             aborted = self.ledger.nacked(handle, offset, now_s)
             self.gate.answered((handle, offset), now_s)
+            self.arrivals.answered((handle, offset), now_s)
             self.plane.counters["chunks_nacked", self.peer] += 1
             self._wake.notify_all()
         self._abandon([aborted] if aborted else [])
 
     def _aborted_by_peer(self, handle: int, abort: Abort) -> None:
         with self._wake:
+            now_s = self.plane.now_s()
+            if not abort.transfer_id:
+                self.arrivals.discarded(handle, now_s)  # the answer to a chunk that came too late
             transfer_id = abort.transfer_id or self.ledger.transfer_of(handle)
-            done = self.ledger.abort(transfer_id, f"{abort.code}: {abort.message}", self.plane.now_s())
+            done = self.ledger.abort(transfer_id, f"{abort.code}: {abort.message}", now_s)
+            self._wake.notify_all()
         self._finish([done] if done else [])
 
     def _abandon(self, done: list[OutboundTransfer]) -> None:
@@ -359,4 +378,5 @@ class PeerLink:
                 self._sent_opens.pop(transfer.transfer_id, None)
                 if transfer.handle is not None:
                     self.gate.over(transfer.handle)
+                    self.arrivals.over(transfer.handle)
             self.on_done(transfer)

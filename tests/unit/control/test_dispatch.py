@@ -388,3 +388,92 @@ def test_what_crosses_a_link_that_falls_is_given_up_if_that_is_sooner(*, falls_t
     assert decode.fallback.reason == "deadline"
     assert "the link from west to pd has become slow" in decode.fallback.detail
     assert [type(x) for x in out if isinstance(x, a.StopPrefill | a.DropLanding)] == [a.StopPrefill, a.DropLanding]
+
+
+def crossing(*names: str, **members: str) -> Drive:
+    """All of these cross, ten thousand tokens and a megabyte each; the decode side computes each in 2.1 s."""
+    found = drive(*(f"west-{index} prefill" for index in range(len(names))), "pd-0 decode", **members)  # type: ignore[arg-type]
+    assert len(come(found, *names)) == len(names)
+    for name in names:
+        found.feed(e.LandingReserved(name, 1_000_000, BLOCK, "life-1", ("full_attention",)))
+        assert state(found, name) == "prefilling"
+    return found
+
+
+def late(found: Drive, arrives_bytes_per_s: float, **left_bytes: int) -> list[str]:
+    """The sender says that bytes are late, and what is missing of each transfer; whose prompt is computed here then."""
+    left = {f"{name}/t": num for name, num in left_bytes.items()}
+    seen = e.LinkSeen(
+        "west-0", "pd-0", "pressed", 1e9, sum(left.values()), 1e8, 1_000, arrives_bytes_per_s, left
+    )  # fmt: skip
+    out = found.feed(seen)
+    stopped = [x.request_id for x in out if isinstance(x, a.StopPrefill)]
+    assert sorted(x.request_id for x in out if isinstance(x, a.DropLanding)) == sorted(stopped)
+    return [x.request_id for x in out if isinstance(x, a.Decode) and x.fallback is not None]
+
+
+def test_what_has_nearly_landed_stays_and_what_has_not_goes() -> None:
+    """At a hundredth of the link: 20 KB take two seconds, 900 KB take ninety. Neither what a socket took nor an earlier
+    capacity counts."""
+    found = crossing("a", "b")
+    assert late(found, 1e4, a=20_000, b=900_000) == ["b"]
+    assert state(found, "a") == "prefilling"
+
+
+def test_no_more_is_computed_here_than_is_sooner_here() -> None:
+    """Each has the link after those before it that stay, and the engine after those that were given up: 2.1 s each there,
+    and at a fifth of the link 5 s each here. So the second would gain too little, and the others have it before them."""
+    found = crossing("a", "b", "c", "d")
+    given_up = late(found, 2e5, a=1_000_000, b=1_000_000, c=1_000_000, d=1_000_000)
+    assert given_up == ["a", "c", "d"]
+    assert found.scheduler.fleet.instances["pd-0"].work.remaining_s(found.now_s) == pytest.approx(6.3)
+    assert late(found, 2e5, b=1_000_000) == [], "what was given up has left the link to it"
+
+
+def test_the_transfers_of_others_go_first() -> None:
+    """Bytes at the sender that are nobody's here cross too, whoever sent them, and those of transfers that are over."""
+    for others, expected in ((0, []), (1_000_000, ["a"])):
+        found = crossing("a")
+        seen = e.LinkSeen("west-0", "pd-0", "pressed", None, others + 200_000, None, None, 1e5, {"a/t": 200_000})
+        out = found.feed(seen)
+        assert [x.request_id for x in out if isinstance(x, a.Decode)] == expected, others
+
+
+def test_it_is_looked_at_again_with_every_word() -> None:
+    """It stood to land in time when the link fell, and then nothing arrived."""
+    found = crossing("a")
+    assert late(found, 1e5, a=150_000) == []
+    found.feed(e.Tick(), 1.0)
+    assert late(found, 1e4, a=145_000) == ["a"]
+
+
+def test_what_would_be_given_up_at_once_is_not_sent() -> None:
+    """Where whoever decodes may compute the prompt itself; when the link is whole it is sent again."""
+    found = drive("west-0 prefill", "pd-0 both")
+    assert come(found, "a") == ["a west-0"]
+    late(found, 1e4, a=900_000)
+    routes = [o.kind for o in found.scheduler.dispatch.options_of(10_000, found.now_s)]  # type: ignore[union-attr]
+    assert routes == ["local"]
+    found.feed(e.Tick(), 60.0)
+    routes = [o.kind for o in found.scheduler.dispatch.options_of(10_000, found.now_s)]  # type: ignore[union-attr]
+    assert sorted(routes) == ["local", "remote"]
+
+
+def test_the_split_is_solved_anew_when_a_link_is_back() -> None:
+    """With the next prompt, and not after sixteen more of them."""
+    found = drive("west-0 prefill", "pd-0 both")
+    estimates = found.scheduler.dispatch.estimates  # type: ignore[union-attr]
+    for index in range(80):
+        come(found, f"r{index}")
+        found.feed(e.RequestAbandoned(f"r{index}", "cancelled"))
+        found.feed(e.Tick(), 0.1)
+    whole = estimates.split
+    late(found, 1e4, others=1_000_000)
+    slow = estimates.split
+    assert whole is not None and slow is not None
+    assert slow.threshold_tokens > whole.threshold_tokens
+    found.feed(e.Tick(), 30.0)
+    found.feed(e.LinkSeen("west-0", "pd-0", "clear", None, 0, 0.0))
+    assert come(found, "next") is not None
+    assert estimates.split is not None
+    assert estimates.split.threshold_tokens < 1.2 * whole.threshold_tokens

@@ -201,3 +201,16 @@ def test_what_queues_is_of_all_senders() -> None:
     assert links.queued_bytes(PAIR, 12.0) == 12
     assert links.queued_bytes(PAIR, 16.0) == 7
     assert links.queued_bytes(("pd", "west"), 12.0) == 0
+
+
+def test_what_arrives_goes_before_what_was_delivered() -> None:
+    """A proxy acknowledges what it holds back, and a socket takes it: only the receiver's word counts."""
+    links = rates()
+    seen = said(1e9, 5, delivered_bytes_per_s=9e8, unsent_bytes=7, arrives_bytes_per_s=1e8, left_bytes={"t": 4})
+    assert links.saw(PAIR, seen, 10.0)
+    assert links.bytes_per_s(PAIR, 10.0) == 1e8
+    assert links.left_bytes(PAIR, 10.0) == {"t": 4}
+    assert links.left_bytes(PAIR, 10.0 + STALE_S + 1) == {} == links.left_bytes(("pd", "west"), 10.0)
+    assert links.is_slow(PAIR) and links.some_are_slow
+    links.saw(PAIR, said(None, 0, verdict="clear", delivered_bytes_per_s=0.0), 11.0)
+    assert links.bytes_per_s(PAIR, 11.0) < 2e8, "what was said before is forgotten, not counted twice"

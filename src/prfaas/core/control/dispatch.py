@@ -10,7 +10,9 @@ Laws of this file:
 - What waits goes elsewhere if that has become cheaper by more than `MOVES_FOR` of what is left. It is looked at when
   instances of another cluster have nothing to do, when a link falls, and every `LOOKS_EVERY_S`; and if nobody works in
   its own cluster any more, it goes at once.
-- What already crosses a link that has become slow is given up if the decode side computes the prompt much sooner.
+- What already crosses is given up if the decode side computes the prompt much sooner (see `giving_up`): looked at when
+  the link falls, and with every word of a sender that bytes do not arrive in time. So nothing is sent there for which
+  that holds from the beginning.
 - Work that was added somewhere is removed there, whatever happens to the instance meanwhile.
 """
 
@@ -26,6 +28,7 @@ from prfaas.core.control import events as e
 from prfaas.core.control.capacity import counts_now, prefill_stages
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.giving_up import is_sooner_here
 from prfaas.core.control.instance import Instance
 from prfaas.core.control.link_rates import Pair
 from prfaas.core.control.options import HANDOVER_S, cheapest
@@ -43,8 +46,8 @@ _CLOCK_S: Final = 1e-6
 LINK_AHEAD_S: Final = 5.0
 #: Estimates err; who has waited loses its place only for more than this share of what it would still take.
 MOVES_FOR: Final = 0.2
-#: What has been prefilled elsewhere is not thrown away for less.
-MIN_GIVEN_UP_S: Final = 2.0
+#: A link that carries so many times what it had fallen to is news for the split; less is a hope that may be wrong.
+IS_BACK: Final = 4.0
 #: An instance with nothing to do asks those who wait elsewhere again so soon.
 TAKES_OVER_EVERY_S: Final = 0.25
 #: Engines that are slower than expected show in no event.
@@ -89,6 +92,8 @@ class Dispatch:
         self._looks_at = 0
         #: Links that have become slow since, in that order.
         self._fallen: dict[Pair, None] = {}
+        #: What those that fell carried when the split was last forgotten for that.
+        self._solved_for: dict[Pair, float] = {}
 
     # One request
 
@@ -111,7 +116,23 @@ class Dispatch:
 
     def _ways(self, prompt: Prompt, now_s: float) -> list[Option]:
         found = self._placer.options(prompt, now_s)
-        return found if self.may_offload else [option for option in found if option.kind is not RouteKind.REMOTE]
+        if not self.may_offload:
+            return [option for option in found if option.kind is not RouteKind.REMOTE]
+        here = {option.decode_cluster for option in found if option.kind is RouteKind.LOCAL}
+        if not here or not self.estimates.links.some_are_slow:
+            return found
+        return [o for o in found if o.decode_cluster not in here or not self._is_sent_in_vain(o, prompt, now_s)]
+
+    def _is_sent_in_vain(self, option: Option, prompt: Prompt, now_s: float) -> bool:
+        pair = option.prefill_cluster, option.decode_cluster
+        if option.kind is not RouteKind.REMOTE or not self.estimates.links.is_slow(pair):
+            return False
+        skip_tokens = prompt.num_tokens - option.num_uncached_tokens
+        num_bytes = self.link_bytes.get(pair, 0.0) + self.estimates.kv_bytes(prompt.num_tokens, skip_tokens)
+        bytes_per_s = self.estimates.links.bytes_per_s(pair, now_s)
+        lands_s = num_bytes / bytes_per_s if bytes_per_s > 0 else math.inf
+        decoders = self._fleet.working_decoders(pair[1])
+        return is_sooner_here(self.estimates, decoders, option.num_uncached_tokens, lands_s, now_s)
 
     def arrived(self, option: Option, now_s: float) -> None:
         """A prompt has come whose cheapest way is this."""
@@ -246,11 +267,7 @@ class Dispatch:
             source, target = (self._fleet.instances.get(name) for name in (event.source, event.target))
             if source is None or target is None:
                 return
-            if self.estimates.links.saw((source.cluster, target.cluster), event, now_s):
-                self._looks_at = _LOOKED_AT_WHEN_A_LINK_FALLS
-                self._fallen[source.cluster, target.cluster] = None
-                self.estimates.forget_split()
-                self.estimates.solve_if_due(self._stages, now_s)
+            self._saw_link((source.cluster, target.cluster), event, now_s)
             return
         if isinstance(event, e.LinksLost):
             self.estimates.links.lost(event.source)
@@ -259,6 +276,27 @@ class Dispatch:
             self.estimates.links.apply(event.topology)
         if has_changed:
             self.fleet_changed()
+
+    def _saw_link(self, pair: Pair, event: e.LinkSeen, now_s: float) -> None:
+        links = self.estimates.links
+        if links.saw(pair, event, now_s):
+            self._looks_at = _LOOKED_AT_WHEN_A_LINK_FALLS
+            self._fallen[pair] = None
+            self._solved_for[pair] = links.bytes_per_s(pair, now_s)
+            self.estimates.forget_split()
+            self.estimates.solve_if_due(self._stages, now_s)
+            return
+        if event.arrives_bytes_per_s is not None:
+            self._fallen[pair] = None
+        solved_for = self._solved_for.get(pair)
+        if solved_for is not None and (bytes_per_s := links.bytes_per_s(pair, now_s)) >= solved_for:
+            is_whole = not links.is_slow(pair)
+            if is_whole or bytes_per_s > IS_BACK * solved_for:
+                # Where few ask, it would be long until it is solved anew by itself.
+                self.estimates.forget_split()
+                self._solved_for[pair] = bytes_per_s
+            if is_whole:
+                del self._solved_for[pair]
 
     def fleet_changed(self) -> None:
         """Who can be used, or reached, is another now."""
@@ -411,33 +449,49 @@ class Dispatch:
         for request, ahead in islice(reversed(self._ahead(self.queues[cluster])), most):
             found = self.options(request, now_s)
             others = [o for o in found if o.kind is RouteKind.LOCAL or o.prefill_cluster != cluster]
-            if others and self._is_better(cheapest(others), request, ahead, now_s):
+            assert request.option is not None, "what waits has an option"
+            is_lost = self._same_way(request.option, found) is None
+            if others and (is_lost or self._is_better(cheapest(others), request, ahead, now_s)):
                 yield e.TurnCame(request.request_id, None)
 
     def _given_up(self, pair: Pair, now_s: float) -> Iterator[e.DeadlinePassed]:
-        """Of those that cross a link that has become slow, in the order in which they came: whose prompt is computed
-        here much sooner than it would land."""
+        """Of those that cross a slow link, whose prompt is computed here much sooner than it would land. Senders finish
+        first of what they have least left; so those are looked at first, and who is given up holds up none after it."""
         bytes_per_s = self.estimates.links.bytes_per_s(pair, now_s)
         decoders = self._fleet.working_decoders(pair[1])
-        bound = self._bound_bytes.get(pair, 0.0)
-        if not self._moves or not decoders or not bound or bytes_per_s <= 0:
+        if not self._moves or not decoders or not self._bound_bytes.get(pair) or not 0 < bytes_per_s < math.inf:
             return
-        queued_bytes = self.estimates.links.queued_bytes(pair, now_s)
-        # Some of it has crossed already.
-        share = min(1.0, queued_bytes / bound) if queued_bytes else 1.0
-        ahead_bytes = 0.0
-        crossing = ((r, r.crossing) for r in self._requests.values() if r.crossing is not None)
-        for request, own in [(r, c) for r, c in crossing if c.pair == pair and c.is_bound]:
+        crossing, ahead_bytes = self._still_crossing(pair, now_s)
+        for request, left_bytes in crossing:
             assert request.num_prompt_tokens is not None, "only counted prompts are prefilled elsewhere"
-            lands_s = (ahead_bytes + own.num_bytes) * share / bytes_per_s
-            least_busy_s = min(instance.work.remaining_s(now_s) for instance in decoders)
-            prefill_s = self.estimates.prefill_s(pair[1], request.num_prompt_tokens - request.skip_tokens)
-            computed_s = least_busy_s + prefill_s
-            if computed_s < lands_s * (1 - MOVES_FOR) and lands_s > MIN_GIVEN_UP_S:
+            lands_s = (ahead_bytes + left_bytes) / bytes_per_s
+            num_tokens = request.num_prompt_tokens - request.skip_tokens
+            if is_sooner_here(self.estimates, decoders, num_tokens, lands_s, now_s):
                 why = f"it would land in {lands_s:.0f} s: the link from {pair[0]} to {pair[1]} has become slow"
                 yield e.DeadlinePassed(request.request_id, 0.0, why)
             else:
-                ahead_bytes += own.num_bytes
+                ahead_bytes += left_bytes
+
+    def _still_crossing(self, pair: Pair, now_s: float) -> tuple[list[tuple[Request, float]], float]:
+        """Those for which an instance was chosen, with what has not arrived of each, the least first; and what else is
+        on the link: others' transfers, and what is on its way of such as were given up."""
+        bound = [r for r in self._requests.values() if r.crossing and r.crossing.is_bound and r.crossing.pair == pair]
+        queued_bytes = self.estimates.links.queued_bytes(pair, now_s)
+        left = self.estimates.links.left_bytes(pair, now_s)
+        if left:
+            known = [left.get(r.arrived.transfer_id) for r in bound]
+            others_bytes = max(0.0, queued_bytes - sum(part for part in known if part is not None))
+            share = 1.0
+        else:
+            # A sender that does not say of what: some of each has crossed already.
+            known = [None for _ in bound]
+            others_bytes = 0.0
+            share = min(1.0, queued_bytes / self._bound_bytes[pair]) if queued_bytes else 1.0
+        found = []
+        for request, part in zip(bound, known, strict=True):
+            assert request.crossing is not None, "these cross"
+            found.append((request, request.crossing.num_bytes * share if part is None else float(part)))
+        return sorted(found, key=lambda one: one[1]), others_bytes
 
     def _ahead(self, queue: Queue) -> list[tuple[Request, Ahead]]:
         """All that wait in a queue, in order, and what is before each."""

@@ -223,7 +223,8 @@ class NodeSilent:
 class LinkSeen:
     """What a sending node says of its link to another node. `queued_bytes` have not left it yet, or are still to be
     computed; `unsent_bytes` of them are with the host's network stack, which cannot get rid of them;
-    `delivered_bytes_per_s` of late. None: not said."""
+    `delivered_bytes_per_s` of late. `arrives_bytes_per_s`: what the receiver acknowledges while bytes do not arrive in
+    time, whoever holds them; then `left_bytes` has what is missing, by transfer. None: not said."""
 
     source: str
     target: str
@@ -232,6 +233,8 @@ class LinkSeen:
     queued_bytes: int | None = None
     delivered_bytes_per_s: float | None = None
     unsent_bytes: int | None = None
+    arrives_bytes_per_s: float | None = None
+    left_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @record

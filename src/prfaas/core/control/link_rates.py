@@ -9,6 +9,8 @@ Laws of this file:
   Then the link carries what all its senders deliver together, or what those that are held up say that it can.
 - A sender that is congested and cannot get rid of its bytes delivers what the link carries for it, whatever it took the
   capacity for before: that is a maximum of the last minutes, and links become slower.
+- What is seen to arrive, by the receiver's word, goes before all that: a socket may take in, and a proxy acknowledge,
+  what will not arrive for long.
 - What is old counts as not seen.
 """
 
@@ -84,6 +86,11 @@ class _Said:
         last = map(self._last.__getitem__, self._held_up)
         return sum(seen.queued_bytes or 0 for seen, at_s in last if now_s - at_s <= STALE_S)
 
+    def left_bytes(self, now_s: float) -> dict[str, int]:
+        """What is missing, by transfer, of all who are held up."""
+        last = map(self._last.__getitem__, self._held_up)
+        return {name: left for seen, at_s in last if now_s - at_s <= STALE_S for name, left in seen.left_bytes.items()}
+
     @property
     def delivered_bytes_per_s(self) -> float:
         """By all together."""
@@ -93,9 +100,10 @@ class _Said:
         names = seen.source, seen.target
         self._forget(names)
         self._last[names] = seen, now_s
-        if seen.delivered_bytes_per_s is not None:
+        crosses = _crosses(seen)
+        if crosses is not None:
             self._num_deliver += 1
-            self._delivered_bytes_per_s += seen.delivered_bytes_per_s
+            self._delivered_bytes_per_s += crosses
         if seen.verdict != CLEAR and seen.queued_bytes:
             self._held_up[names] = None
 
@@ -123,15 +131,23 @@ class _Said:
     def _forget(self, names: Pair) -> None:
         seen, _ = self._last.pop(names, (None, 0.0))
         self._held_up.pop(names, None)
-        if seen is not None and seen.delivered_bytes_per_s is not None:
+        crosses = None if seen is None else _crosses(seen)
+        if crosses is not None:
             self._num_deliver -= 1
             # Sums of floats drift; of nothing the sum is nothing.
-            left = max(0.0, self._delivered_bytes_per_s - seen.delivered_bytes_per_s)
+            left = max(0.0, self._delivered_bytes_per_s - crosses)
             self._delivered_bytes_per_s = left if self._num_deliver else 0.0
+
+
+def _crosses(seen: e.LinkSeen) -> float | None:
+    """What one sender gets across."""
+    return seen.delivered_bytes_per_s if seen.arrives_bytes_per_s is None else seen.arrives_bytes_per_s
 
 
 def _could(seen: e.LinkSeen) -> float | None:
     """What one sender that is held up could send."""
+    if seen.arrives_bytes_per_s is not None:
+        return seen.arrives_bytes_per_s
     if seen.verdict == CONGESTED and seen.unsent_bytes and seen.delivered_bytes_per_s is not None:
         return seen.delivered_bytes_per_s
     return seen.capacity_bytes_per_s
@@ -197,10 +213,24 @@ class LinkRates:
             return given
         return rate.bytes_per_s
 
+    @property
+    def some_are_slow(self) -> bool:
+        """Whether any carries less than the file says, as far as is known."""
+        return bool(self._rates)
+
+    def is_slow(self, pair: Pair) -> bool:
+        """Whether this one does."""
+        return pair in self._rates
+
     def queued_bytes(self, pair: Pair, now_s: float) -> int:
         """What all senders that are held up have still to send, as they said last."""
         said = self._said.get(pair)
         return 0 if said is None else said.queued_bytes(now_s)
+
+    def left_bytes(self, pair: Pair, now_s: float) -> Mapping[str, int]:
+        """What is missing of transfers, as far as their senders have said."""
+        said = self._said.get(pair)
+        return {} if said is None else said.left_bytes(now_s)
 
     def given(self, pair: Pair) -> float:
         """What the file says; inf if it does not."""

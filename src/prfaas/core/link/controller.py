@@ -97,10 +97,13 @@ class LinkController:
             return self._plan.congestion
         return SHORT_LINK_CONGESTION if is_short else self._trial.algorithm_for(lane_index)
 
-    def look(self, samples: Mapping[int, LaneSample], lanes_up: int, now_s: float) -> LinkOrders:
-        """`samples` by connection. A lane that is up without a sample (it is not TCP) counts in `lanes_up` only."""
+    def look(
+        self, samples: Mapping[int, LaneSample], lanes_up: int, now_s: float, *, is_late: bool = False
+    ) -> LinkOrders:
+        """`samples` by connection; `is_late`: see `arrivals`. A lane that is up without a sample (it is not TCP) counts
+        in `lanes_up` only."""
         before_s = self.state.at_s
-        state = self._estimator.observe(samples, now_s, self.paced_bytes_per_s)
+        state = self._estimator.observe(samples, now_s, self.paced_bytes_per_s, is_late=is_late)
         is_short = state.min_rtt_s is not None and state.min_rtt_s < MIN_RTT_S
         send_limit = self._plan.short_link_senders if is_short else None
         senders = min(lanes_up, send_limit or lanes_up)

@@ -89,10 +89,16 @@ class LinkEstimator:
         self._min_rtt_at_s = 0.0
 
     def observe(
-        self, samples: Mapping[int, LaneSample], now_s: float, paced_bytes_per_s: float | None = None
+        self,
+        samples: Mapping[int, LaneSample],
+        now_s: float,
+        paced_bytes_per_s: float | None = None,
+        *,
+        is_late: bool = False,
     ) -> LinkState:
         """Take a sample of every lane that is up; a `now_s` that is not later than the last changes nothing.
-        `paced_bytes_per_s` is what all lanes together were held to since the last; None: to nothing."""
+        `paced_bytes_per_s` is what all lanes together were held to since the last; None: to nothing. `is_late`: what
+        was handed over does not arrive in time (see `arrivals`)."""
         seconds = None if self._at_s is None else now_s - self._at_s
         if seconds is not None and seconds <= 0:
             return self.state
@@ -106,7 +112,7 @@ class LinkEstimator:
         self._lanes, self._at_s = dict(samples), now_s
         recent, steady = Window(self._newest(), RATE_WINDOW_S), Window(self._newest(), STEADY_WINDOW_S)
         self._capacity.learn(recent, steady, burst_rate, now_s)
-        self.state = self._look(samples, recent, steady, now_s)
+        self.state = self._look(samples, recent, steady, now_s, is_late=is_late)
         return self.state
 
     def _newest(self) -> Iterable[Interval]:
@@ -161,7 +167,9 @@ class LinkEstimator:
             )
         )
 
-    def _look(self, samples: Mapping[int, LaneSample], recent: Window, steady: Window, now_s: float) -> LinkState:
+    def _look(
+        self, samples: Mapping[int, LaneSample], recent: Window, steady: Window, now_s: float, *, is_late: bool
+    ) -> LinkState:
         rtt_s, min_rtt_s = self._round_trips(samples, now_s)
         capacity = self._capacity.value
         rtt_ratio = max(1.0, rtt_s / min_rtt_s) if rtt_s and min_rtt_s else None
@@ -174,6 +182,7 @@ class LinkEstimator:
             retransmit_ratio=recent.retransmit_ratio,
             lossy_intervals=recent.lossy_intervals,
             stalled=steady.stalled,
+            late=is_late,
         )
         self._keeper.update(signs, now_s)
         return LinkState(

@@ -48,7 +48,8 @@ class LinkVerdict(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What one look at a link showed. `stalled`: bytes waited for a whole second and none was delivered."""
+    """What one look at a link showed. `stalled`: bytes waited for a whole second and none was delivered. `late`: what
+    was handed over does not arrive in time, wherever it is."""
 
     delivered_bytes_per_s: float
     unsent_bytes: int
@@ -58,6 +59,7 @@ class Signs:
     retransmit_ratio: float
     lossy_intervals: float
     stalled: bool
+    late: bool = False
 
 
 class VerdictKeeper:
@@ -100,7 +102,7 @@ class VerdictKeeper:
 
 def cause(signs: Signs, held: LinkVerdict) -> LinkVerdict:
     """The verdict that the signs call for. One that is held already needs less to stay."""
-    if signs.delivered_bytes_per_s < IDLE_BYTES_PER_S and not signs.unsent_bytes:
+    if signs.delivered_bytes_per_s < IDLE_BYTES_PER_S and not signs.unsent_bytes and not signs.late:
         return LinkVerdict.CLEAR
     step = int(held is LinkVerdict.CONGESTED)
     rtt_ratio = signs.rtt_ratio or 1.0
@@ -111,4 +113,4 @@ def cause(signs: Signs, held: LinkVerdict) -> LinkVerdict:
     step = int(held is not LinkVerdict.CLEAR)
     busy = signs.utilization is not None and signs.utilization >= PRESSED_UTILIZATION[step]
     queued = rtt_ratio >= PRESSED_RTT_RATIO[step] and signs.queue_s >= PRESSED_QUEUE_S
-    return LinkVerdict.PRESSED if busy or queued else LinkVerdict.CLEAR
+    return LinkVerdict.PRESSED if busy or queued or signs.late else LinkVerdict.CLEAR

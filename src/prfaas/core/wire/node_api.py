@@ -32,8 +32,8 @@ from prfaas.core.wire.contract import (
     TransferId,
 )
 
-#: 2 brought the claim secret, the kinds of the KV groups, and refusals of unknown fields.
-VERSION: Final = 2
+#: 2 brought the claim secret, the kinds of the KV groups, and refusals of unknown fields; 3 what arrives over a link.
+VERSION: Final = 3
 VERSION_HEADER: Final = "prfaas-version"
 
 DEFAULT_LEASE_S: Final = 30.0
@@ -176,8 +176,10 @@ class LinksQuery(Message, frozen=True):
 
 
 class LinkReport(Message, frozen=True):
-    """The link to one peer. `queued_bytes` is what the peer has not acknowledged of `num_transfers` transfers. Moments
-    are ages, since clocks of two machines do not compare; null is not known."""
+    """The link to one peer. `queued_bytes` is what the peer has not acknowledged of `num_transfers` transfers, and has
+    not read of such as are over. `arrives_bytes_per_s` is what it acknowledges while bytes do not arrive in time, null
+    while they do; then `left_bytes` says what is missing of each transfer, of the first 256. Moments are ages, since
+    clocks of two machines do not compare; null is not known."""
 
     lanes_up: Count
     queued_bytes: Bytes
@@ -193,6 +195,8 @@ class LinkReport(Message, frozen=True):
     rtt_ratio: Measured | None
     retransmit_ratio: Measured
     unsent_bytes: Bytes
+    arrives_bytes_per_s: Measured | None
+    left_bytes: dict[TransferId, Bytes]
     age_s: Measured
 
     @classmethod
@@ -214,6 +218,8 @@ class LinkReport(Message, frozen=True):
             rtt_ratio=_finite(state.rtt_ratio),
             retransmit_ratio=state.retransmit_ratio,
             unsent_bytes=min(state.unsent_bytes, MAX_BYTES),
+            arrives_bytes_per_s=_finite(seen.arrives_bytes_per_s),
+            left_bytes=dict(seen.left_bytes),
             age_s=max(0.0, now_s - state.at_s),
         )
 

@@ -85,7 +85,7 @@ class LinkFeed:
             self._feed(
                 e.LinkSeen(
                     source, target, report.verdict, report.capacity_bytes_per_s, report.queued_bytes,
-                    report.delivered_bytes_per_s, report.unsent_bytes,
+                    report.delivered_bytes_per_s, report.unsent_bytes, report.arrives_bytes_per_s, report.left_bytes,
                 )
             )  # fmt: skip
         self.links[source] = dict(links)
