@@ -81,7 +81,7 @@ class Arrivals:
         """How large chunks may be: small ones where few bytes may be on their way."""
         if self.limit_bytes is None:
             return most_bytes
-        return min(most_bytes, max(MIN_CHUNK_BYTES, 1 << int(math.log2(self.limit_bytes / 4))))
+        return min(most_bytes, max(MIN_CHUNK_BYTES, _power_of_two_within(self.limit_bytes / 4)))
 
     def begun(self, lane: int, key: Key, length: int, now_s: float) -> None:
         """A lane begins to hand a chunk over."""
@@ -189,3 +189,8 @@ class Arrivals:
         assert self.flight_bytes == sum(flight.length for flight in flights), (self.flight_bytes, flights)
         unwanted = sum(flight.length for flight in flights if not flight.is_wanted)
         assert self.unwanted_bytes == unwanted, (self.unwanted_bytes, flights)
+
+
+def _power_of_two_within(value: float) -> int:
+    """The largest that is no more; 1 below 1."""
+    return 1 << max(0, int(value).bit_length() - 1)
