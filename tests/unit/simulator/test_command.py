@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +173,39 @@ def test_bad_input_is_told_with_the_remedy(capsys: pytest.CaptureFixture[str], t
     nowhere = tmp_path / "no" / "requests.jsonl"
     assert "there is no folder" in refused(capsys, replace(SHORT, requests=nowhere))
     assert not nowhere.parent.exists()
+
+
+def test_an_interrupt_leaves_the_requests_of_an_earlier_run(tmp_path: Path) -> None:
+    """And no half of the new ones."""
+    out = tmp_path / "requests.jsonl"
+    out.write_text("earlier", encoding="utf-8")
+    argv = [sys.executable, "-m", "prfaas", "simulate", str(CASE), "--num-requests", "500000", "--requests", str(out)]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [(out.name, "earlier")]
+
+
+def test_what_is_read_is_not_written_by_another_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A hard link, a symbolic one, a way round; nor one file by two options."""
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 9, "output_length": 9}\n' * 2, encoding="utf-8")
+    (tmp_path / "hard.jsonl").hardlink_to(trace)
+    (tmp_path / "soft.jsonl").symlink_to(trace)
+    for name in ("hard.jsonl", "soft.jsonl", f"../{tmp_path.name}/trace.jsonl"):
+        asked = replace(SHORT, requests=tmp_path / name, load=LoadOptions(trace=trace))
+        assert "that file is read; name another one to write" in refused(capsys, asked)
+    file = tmp_path / "with_profile.yaml"
+    (tmp_path / "mine.yaml").write_text("mine", encoding="utf-8")
+    file.write_text(CASE.read_text().replace("internal-1t-hybrid", "mine.yaml"), encoding="utf-8")
+    assert "that file is read" in refused(capsys, replace(SHORT, file=file, requests=tmp_path / "mine.yaml"))
+    (tmp_path / "hard.json").hardlink_to(trace)
+    asked = replace(SHORT, requests=trace, chrome_trace=tmp_path / "hard.json")
+    assert "--requests writes that file too" in refused(capsys, asked)
 
 
 def test_the_command_prints_a_table_for_people() -> None:
