@@ -148,6 +148,8 @@ class Simulation:
             a.Close: self._close,
         }
         self._links_seen: Planned | None = None
+        #: When links would be seen next, if nothing were at rest.
+        self._links_due_s: float | None = None
         for name in deployment.profiles:
             self.caches.boot(name, self.scheduler.fleet.instances[name].cluster)
             self._handle(e.EngineSeen(name, True))
@@ -164,8 +166,7 @@ class Simulation:
         life = Life(self._num_lives, arrival, chains=self.caches.chains(arrival.num_tokens, arrival.blocks))
         self.lives[life.request_id] = life
         tokens = arrival.num_tokens
-        if self._links_seen is None and self.links and self.scheduler.dispatch is not None:
-            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links)
+        self._see_links_again()
         self._handle(
             e.RequestArrived(
                 life.request_id, f"t{life.number}", tokens, endpoint="completions", is_stream=True,
@@ -237,15 +238,41 @@ class Simulation:
 
     def _see_links(self) -> None:
         """As the sending nodes tell: only bytes that queue show what a link carries."""
-        self._links_seen = None
+        self._links_seen = self._links_due_s = None
         for (source, target), link in self.links.items():
             queued = link.backlog_bytes
             sender = self.deployment.topology.instances_of(source)[0].name
             receiver = next(i.name for i in self.deployment.topology.instances_of(target) if i.duty.decodes)
             verdict, delivered = "pressed" if queued > 0 else "clear", link.rate_bytes_per_s
             self._handle(e.LinkSeen(sender, receiver, verdict, None, round(queued), delivered))
-        if self.lives or self.expects_more:
-            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links)
+        if not self.lives and not self.expects_more:
+            return
+        self._links_due_s = self.kernel.now_s + self.deployment.telemetry_s
+        if not self._is_at_rest():
+            self._links_seen = self.kernel.at(self._links_due_s, self._see_links)
+
+    def _see_links_again(self) -> None:
+        """Somebody has come. Where all was at rest, at the time at which links would have been seen all the same."""
+        if self._links_seen is not None or not self.links or self.scheduler.dispatch is None:
+            return
+        due_s, self._links_due_s = self._links_due_s, None
+        if due_s is None:
+            due_s = self.kernel.now_s + self.deployment.telemetry_s
+        while due_s < self.kernel.now_s:
+            due_s += self.deployment.telemetry_s
+        self._links_seen = self.kernel.at(due_s, self._see_links)
+
+    def _is_at_rest(self) -> bool:
+        """Nobody is here, and nodes would say the same again and again until somebody comes, which changes nothing: a
+        load of one request in ten minutes would consist of little else."""
+        dispatch = self.scheduler.dispatch
+        return (
+            not self.lives
+            and self.scheduler.next_due_s is None
+            and self.scheduler.converter.current is None
+            and not any(link.num_transfers for link in self.links.values())
+            and (dispatch is None or dispatch.estimates.links.are_as_given)
+        )
 
     # The scheduler's door
 

@@ -33,6 +33,9 @@ FORMS: Final = (
 #: The most that numbers of the command line may be: beyond it they are slips.
 _MOST: Final = 1_000_000_000
 _SHORTEST_S: Final = 1e-3
+#: What `--rate` and `--load` may be.
+MAX_RATE_RPS: Final = 1e6
+MAX_LOAD: Final = 10.0
 
 
 class BadLoad(PrfaasError):
@@ -67,7 +70,10 @@ _Draw = Callable[[random.Random], Iterator[Arrival]]
 
 
 def check_load(options: LoadOptions) -> None:
-    """Raises BadLoad for options that contradict each other."""
+    """Raises BadLoad for options that contradict each other, or are no numbers."""
+    for option, value, most in (("--rate", options.rate_rps, MAX_RATE_RPS), ("--load", options.load, MAX_LOAD)):
+        if value is not None and not 0 < value <= most:
+            raise BadLoad(f"{option} {value:g}: it is more than 0 and at most {most:,.0f}")
     is_closed = options.arrivals is not None and options.arrivals.split()[:1] == ["clients"]
     given = [options.rate_rps is not None, options.load is not None, options.trace is not None, is_closed]
     if sum(given) > 1:
@@ -134,6 +140,8 @@ def _rate(options: LoadOptions, scenario: Scenario, planned_rps: float, policy: 
     if options.rate_rps is not None:
         return options.rate_rps, "--rate"
     if options.load is None and scenario.arrival_rps is not None:
+        if scenario.arrival_rps > MAX_RATE_RPS:
+            raise BadLoad(f"workload.arrivals: more than {MAX_RATE_RPS:,.0f} requests a second cannot be simulated")
         return scenario.arrival_rps, "workload.arrivals"
     share = DEFAULT_LOAD if options.load is None else options.load
     return share * planned_rps, f"{share:g} of what {policy} is planned to serve"

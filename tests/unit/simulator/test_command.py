@@ -150,6 +150,9 @@ def test_bad_input_is_told_with_the_remedy(capsys: pytest.CaptureFixture[str], t
         capsys, replace(SHORT, policies=("best",))
     )
     assert "give one" in refused(capsys, replace(SHORT, load=LoadOptions(num_requests=300, rate_rps=1.0, load=0.5)))
+    for rate_rps in (float("inf"), float("nan"), 1e300, 0.0):
+        told = refused(capsys, replace(SHORT, load=LoadOptions(num_requests=300, rate_rps=rate_rps)))
+        assert told == f"--rate {rate_rps:g}: it is more than 0 and at most 1,000,000\n"
     missing = tmp_path / "missing.jsonl"
     assert f"--trace {missing}: No such file" in refused(
         capsys, replace(SHORT, load=LoadOptions(num_requests=300, trace=missing))

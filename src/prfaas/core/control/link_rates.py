@@ -84,6 +84,11 @@ class _Said:
         return sum(seen.queued_bytes or 0 for seen, at_s in last if now_s - at_s <= STALE_S)
 
     @property
+    def holds_up(self) -> bool:
+        """Somebody said so last, however long ago."""
+        return bool(self._held_up)
+
+    @property
     def delivered_bytes_per_s(self) -> float:
         """By all together."""
         return self._delivered_bytes_per_s
@@ -196,6 +201,11 @@ class LinkRates:
             del self._rates[pair]
             return given
         return rate.bytes_per_s
+
+    @property
+    def are_as_given(self) -> bool:
+        """Every rate is what the file says, and nobody is held up."""
+        return not self._rates and not any(said.holds_up for said in self._said.values())
 
     def queued_bytes(self, pair: Pair, now_s: float) -> int:
         """What all senders that are held up have still to send, as they said last."""
