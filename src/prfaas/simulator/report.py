@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prfaas.simulator.results import Results
+from prfaas.simulator.stability import GROWS
 
 _ROWS: Sequence[tuple[str, Callable[[Results], float | None], str]] = (
     ("answered, requests/s", lambda r: r.system_rps, ".3f"),
@@ -54,7 +55,9 @@ _WORDS = {
     "stable": "stable (queues do not grow)",
     "backlogged": "backlogged (queues grow)",
     "overloaded": "overloaded (more comes than can be served)",
-    "too_short": "too short to say whether queues grow (more --num-requests)",
+    "too_short": "too short to say whether queues grow",
+    "refusing": "refusing (queues do not grow)",
+    "closed_loop": "a closed loop (clients wait for their answers, so queues cannot grow)",
 }
 
 
@@ -106,7 +109,12 @@ def _setup(result: Results) -> str:
 
 
 def _stability(runs: Sequence[Results]) -> str:
-    return " or ".join(_WORDS[name] for name in sorted({run.stability for run in runs}))
+    words = " or ".join(_WORDS[name] for name in sorted({run.stability for run in runs}))
+    enough = max((run.num_requests_enough or 0 for run in runs if run.stability == "too_short"), default=0)
+    if enough:
+        words += f" (about {enough:,} requests would be enough)"
+    share = statistics.median((run.num_refused + run.num_failed) / run.num_requests for run in runs)
+    return f"{words}, {share:.0%} refused or failed" if share > GROWS else words
 
 
 def _cell(values: Sequence[float | None], form: str, *, with_range: bool = True) -> str:

@@ -26,7 +26,7 @@ KEYS = [
     "e2e_s_p50", "e2e_s_p95", "e2e_s_p99", "tpot_s_mean", "itl_s_p99", "cached_fraction", "offload_fraction", "egress_bytes_per_s_mean",
     "egress_bytes_per_s_max", "routing_threshold_tokens_final", "num_pd_prefill_final", "num_pd_decode_final",
     "num_conversions", "regret_s_mean", "best_chosen_fraction",
-    "stability", "simulated_s", "wall_s",
+    "stability", "num_requests_enough", "simulated_s", "wall_s",
 ]  # fmt: skip
 
 
