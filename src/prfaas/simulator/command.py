@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -32,6 +32,7 @@ from prfaas.sim.runs import Run, to_end
 from prfaas.sim.simulation import Life
 from prfaas.simulator.happenings import happenings
 from prfaas.simulator.loads import Load, LoadOptions, cache_profile, check_load, load_of, trace_block_tokens
+from prfaas.simulator.notes import notes_of
 from prfaas.simulator.results import WARM_UP, Results, results_of
 from prfaas.simulator.watched import check_outputs, watched, written
 from prfaas.whole_file import CannotWrite
@@ -92,7 +93,7 @@ def run(options: SimulateOptions) -> int:
         kinds = dict.fromkeys(name for one in asked for name in (NAMES if one == ALL else (one,)))
         section = deployment.workload.input_tokens.trace if deployment.workload is not None else None
         block_tokens = trace_block_tokens(None if section is None else section.block_tokens)
-        cases = [_case(deployment, document, kind, options, block_tokens) for kind in kinds]
+        cases = _cases(deployment, document, list(kinds), options, block_tokens)
         first = cases[0]
         load = load_of(options.load, first.scenario, first.solution.system_rps, first.scenario.policy, block_tokens)
         results = _simulated(options, cases, load)
@@ -102,8 +103,11 @@ def run(options: SimulateOptions) -> int:
     except PrfaasError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    notes = notes_of([c.scenario for c in cases], load, options.happenings, options.num_judged, results)
+    sys.stderr.write("".join(f"note: {note}\n" for note in notes))
     if options.as_json:
-        sys.stdout.write(json.dumps({"load": load.words, "runs": [r.to_json() for r in results]}, indent=2) + "\n")
+        told = {"load": load.words, "notes": notes, "runs": [r.to_json() for r in results]}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
         from prfaas.simulator.report import print_results
 
@@ -138,6 +142,24 @@ def _named_files(deployment: Deployment, folder: Path) -> Iterator[Path]:
     for name in (model.hf_config, model.profile, *(cluster.profile for cluster in deployment.clusters.values())):
         if name is not None:
             yield folder / name
+
+
+def _cases(
+    deployment: Deployment, document: Document, names: Sequence[str], options: SimulateOptions, block_tokens: int
+) -> list[_Case]:
+    """Of all of them; where `all` was asked for and some cannot be, it says which can."""
+    found, failed = [], None
+    for name in names:
+        try:
+            found.append(_case(deployment, document, name, options, block_tokens))
+        except (BadSimulation, DeploymentError) as error:
+            if ALL not in options.policies:
+                raise
+            failed = failed or error
+    if failed is not None:
+        can = ", ".join(case.policy for case in found) or "none of them"
+        raise BadSimulation(f"{failed}\n--policy {ALL}: this file can run {can}")
+    return found
 
 
 def _case(deployment: Deployment, document: Document, name: str, options: SimulateOptions, block_tokens: int) -> _Case:
@@ -201,7 +223,8 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list
                 progress.clear()
                 results.append(
                     results_of(
-                        done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s,
+                        done, policy=case.policy, seed=seed, planned_rps=case.solution.system_rps,
+                        tpot_slo_s=case.tpot_slo_s, wall_s=wall_s,
                         judged=hindsight.found.values(),
                     )
                 )  # fmt: skip
@@ -218,6 +241,7 @@ def _ended(
 ) -> Run:  # fmt: skip
     if options.num_judged:
         hindsight.on_copy = partial(_silence, run, progress)
+        hindsight.on_judged = lambda: progress.show(run.outcomes.num_ended)
         hindsight.follow(run.simulation)
     try:
         return to_end(run, case.conditions, progress.show, observer)

@@ -58,11 +58,14 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`begin` makes the run of a deployment with the requests of a seed, `num_requests` of them; `words` for people."""
+    """`begin` makes the run of a deployment with the requests of a seed, `num_requests` of them; `words` for people.
+    `rate_rps` on average, 0 if it is not known; `day_s` if it goes up and down once in so long."""
 
     begin: Callable[[SimulatedDeployment, int], Run]
     num_requests: int
     words: str
+    rate_rps: float = 0.0
+    day_s: float | None = None
 
 
 #: Makes the arrivals of one seed.
@@ -117,6 +120,9 @@ def load_of(options: LoadOptions, scenario: Scenario, planned_rps: float, policy
     if words[:1] == ["clients"]:
         terms = _conversations(str(options.arrivals), words)
         most = round(scenario.workload.max_tokens)
+        if terms.shared_tokens >= most:
+            text = f"the workload's longest prompt has {most:,} tokens; share fewer than that"
+            raise BadLoad(f"--arrivals {str(options.arrivals)!r}: {text}")
 
         def talks(deployment: SimulatedDeployment, seed: int) -> Run:
             return Sessions(
@@ -133,7 +139,9 @@ def load_of(options: LoadOptions, scenario: Scenario, planned_rps: float, policy
         run.simulation.follow(islice(draw(random.Random(seed)), num_requests))
         return run
 
-    return Load(drawn, num_requests, f"{num_requests} requests, {kind}, {rate_rps:.4g} a second ({why})")
+    day_s = _seconds(str(options.arrivals), words[2]) if words[0] == "daily" else None
+    told = f"{num_requests} requests, {kind}, {rate_rps:.4g} a second ({why})"
+    return Load(drawn, num_requests, told, rate_rps, day_s)
 
 
 def _rate(options: LoadOptions, scenario: Scenario, planned_rps: float, policy: str) -> tuple[float, str]:
@@ -150,7 +158,11 @@ def _rate(options: LoadOptions, scenario: Scenario, planned_rps: float, policy: 
 def _of_trace(options: LoadOptions, path: Path, block_tokens: int) -> Load:
     requests = read_trace_file(path, f"--trace {path}", block_tokens)[: options.num_requests]
     if requests[-1].arrival_s <= requests[0].arrival_s:
-        raise BadLoad(f"--trace {path}: all requests come at one time, so they have no rate")
+        which = f"all {len(requests)}" if len(requests) > 1 else "only one"
+        which = f"the first {len(requests)}" if len(requests) == options.num_requests else which
+        remedy = "more --num-requests" if len(requests) == options.num_requests else "other times, in ms as `timestamp`"
+        text = f"{which} requests come at one time, so that they have no rate; give {remedy}"
+        raise BadLoad(f"--trace {path}: {text}")
 
     def begin(deployment: SimulatedDeployment, seed: int) -> Run:
         run = Run(deployment)
@@ -204,7 +216,7 @@ def _number(option: str, text: str, word: str, lowest: int = 0) -> int:
         number = -1
     if not lowest <= number <= _MOST:
         told = option if option.endswith(":") else f"{option} {text}:"
-        raise BadLoad(f"{told} {word!r} is no whole number from {lowest} to {_MOST}")
+        raise BadLoad(f"{told} {word!r} is no whole number from {lowest} to {_MOST}; write for example 2000000")
     return number
 
 

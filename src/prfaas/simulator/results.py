@@ -28,6 +28,7 @@ class Results:
 
     policy: str
     seed: int
+    planned_rps: float
     offered_rps: float
     num_requests: int
     num_completed: int
@@ -67,10 +68,17 @@ class Results:
 
 
 def results_of(
-    run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wall_s: float, judged: Collection[Judged] = ()
+    run: Run,
+    *,
+    policy: str,
+    seed: int,
+    planned_rps: float,
+    tpot_slo_s: float | None,
+    wall_s: float,
+    judged: Collection[Judged] = (),
 ) -> Results:
-    """`run` has been run to its end. `goodput_rps` counts answers that kept `tpot_slo_s`; without one, all. `judged`:
-    what hindsight says of some requests."""
+    """`run` has been run to its end. `planned_rps`: what the plan of this policy promises. `goodput_rps` counts answers
+    that kept `tpot_slo_s`; without one, all. `judged`: what hindsight says of some requests."""
     regrets_s = [one.regret_s for one in judged]
     kept = run.outcomes
     ended, counted = kept.ended(), counted_of(run)
@@ -87,6 +95,7 @@ def results_of(
     return Results(
         policy=policy,
         seed=seed,
+        planned_rps=planned_rps,
         offered_rps=len(counted) / span_s,
         num_requests=len(counted),
         num_completed=len(answered),
