@@ -235,13 +235,17 @@ def _distributions(axes: Sequence[Any], pictured: Sequence[Pictured]) -> None:
                       label=one.policy)  # fmt: skip
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_formatter(
-            FuncFormatter(lambda x, _: f"{x:g}" if f"{x:g}".lstrip("0.")[:1] in "25" else "")
-        )
+        low, high = axis.get_xlim()
+        # Of less than a decade two numbers may both be outside.
+        axis.xaxis.set_minor_formatter(_some_numbers("25" if high > 10 * low else "23456789"))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axis.set(title=f"{title}, distribution", xlabel="seconds", ylim=(0, 1.02))
         axis.grid(visible=True, linewidth=0.3, alpha=0.6)
     axes[0].set_ylabel("answers that took at most this")
+
+
+def _some_numbers(first_digits: str) -> FuncFormatter:
+    return FuncFormatter(lambda x, _: f"{x:g}" if f"{x:g}".lstrip("0.")[:1] in first_digits else "")
 
 
 def _cdf(values: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -69,10 +69,12 @@ def print_results(name: str, load: str, results: Sequence[Results]) -> None:
     for one in results:
         by_policy.setdefault(one.policy, []).append(one)
     console.print(f"[bold]{escape(name)}[/]: {escape(load)}", highlight=False)
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for policy, runs in by_policy.items():
-        console.print(
-            f"{policy}: {_setup(runs[0])}; {_stability(runs)}{_share_of_plan(by_policy, policy)}", highlight=False
-        )
+        alike.setdefault((_setup(runs[0]), _stability(runs), _share_of_plan(by_policy, policy)), []).append(policy)
+    for (setup, words, share), policies in alike.items():
+        enough = _enough([run for policy in policies for run in by_policy[policy]])
+        console.print(f"{', '.join(policies)}: {setup}; {words}{enough}{share}", highlight=False)
     console.print()
     console.print(_table(console, by_policy))
     num_seeds = max(len(runs) for runs in by_policy.values())
@@ -111,8 +113,8 @@ def _side_by_side(by_policy: dict[str, list[Results]], before_range: str = " ") 
 
 
 def _one_below_the_other(by_policy: dict[str, list[Results]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True, min_width=max(map(len, by_policy)))
     judged = any(run.regret_s_mean is not None for runs in by_policy.values() for run in runs)
     columns = (*_COLUMNS, ("regret, s", lambda r: r.regret_s_mean, ".2f")) if judged else _COLUMNS
     for label, _, _ in columns:
@@ -131,11 +133,13 @@ def _setup(result: Results) -> str:
 
 def _stability(runs: Sequence[Results]) -> str:
     words = " or ".join(_WORDS[name] for name in sorted({run.stability for run in runs}))
-    enough = max((run.num_requests_enough or 0 for run in runs if run.stability == "too_short"), default=0)
-    if enough:
-        words += f" (about {enough:,} requests would be enough)"
     share = statistics.median((run.num_refused + run.num_failed) / run.num_requests for run in runs)
     return f"{words}, {share:.0%} refused or failed" if share > GROWS else words
+
+
+def _enough(runs: Sequence[Results]) -> str:
+    num = max((run.num_requests_enough or 0 for run in runs), default=0)
+    return f" (about {num:,} requests would be enough)" if num else ""
 
 
 def _cell(values: Sequence[float | None], form: str, before_range: str | None) -> str:

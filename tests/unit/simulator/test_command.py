@@ -265,6 +265,8 @@ def test_many_policies_are_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(replace(SHORT, policies=("all",))) == 0
     told = capsys.readouterr().out
     assert re.search(r"^two_choices +\d", told, re.MULTILINE)
+    assert re.search(r"^session_affinity +\d", told, re.MULTILINE), "names are whole"
+    assert "random, round_robin, least_load" in told, "who is said the same of shares a line"
 
 
 def test_some_requests_are_judged_in_hindsight(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
