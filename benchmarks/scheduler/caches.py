@@ -77,7 +77,8 @@ def simulated(cell: Cell, num_requests: int = NUM_REQUESTS) -> Results:
             with_caches(choice, seed, float(what.split()[-2])), random.Random(seed), new_tokens, TALKS,
             num_output_tokens=OUTPUT_TOKENS, num_requests=num_requests, max_tokens=round(scenario.workload.max_tokens),
         )  # fmt: skip
-    return results_of(to_end(run), policy=choice, seed=seed, tpot_slo_s=TPOT_S, wall_s=0.0)
+    planned_rps = planned()[1].system_rps
+    return results_of(to_end(run), policy=choice, seed=seed, planned_rps=planned_rps, tpot_slo_s=TPOT_S, wall_s=0.0)
 
 
 def new_tokens(rng: random.Random) -> int:

@@ -20,6 +20,7 @@ import matplotlib
 from benchmarks.scheduler.in_parallel import run_all
 from prfaas.core.control import dispatch, placer
 from prfaas.core.control.link_rates import LinkRates
+from prfaas.core.control.route import Option
 from prfaas.core.control.view import view
 from prfaas.drawing import described_svg
 from prfaas.sim.policies import POLICIES
@@ -241,54 +242,97 @@ def draw_link(seed: int = 1) -> None:
     )
     top.plot(times, [v.threshold_tokens for _, v in seen], color="tab:blue", label="solved: Eq. 7")
     top.set(ylabel="threshold, tokens", yscale="log")
-    top.legend(fontsize=8, loc="lower left")
     for name, color in (("prfaas-west", "tab:orange"), ("pd-east", "tab:green")):
         middle.plot(times, [v.clusters[name].num_waiting for _, v in seen], color=color, label=name)
     middle.set(ylabel="prompts that wait")
-    middle.legend(fontsize=8)
     bottom.plot(times, [(v.links[0].bytes_per_s or 0) * 8e-9 for _, v in seen], color="tab:red", label="expected")
     bottom.step([0, 302, 602, 900], [100, 2, 100, 100], where="post", color="black", linewidth=0.8, label="real")
     bottom.set(ylabel="link, Gbps", xlabel="seconds", yscale="log")
-    bottom.legend(fontsize=8)
+    for axes in (top, middle, bottom):
+        # Above its panel, where it hides nothing.
+        axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.97), ncols=2, frameon=False)
+    whole, thin = (
+        rounded(statistics.median(v.threshold_tokens for second, v in seen if first <= second < last))
+        for first, last in ((0, 300), (400, 600))
+    )
+    waited = [v.clusters["pd-east"].num_waiting for second, v in seen if 597 <= second <= 615]
     save(
         figure, "scheduler-link", "A link that falls to 2 Gbps and is back",
-        "Threshold, prompts that wait, and the rate of the link that is expected, over 900 seconds.",
+        "Threshold, prompts that wait, and the rate of the link that is expected, over 900 seconds. The solved"
+        f" threshold goes from {whole:,} to {thin:,} tokens and back; at 600 s prompts that wait in the east go from"
+        f" {max(waited)} to {min(waited)}.",
     )  # fmt: skip
 
 
 def draw_cost() -> None:
-    """Cost over length, of an empty deployment and of one whose PrfaaS cluster has a queue."""
+    """Cost over length, while an instance of the PD cluster has nothing to do: where all of the PrfaaS cluster are busy
+    and nobody waits for one, and where three prompts do."""
     from matplotlib.figure import Figure
 
     run = Run(deployment())
     kernel, scheduler = run.simulation.kernel, run.simulation.scheduler
     run.simulation.follow(steady(0.8, 900.0).arrivals(2))
+    assert scheduler.dispatch is not None
     lengths = [round(2.0 ** (step / 8)) for step in range(56, 137)]
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for axes, wanted, title in zip(
-        figure.subplots(1, 2, sharey=True), (0, 3), ("nothing waits", "three prompts wait in the west"), strict=True
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    about = []
+    for axes, num_wait, title in zip(
+        figure.subplots(1, 2, sharey=True),
+        (0, 3),
+        ("the west is busy, nothing waits", "three prompts wait in the west"),
+        strict=True,
     ):
-        assert scheduler.dispatch is not None
         second = round(kernel.now_s) + 100
-        while True:
+        while not _is_moment(scheduler.dispatch, num_wait, float(second)):
             second += 1
             kernel.run(float(second))
-            queues = {name: len(queue) for name, queue in scheduler.dispatch.queues.items()}
-            if queues.get("prfaas-west", 0) == wanted and queues.get("pd-east", 0) == 0:
-                break
         for name, color in (("prfaas-west", "tab:orange"), ("pd-east", "tab:green")):
-            ways = [next(o for o in scheduler.dispatch.options_of(n, float(second)) if o.prefill_cluster == name)
-                    for n in lengths]  # fmt: skip
+            ways = [_way(scheduler.dispatch, name, n, float(second)) for n in lengths]
             axes.plot(lengths, [way.cost_s for way in ways], color=color, label=f"{name}: cost")
-            axes.plot(lengths, [way.finish_s for way in ways], color=color, linestyle=":", label="until it can begin")
+            axes.plot(lengths, [way.finish_s for way in ways], color=color, linestyle=":",
+                      label=f"{name}: until it can begin")  # fmt: skip
+        costs, finishes = (_crossing(scheduler.dispatch, float(second), of) for of in ("cost_s", "finish_s"))
+        told = f"from {costs:,} tokens on the west costs less"
+        first = _way(scheduler.dispatch, "prfaas-west", lengths[0], float(second))
+        about.append(
+            f"{title.capitalize()} (the first turn is in {first.wait_s:.1f} s): {told}, and from {finishes:,} on the"
+            " answer begins sooner."
+        )
+        axes.axvline(costs, color="tab:gray", linewidth=0.8)
+        axes.text(costs, 0.03, f" {costs:,}", transform=axes.get_xaxis_transform(), fontsize=8, color="tab:gray")
         axes.set(xlabel="uncached tokens", xscale="log", yscale="log", title=title)
         axes.grid(visible=True, alpha=0.3)
     figure.axes[0].set(ylabel="seconds")
-    figure.axes[0].legend(fontsize=8)
-    save(
-        figure, "scheduler-cost", "What a prompt costs in two clusters",
-        "Over its length, with nothing that waits and with three prompts that wait in the west.",
-    )  # fmt: skip
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    save(figure, "scheduler-cost", "What a prompt costs in two clusters", " ".join(about))
+
+
+def _way(asked: dispatch.Dispatch, cluster: str, num_tokens: int, now_s: float) -> Option:
+    return next(o for o in asked.options_of(num_tokens, now_s) if o.prefill_cluster == cluster)
+
+
+def _is_moment(asked: dispatch.Dispatch, num_wait: int, now_s: float) -> bool:
+    """So many wait in the west, whose instances are all busy; in the east one has nothing to do."""
+    queues = {name: len(asked.queues.get(name, ())) for name in ("prfaas-west", "pd-east")}
+    waits_s = {name: _way(asked, name, 128, now_s).wait_s for name in queues}
+    return queues == {"prfaas-west": num_wait, "pd-east": 0} and waits_s["prfaas-west"] > 0.5 and not waits_s["pd-east"]
+
+
+def _crossing(asked: dispatch.Dispatch, now_s: float, of: str) -> int:
+    """The shortest prompt for which the west has less of this."""
+    low, high = 128, 131_072
+    while low < high:
+        middle = (low + high) // 2
+        west, east = (getattr(_way(asked, name, middle, now_s), of) for name in ("prfaas-west", "pd-east"))
+        low, high = (low, middle) if west < east else (middle + 1, high)
+    return rounded(low)
+
+
+def rounded(number: float) -> int:
+    """To two digits, as people say it."""
+    digits = 1 - math.floor(math.log10(number))
+    return round(round(number, digits))
 
 
 def draw_both() -> None:

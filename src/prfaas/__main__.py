@@ -1,5 +1,5 @@
 """`python -m prfaas`."""
 
-from prfaas.cli.main import main
+from prfaas.cli.entry import main
 
 main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -92,3 +93,29 @@ def test_the_walk_through_one_request_names_files_that_are_there() -> None:
     assert len(named) > 15
     missing = [name for name in sorted(named) if not (ROOT / "src" / "prfaas" / name).is_file()]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", ["scheduler-cost", "scheduler-link"])
+def test_what_is_said_of_a_picture_is_what_it_shows(name: str) -> None:
+    """Whoever draws it says in its description which figures it has; the page says no others of them."""
+    page = (ROOT / "docs" / "scheduling.md").read_text(encoding="utf-8")
+    (said,) = re.findall(rf"!\[([^\]]*)\]\(images/{name}.svg\)", page)
+    (shown,) = re.findall(r"<desc>([^<]*)", (ROOT / "docs" / "images" / f"{name}.svg").read_text(encoding="utf-8"))
+    figures = re.findall(r"\d+,\d{3}|from \d+ to \d+\b(?! Gbps)", said)
+    assert len(figures) >= 2
+    assert [figure for figure in figures if figure not in shown] == []
+
+
+def test_the_example_of_a_way_is_a_requests_line(tmp_path: Path) -> None:
+    """Of the run that the page names; in its table the parts come to the sums."""
+    page = (ROOT / "docs" / "scheduling.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"`prfaas (simulate examples\S+ --num-requests \d+ --requests) requests.jsonl`", page)
+    (said,) = re.findall(r"```json\n(\{\"request\".*?)```", page, re.DOTALL)
+    out = tmp_path / "requests.jsonl"
+    argv = [sys.executable, "-m", "prfaas", *command.split(), str(out)]
+    subprocess.run(argv, check=True, capture_output=True, cwd=ROOT, timeout=120)
+    told = json.loads(said)
+    line = next(one for one in map(json.loads, out.read_text().splitlines()) if one["request"] == told["request"])
+    rounded = [{k: v if k == "way" else round(v, 2) for k, v in option.items()} for option in line["options"]]
+    assert {**told, "options": rounded} == {**told, "route": line["route"]}
+    assert f"{line['input_tokens']:,} tokens" in page

@@ -11,6 +11,7 @@ import typer
 
 from prfaas import __version__
 from prfaas.cli.bench import bench_app
+from prfaas.cli.entry import main as main  # console scripts that were installed before look for it here
 
 app = typer.Typer(
     name="prfaas",
@@ -28,14 +29,6 @@ app.add_typer(bench_app, name="bench")
 
 File = Annotated[Path, typer.Argument(help="Deployment file (YAML).", show_default=False)]
 CertsFolder = Annotated[Path, typer.Option("--dir", help="Folder of the authority and of what it issues.")]
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _version(wanted: bool) -> None:

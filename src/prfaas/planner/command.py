@@ -12,6 +12,7 @@ from prfaas.core.errors import PrfaasError
 from prfaas.core.planning.plan import Plan, make_plan
 from prfaas.core.planning.scenario import ServiceTime
 from prfaas.scenario.build import build_scenario
+from prfaas.whole_file import CannotWrite
 
 #: What `--plot` can write, by the file's ending.
 PLOT_ENDINGS = (".png", ".svg", ".html")
@@ -33,7 +34,8 @@ class PlanOptions:
 
 
 def run(options: PlanOptions) -> int:
-    """Returns 0, or 2 after saying on standard error what is wrong with the input; nothing is written then."""
+    """Returns 0; 2 after saying on standard error what is wrong with the input, when nothing is written; 1 if the
+    picture cannot be written."""
     try:
         _check(options)
         named = [(path.stem, _plan(path, options.service_time)) for path in options.files]
@@ -45,6 +47,9 @@ def run(options: PlanOptions) -> int:
 
         try:
             write_picture(options.plot, named)
+        except CannotWrite as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
         except OSError as error:
             sys.stderr.write(f"--plot {options.plot}: {error.strerror or error}\n")
             return 2
@@ -65,7 +70,11 @@ def _check(options: PlanOptions) -> None:
     if options.plot is not None:
         if options.plot.suffix.lower() not in PLOT_ENDINGS:
             raise BadPlanRequest(f"--plot {options.plot}: the file must end in {', '.join(PLOT_ENDINGS)}")
-        if not options.plot.resolve().parent.is_dir():
+        try:
+            has_folder = options.plot.resolve().parent.is_dir()
+        except OSError as error:
+            raise BadPlanRequest(f"--plot {options.plot}: {error.strerror or error}") from None
+        if not has_folder:
             raise BadPlanRequest(f"--plot {options.plot}: there is no folder {options.plot.resolve().parent}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import sys
 import time
@@ -13,14 +14,23 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from prfaas.core.errors import PrfaasError
+from prfaas.whole_file import open_told
 
 #: Requests of one answer.
 PAGE: Final = 500
 TIMEOUT_S: Final = 30.0
 
 
+#: Of an answer that is no gateway's, so many characters are shown.
+_SHOWN: Final = 120
+
+
 class BadRecording(PrfaasError):
-    """The gateway cannot be asked, or does not record; the text says what to do."""
+    """The command line asks for what cannot be; the text says what to write instead."""
+
+
+class NoRecording(PrfaasError):
+    """The gateway does not answer, or has nothing; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +57,8 @@ class _Progress:
 
 
 def run(options: RecordOptions) -> int:
-    """Returns 0, or 2 after saying on standard error what is wrong. Before the gateway has answered once, a file that
-    exists is not touched."""
+    """Returns 0; after saying on standard error what is wrong 2 for bad input and 1 if something failed; 130 on Ctrl-C,
+    unless `follow` was to end so. Before the gateway has answered once, a file that exists is not touched."""
     url = f"{options.gateway.rstrip('/')}/prfaas/trace"
     progress = _Progress()
     try:
@@ -56,15 +66,22 @@ def run(options: RecordOptions) -> int:
             raise BadRecording(f"{options.gateway}: not a URL; write for example http://127.0.0.1:8000")
         page = _fetch(url, progress)
         if not page["requests"] and not options.follow:
-            raise BadRecording(f"{url}: nothing was recorded yet; send requests first, or give --follow")
+            raise NoRecording(f"{url}: nothing was recorded yet; send requests first, or give --follow")
         with _opened(options.out) as out:
             _write(out, page, progress)
             _rest(url, out, progress, options)
-    except PrfaasError as error:
+    except BadRecording as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except PrfaasError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("\n")
+        if progress.life is None:
+            return 130  # the gateway has said nothing, and nothing is written
+        _tell(options.out, progress)
+        return 0 if options.follow else 130
     _tell(options.out, progress)
     return 0
 
@@ -74,7 +91,7 @@ def _rest(url: str, out: IO[str], progress: _Progress, options: RecordOptions) -
         page: dict[str, Any] = {"requests": []}
         try:
             page = _fetch(url, progress)
-        except BadRecording as error:
+        except NoRecording as error:
             if not options.follow:
                 raise
             sys.stderr.write(f"\r{error}; asking again\n")
@@ -95,21 +112,31 @@ def _fetch(url: str, progress: _Progress) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         with error:
             text = error.read().decode("utf-8", "replace")
-        try:
-            text = json.loads(text)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            text = text[:200]
-        raise BadRecording(f"{url}: {text}") from None
+        raise NoRecording(f"{url}: {_said(error.code, text)}") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise BadRecording(f"{url}: no gateway answers there ({error})") from None
+        raise NoRecording(f"{url}: no gateway answers there ({error})") from None
     if not isinstance(page, dict) or "requests" not in page:
-        raise BadRecording(f"{url}: that is no PrfaaS gateway's answer")
+        raise NoRecording(f"{url}: that is no PrfaaS gateway's answer")
     return page
+
+
+def _said(status: int, text: str) -> str:
+    """A gateway's own words; of anybody else's page one line at most."""
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    if status == 404:
+        return "HTTP 404: no PrfaaS gateway is there, or its file has no gateway.record: true"
+    line = " ".join(text.split())
+    if not line or line.startswith("<"):
+        return f"HTTP {status}"
+    return f"HTTP {status}: {line[:_SHOWN]}{'…' if len(line) > _SHOWN else ''}"
 
 
 def _opened(path: Path) -> IO[str]:
     try:
-        return path.open("w", encoding="utf-8")
+        return io.TextIOWrapper(open_told(path), encoding="utf-8")
     except OSError as error:
         raise BadRecording(f"--out {path}: {error.strerror}") from None
 

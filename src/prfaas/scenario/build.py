@@ -44,6 +44,7 @@ class _Builder:
         self._directory = directory
         self._problems: list[str] = []
         self._notes: list[str] = []
+        self._cautions: list[str] = []
 
     def scenario(self, service_time: ServiceTime) -> Scenario:
         deployment = self._deployment
@@ -75,6 +76,7 @@ class _Builder:
             currency=deployment.prices.currency if deployment.prices else "USD",
             arrival_rps=workload_section.arrivals.poisson.rate if workload_section.arrivals else None,
             notes=(f"KV sizes of {model.name}: {model.source}", *dict.fromkeys(self._notes)),
+            cautions=tuple(dict.fromkeys(self._cautions)),
         )
 
     def _stop_if_wrong(self) -> None:
@@ -119,10 +121,12 @@ class _Builder:
             return None
         self._notes.append(f"{found.model} on {found.accelerator}: {found.source}")
         if self._deployment.model.profile is not None and found.model != model.name:
-            self._notes.append(f"{name}: its profile was measured with {found.model}, not {model.name}")
+            self._cautions.append(f"{name}: its profile was measured with {found.model}, not {model.name}")
+            self._notes.append(self._cautions[-1])
         if found.max_tokens is not None and workload.max_tokens > found.max_tokens * _FAR:
             text = f"prompts up to {workload.max_tokens:.0f} tokens, measured up to {found.max_tokens:.0f}: prolonged"
-            self._notes.append(f"{name}: {text} in a straight line")
+            self._cautions.append(f"{name}: {text} in a straight line")
+            self._notes.append(self._cautions[-1])
         return found
 
     def _prfaas(self, name: str, model: Model, workload: Workload) -> PrfaasCluster | None:

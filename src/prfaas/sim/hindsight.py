@@ -63,6 +63,8 @@ class Hindsight:
         self.found: dict[int, Judged] = {}
         #: Called in every copy: it must write to nothing that the run itself writes to.
         self.on_copy: Callable[[], object] = lambda: None
+        #: Called after each that was tried.
+        self.on_judged: Callable[[], object] = lambda: None
         self._is_copy = False
 
     def follow(self, simulation: Simulation) -> None:
@@ -115,6 +117,7 @@ class Hindsight:
         # A copy that broke has said so on standard error; a judgement without it would be wrong.
         if len(tried) == 1 + len(others):
             self.found[number] = Judged(tuple(tried))
+        self.on_judged()
         return best
 
 

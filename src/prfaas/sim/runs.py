@@ -35,6 +35,8 @@ class Run:
 
     def __init__(self, deployment: SimulatedDeployment, *, checks: bool = False) -> None:
         self.outcomes = Outcomes()
+        #: Clients wait for their answers before they ask again.
+        self.is_closed = False
         self.keeps_lives = True
         self.ended: list[Life] = []
         self.on_end: Callable[[Life], object] | None = None
@@ -91,6 +93,7 @@ class ClosedLoop(Run):
         checks: bool = False,
     ) -> None:
         super().__init__(deployment, checks=checks)
+        self.is_closed = True
         self._rng, self._lengths, self._num_output_tokens = rng, lengths, num_output_tokens
         for _ in range(num_clients):
             self._submit()

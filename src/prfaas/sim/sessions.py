@@ -54,6 +54,7 @@ class Sessions(Run):
         checks: bool = False,
     ) -> None:
         super().__init__(deployment, checks=checks)
+        self.is_closed = True
         self._rng, self._lengths, self._terms = rng, lengths, terms
         self._num_output_tokens, self._num_left, self._max_tokens = num_output_tokens, num_requests, max_tokens
         self._block_tokens = 0 if deployment.caches is None else deployment.caches.block_tokens

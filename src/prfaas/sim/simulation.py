@@ -153,6 +153,8 @@ class Simulation:
             a.Close: self._close,
         }
         self._links_seen: Planned | None = None
+        #: When links would be seen next, if nothing were at rest.
+        self._links_due_s: float | None = None
         for name in deployment.profiles:
             self.caches.boot(name, self.scheduler.fleet.instances[name].cluster)
             self._handle(e.EngineSeen(name, True))
@@ -169,8 +171,7 @@ class Simulation:
         life = Life(self._num_lives, arrival, chains=self.caches.chains(arrival.num_tokens, arrival.blocks))
         self.lives[life.request_id] = life
         tokens = arrival.num_tokens
-        if self._links_seen is None and self.links and self.scheduler.dispatch is not None:
-            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links_in_turn)
+        self._see_links_again()
         self._handle(
             e.RequestArrived(
                 life.request_id, f"t{life.number}", tokens, endpoint="completions", is_stream=True,
@@ -256,7 +257,7 @@ class Simulation:
         }
 
     def _see_links_in_turn(self) -> None:
-        self._links_seen = None
+        self._links_seen = self._links_due_s = None
         self._see_links()
 
     def _see_links(self) -> None:
@@ -271,8 +272,34 @@ class Simulation:
             arrives = delivered if is_late else None
             seen = e.LinkSeen(sender, receiver, verdict, None, round(queued), delivered, None, arrives, left)
             self._handle(seen)
-        if (self.lives or self.expects_more) and self._links_seen is None:
-            self._links_seen = self.kernel.after(self.deployment.telemetry_s, self._see_links_in_turn)
+        if self._links_seen is not None or not (self.lives or self.expects_more):
+            return
+        self._links_due_s = self.kernel.now_s + self.deployment.telemetry_s
+        if not self._is_at_rest():
+            self._links_seen = self.kernel.at(self._links_due_s, self._see_links_in_turn)
+
+    def _see_links_again(self) -> None:
+        """Somebody has come. Where all was at rest, at the time at which links would have been seen all the same."""
+        if self._links_seen is not None or not self.links or self.scheduler.dispatch is None:
+            return
+        due_s, self._links_due_s = self._links_due_s, None
+        if due_s is None:
+            due_s = self.kernel.now_s + self.deployment.telemetry_s
+        while due_s < self.kernel.now_s:
+            due_s += self.deployment.telemetry_s
+        self._links_seen = self.kernel.at(due_s, self._see_links_in_turn)
+
+    def _is_at_rest(self) -> bool:
+        """Nobody is here, and nodes would say the same again and again until somebody comes, which changes nothing: a
+        load of one request in ten minutes would consist of little else."""
+        dispatch = self.scheduler.dispatch
+        return (
+            not self.lives
+            and self.scheduler.next_due_s is None
+            and self.scheduler.converter.current is None
+            and not any(link.num_transfers for link in self.links.values())
+            and (dispatch is None or dispatch.estimates.links.are_as_given)
+        )
 
     # The scheduler's door
 

@@ -6,12 +6,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, TextIO, get_args
+from typing import IO, Final, get_args
 
 from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.errors import PrfaasError
@@ -32,8 +32,10 @@ from prfaas.sim.runs import Run, to_end
 from prfaas.sim.simulation import Life
 from prfaas.simulator.happenings import happenings
 from prfaas.simulator.loads import Load, LoadOptions, cache_profile, check_load, load_of, trace_block_tokens
+from prfaas.simulator.notes import notes_of
 from prfaas.simulator.results import WARM_UP, Results, results_of
-from prfaas.simulator.watched import check_outputs, watched
+from prfaas.simulator.watched import check_outputs, watched, written
+from prfaas.whole_file import CannotWrite
 
 KINDS: Final = tuple(get_args(Policy.model_fields["kind"].annotation))
 #: What `--policy` takes: the kinds of a deployment file, and how others choose.
@@ -81,23 +83,31 @@ class _Case:
 
 
 def run(options: SimulateOptions) -> int:
-    """Returns 0, or 2 after saying on standard error what is wrong with the input; nothing is written then."""
+    """Returns 0; 2 after saying on standard error what is wrong with the input, 1 if a file cannot be written to its
+    end. No file is touched then."""
     try:
         _check(options)
         deployment, document = read_deployment(options.file)
+        _check_outputs(options, _named_files(deployment, options.file.parent))
         asked = options.policies or (deployment.policy.kind,)
         kinds = dict.fromkeys(name for one in asked for name in (NAMES if one == ALL else (one,)))
         section = deployment.workload.input_tokens.trace if deployment.workload is not None else None
         block_tokens = trace_block_tokens(None if section is None else section.block_tokens)
-        cases = [_case(deployment, document, kind, options, block_tokens) for kind in kinds]
+        cases = _cases(deployment, document, list(kinds), options, block_tokens)
         first = cases[0]
         load = load_of(options.load, first.scenario, first.solution.system_rps, first.scenario.policy, block_tokens)
         results = _simulated(options, cases, load)
+    except CannotWrite as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     except PrfaasError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    notes = notes_of([c.scenario for c in cases], load, options.happenings, options.num_judged, results)
+    sys.stderr.write("".join(f"note: {note}\n" for note in notes))
     if options.as_json:
-        sys.stdout.write(json.dumps({"load": load.words, "runs": [r.to_json() for r in results]}, indent=2) + "\n")
+        told = {"load": load.words, "notes": notes, "runs": [r.to_json() for r in results]}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
         from prfaas.simulator.report import print_results
 
@@ -114,8 +124,42 @@ def _check(options: SimulateOptions) -> None:
     check_load(options.load)
     if options.load.trace is not None and (options.num_seeds > 1 or options.first_seed):
         raise BadSimulation("--trace: its requests are the same for every seed; leave --seeds and --first-seed out")
+    _check_outputs(options)
+
+
+def _check_outputs(options: SimulateOptions, named: Iterable[Path] = ()) -> None:
     outputs = {"--requests": options.requests, "--plot": options.plot, "--chrome-trace": options.chrome_trace}
-    check_outputs(outputs, (options.file, options.load.trace))
+    check_outputs(outputs, (options.file, options.load.trace, *named))
+
+
+def _named_files(deployment: Deployment, folder: Path) -> Iterator[Path]:
+    """Those that are read because the deployment file says so. What is built in is no file there."""
+    model, workload = deployment.model, deployment.workload
+    if workload is not None and workload.input_tokens.trace is not None:
+        yield folder / workload.input_tokens.trace.file
+    if model.path is not None:
+        yield folder / model.path / "config.json"
+    for name in (model.hf_config, model.profile, *(cluster.profile for cluster in deployment.clusters.values())):
+        if name is not None:
+            yield folder / name
+
+
+def _cases(
+    deployment: Deployment, document: Document, names: Sequence[str], options: SimulateOptions, block_tokens: int
+) -> list[_Case]:
+    """Of all of them; where `all` was asked for and some cannot be, it says which can."""
+    found, failed = [], None
+    for name in names:
+        try:
+            found.append(_case(deployment, document, name, options, block_tokens))
+        except (BadSimulation, DeploymentError) as error:
+            if ALL not in options.policies:
+                raise
+            failed = failed or error
+    if failed is not None:
+        can = ", ".join(case.policy for case in found) or "none of them"
+        raise BadSimulation(f"{failed}\n--policy {ALL}: this file can run {can}")
+    return found
 
 
 def _case(deployment: Deployment, document: Document, name: str, options: SimulateOptions, block_tokens: int) -> _Case:
@@ -163,7 +207,7 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list
                 title=f"{options.file.stem}: {load.words}",
             )
         )  # fmt: skip
-        lines = None if options.requests is None else stack.enter_context(_opened(options.requests))
+        lines = None if options.requests is None else stack.enter_context(written("--requests", options.requests))
         for case in cases:
             for seed in range(options.first_seed, options.first_seed + options.num_seeds):
                 progress = _Progress(f"{case.policy}, seed {seed}", load.num_requests)
@@ -172,29 +216,23 @@ def _simulated(options: SimulateOptions, cases: list[_Case], load: Load) -> list
                 run.keeps_lives = False
                 run.simulation.keeps_options = lines is not None
                 hindsight = Hindsight(_judged(load.num_requests, options.num_judged))
-                written = None if lines is None else _Lines(lines, case.policy, seed, hindsight.found)
-                run.on_end = None if written is None else written.take
+                kept = None if lines is None else _Lines(lines, case.policy, seed, hindsight.found)
+                run.on_end = None if kept is None else kept.take
                 done = _ended(run, case, options, progress, watch.observer(case.policy), hindsight)
                 wall_s = time.perf_counter() - began_s
                 progress.clear()
                 results.append(
                     results_of(
-                        done, policy=case.policy, seed=seed, tpot_slo_s=case.tpot_slo_s, wall_s=wall_s,
+                        done, policy=case.policy, seed=seed, planned_rps=case.solution.system_rps,
+                        tpot_slo_s=case.tpot_slo_s, wall_s=wall_s,
                         judged=hindsight.found.values(),
                     )
                 )  # fmt: skip
                 watch.keep(done, results[-1])
-                if written is not None:
-                    written.finish()
+                if kept is not None:
+                    kept.finish()
                 del run, done  # or two runs would be in memory during the next
     return results
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise BadSimulation(f"--requests {path}: {error.strerror or error}") from None
 
 
 def _ended(
@@ -203,6 +241,7 @@ def _ended(
 ) -> Run:  # fmt: skip
     if options.num_judged:
         hindsight.on_copy = partial(_silence, run, progress)
+        hindsight.on_judged = lambda: progress.show(run.outcomes.num_ended)
         hindsight.follow(run.simulation)
     try:
         return to_end(run, case.conditions, progress.show, observer)
@@ -225,9 +264,9 @@ def _judged(num_requests: int, num_judged: int) -> Callable[[int], bool]:
 class _Lines:
     """One run's requests in a file, in the order in which they came: who ends sooner waits for those before it."""
 
-    def __init__(self, file: TextIO, policy: str, seed: int, judged: Mapping[int, Judged]) -> None:
+    def __init__(self, file: IO[bytes], policy: str, seed: int, judged: Mapping[int, Judged]) -> None:
         self._file, self._policy, self._seed, self._judged = file, policy, seed, judged
-        self._waiting: dict[int, str] = {}
+        self._waiting: dict[int, bytes] = {}
         self._next = 1
 
     def take(self, life: Life) -> None:
@@ -236,7 +275,7 @@ class _Lines:
         judged = self._judged.get(life.number)
         if judged is not None:
             line |= {"hindsight": [asdict(one) for one in judged.tried], "regret_s": judged.regret_s}
-        self._waiting[life.number] = json.dumps(line) + "\n"
+        self._waiting[life.number] = json.dumps(line).encode() + b"\n"
         while (text := self._waiting.pop(self._next, None)) is not None:
             self._file.write(text)
             self._next += 1

@@ -35,6 +35,9 @@ FORMS: Final = (
 #: The most that numbers of the command line may be: beyond it they are slips.
 _MOST: Final = 1_000_000_000
 _SHORTEST_S: Final = 1e-3
+#: What `--rate` and `--load` may be.
+MAX_RATE_RPS: Final = 1e6
+MAX_LOAD: Final = 10.0
 
 
 class BadLoad(PrfaasError):
@@ -57,11 +60,14 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`begin` makes the run of a deployment with the requests of a seed, `num_requests` of them; `words` for people."""
+    """`begin` makes the run of a deployment with the requests of a seed, `num_requests` of them; `words` for people.
+    `rate_rps` on average, 0 if it is not known; `day_s` if it goes up and down once in so long."""
 
     begin: Callable[[SimulatedDeployment, int], Run]
     num_requests: int
     words: str
+    rate_rps: float = 0.0
+    day_s: float | None = None
 
 
 #: Makes the arrivals of one seed.
@@ -69,7 +75,10 @@ Draw = Callable[[random.Random], Iterator[Arrival]]
 
 
 def check_load(options: LoadOptions) -> None:
-    """Raises BadLoad for options that contradict each other."""
+    """Raises BadLoad for options that contradict each other, or are no numbers."""
+    for option, value, most in (("--rate", options.rate_rps, MAX_RATE_RPS), ("--load", options.load, MAX_LOAD)):
+        if value is not None and not 0 < value <= most:
+            raise BadLoad(f"{option} {value:g}: it is more than 0 and at most {most:,.0f}")
     given = [
         options.rate_rps is not None, options.load is not None, options.trace is not None, is_closed(options.arrivals)
     ]  # fmt: skip
@@ -113,6 +122,9 @@ def load_of(options: LoadOptions, scenario: Scenario, planned_rps: float, policy
     if is_closed(options.arrivals):
         terms = conversations(str(options.arrivals))
         most = round(scenario.workload.max_tokens)
+        if terms.shared_tokens >= most:
+            text = f"the workload's longest prompt has {most:,} tokens; share fewer than that"
+            raise BadLoad(f"--arrivals {str(options.arrivals)!r}: {text}")
 
         def talks(deployment: SimulatedDeployment, seed: int) -> Run:
             return Sessions(
@@ -129,13 +141,18 @@ def load_of(options: LoadOptions, scenario: Scenario, planned_rps: float, policy
         run.simulation.follow(islice(draw(random.Random(seed)), num_requests))
         return run
 
-    return Load(drawn, num_requests, f"{num_requests} requests, {kind}, {rate_rps:.4g} a second ({why})")
+    words = str(options.arrivals).split()
+    day_s = _seconds(str(options.arrivals), words[2]) if words[0] == "daily" else None
+    told = f"{num_requests} requests, {kind}, {rate_rps:.4g} a second ({why})"
+    return Load(drawn, num_requests, told, rate_rps, day_s)
 
 
 def _rate(options: LoadOptions, scenario: Scenario, planned_rps: float, policy: str) -> tuple[float, str]:
     if options.rate_rps is not None:
         return options.rate_rps, "--rate"
     if options.load is None and scenario.arrival_rps is not None:
+        if scenario.arrival_rps > MAX_RATE_RPS:
+            raise BadLoad(f"workload.arrivals: more than {MAX_RATE_RPS:,.0f} requests a second cannot be simulated")
         return scenario.arrival_rps, "workload.arrivals"
     share = DEFAULT_LOAD if options.load is None else options.load
     return share * planned_rps, f"{share:g} of what {policy} is planned to serve"
@@ -144,7 +161,11 @@ def _rate(options: LoadOptions, scenario: Scenario, planned_rps: float, policy: 
 def _of_trace(options: LoadOptions, path: Path, block_tokens: int) -> Load:
     requests = read_trace_file(path, f"--trace {path}", block_tokens)[: options.num_requests]
     if requests[-1].arrival_s <= requests[0].arrival_s:
-        raise BadLoad(f"--trace {path}: all requests come at one time, so they have no rate")
+        which = f"all {len(requests)}" if len(requests) > 1 else "only one"
+        which = f"the first {len(requests)}" if len(requests) == options.num_requests else which
+        remedy = "more --num-requests" if len(requests) == options.num_requests else "other times, in ms as `timestamp`"
+        text = f"{which} requests come at one time, so that they have no rate; give {remedy}"
+        raise BadLoad(f"--trace {path}: {text}")
 
     def begin(deployment: SimulatedDeployment, seed: int) -> Run:
         run = Run(deployment)
@@ -207,7 +228,7 @@ def _number(option: str, text: str, word: str, lowest: int = 0) -> int:
         number = -1
     if not lowest <= number <= _MOST:
         told = option if option.endswith(":") else f"{option} {text}:"
-        raise BadLoad(f"{told} {word!r} is no whole number from {lowest} to {_MOST}")
+        raise BadLoad(f"{told} {word!r} is no whole number from {lowest} to {_MOST}; write for example 2000000")
     return number
 
 

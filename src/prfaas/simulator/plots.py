@@ -127,7 +127,9 @@ def _threshold(axis: Any, moments: Sequence[Moment]) -> None:
             axis.plot(none, [0.97] * len(none), linestyle="none", marker="^", markersize=2, color=colour,
                       transform=above, label=f"{name}: none would leave")  # fmt: skip
     solved = [(m.at_s, m.solved_tokens) for m in seen if m.solved_tokens is not None]
-    axis.plot(*_columns(solved), color=COLOURS[0], linewidth=1.8, label="solved")
+    # Of a policy without one of this moment it is fixed.
+    label = "solved" if seen[0].now_tokens else "fixed"
+    axis.plot(*_columns(solved), color=COLOURS[0], linewidth=1.8, label=label)
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 1024:g}K" if y >= 1024 else f"{y:g}"))
     axis.legend(loc="best", markerscale=2)
@@ -230,17 +232,21 @@ def distributions(axes: Sequence[Any], pictured: Sequence[Pictured]) -> None:
     for axis, (title, value) in zip(axes, values, strict=True):
         for index, one in enumerate(pictured):
             xs, ys = _cdf(value(one))
-            axis.plot(xs, ys, color=COLOURS[index % 7], linestyle=DASHES[(index + index // 7) % 7], linewidth=1.4,
+            axis.plot(xs, ys, color=COLOURS[index % 7], linestyle=DASHES[index % 7], linewidth=1.4,
                       label=one.policy)  # fmt: skip
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_formatter(
-            FuncFormatter(lambda x, _: f"{x:g}" if f"{x:g}".lstrip("0.")[:1] in "25" else "")
-        )
+        low, high = axis.get_xlim()
+        # Of less than a decade two numbers may both be outside.
+        axis.xaxis.set_minor_formatter(_some_numbers("25" if high > 10 * low else "23456789"))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axis.set(title=f"{title}, distribution", xlabel="seconds", ylim=(0, 1.02))
         axis.grid(visible=True, linewidth=0.3, alpha=0.6)
     axes[0].set_ylabel("answers that took at most this")
+
+
+def _some_numbers(first_digits: str) -> FuncFormatter:
+    return FuncFormatter(lambda x, _: f"{x:g}" if f"{x:g}".lstrip("0.")[:1] in first_digits else "")
 
 
 def _cdf(values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -267,18 +273,29 @@ def _median(results: Sequence[Results], value: Callable[[Results], float | None]
     return statistics.median(known) if known else math.nan
 
 
+def _drawn(pictured: Sequence[Pictured]) -> list[Pictured]:
+    """Of those whose curves can be told apart by colour: the first, and the best; in the order of all."""
+    first, *others = pictured
+    others.sort(key=lambda one: (-_median(one.results, lambda r: r.goodput_rps), _median(one.results, _BARS[0][1])))
+    return [one for one in pictured if one is first or one in others[: len(COLOURS) - 1]]
+
+
 def _many(pictured: Sequence[Pictured]) -> Figure:
     """Distributions one over the other; below, bars of each policy's medians over the seeds."""
     below = 0.24 * len(pictured) + 0.8
     figure = Figure(figsize=(11, 4.4 + below), layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=[4.0, below])
     axes = [figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])]
-    distributions(axes, pictured)
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    drawn = _drawn(pictured)
+    distributions(axes, drawn)
+    legend = axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if len(drawn) < len(pictured):
+        legend.set_title(f"{drawn[0].policy}, and those\nwith the most\ngood answers")
+    colours = [COLOURS[drawn.index(one)] if one in drawn else _GREY for one in pictured]
     for column, (title, value, form) in enumerate(_BARS):
         axis: Any = figure.add_subplot(grid[1, 2 * column : 2 * column + 2])
         known = [_median(one.results, value) for one in pictured]
-        bars = axis.barh(range(len(known)), known, color=[COLOURS[n % 7] for n in range(len(known))], alpha=0.8)
+        bars = axis.barh(range(len(known)), known, color=colours, alpha=0.8)
         axis.bar_label(bars, [f"{number:{form}}" for number in known], padding=3, fontsize=8)
         axis.set_yticks(range(len(known)), [one.policy for one in pictured] if column == 0 else [""] * len(known))
         axis.invert_yaxis()

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from prfaas.simulator.results import Results
+from prfaas.simulator.stability import GROWS
 
 _ROWS: Sequence[tuple[str, Callable[[Results], float | None], str]] = (
     ("answered, requests/s", lambda r: r.system_rps, ".3f"),
@@ -54,7 +56,9 @@ _WORDS = {
     "stable": "stable (queues do not grow)",
     "backlogged": "backlogged (queues grow)",
     "overloaded": "overloaded (more comes than can be served)",
-    "too_short": "too short to say whether queues grow (more --num-requests)",
+    "too_short": "too short to say whether queues grow",
+    "refusing": "refusing (queues do not grow)",
+    "closed_loop": "a closed loop (clients wait for their answers, so queues cannot grow)",
 }
 
 
@@ -65,36 +69,58 @@ def print_results(name: str, load: str, results: Sequence[Results]) -> None:
     for one in results:
         by_policy.setdefault(one.policy, []).append(one)
     console.print(f"[bold]{escape(name)}[/]: {escape(load)}", highlight=False)
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for policy, runs in by_policy.items():
-        console.print(f"{policy}: {_setup(runs[0])}; {_stability(runs)}", highlight=False)
+        alike.setdefault((_setup(runs[0]), _stability(runs), _share_of_plan(by_policy, policy)), []).append(policy)
+    for (setup, words, share), policies in alike.items():
+        enough = _enough([run for policy in policies for run in by_policy[policy]])
+        console.print(f"{', '.join(policies)}: {setup}; {words}{enough}{share}", highlight=False)
     console.print()
-    console.print(_side_by_side(by_policy) if len(by_policy) <= MAX_COLUMNS else _one_below_the_other(by_policy))
+    console.print(_table(console, by_policy))
     num_seeds = max(len(runs) for runs in by_policy.values())
     if num_seeds > 1:
         brackets = ", lowest and highest in brackets" if len(by_policy) <= MAX_COLUMNS else ""
         console.print(f"\nMedians over {num_seeds} seeds{brackets}.", highlight=False)
 
 
-def _side_by_side(by_policy: dict[str, list[Results]]) -> Table:
+def _share_of_plan(by_policy: dict[str, list[Results]], policy: str) -> str:
+    """All policies meet the same requests, which is not the same share of what each is planned to serve."""
+    run = by_policy[policy][0]
+    if len({round(runs[0].planned_rps, 6) for runs in by_policy.values()}) == 1 or run.stability == "closed_loop":
+        return ""
+    return (
+        f"; {run.offered_rps / run.planned_rps:.2f} of the {run.planned_rps:.2f} requests/s that it is planned to serve"
+    )
+
+
+def _table(console: Console, by_policy: dict[str, list[Results]]) -> Table:
+    if len(by_policy) > MAX_COLUMNS:
+        return _one_below_the_other(by_policy)
+    wide = _side_by_side(by_policy)
+    is_too_wide = Measurement.get(console, console.options.update(max_width=10_000), wide).maximum > console.width
+    return _side_by_side(by_policy, before_range="\n") if is_too_wide else wide
+
+
+def _side_by_side(by_policy: dict[str, list[Results]], before_range: str = " ") -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for policy in by_policy:
-        table.add_column(policy, justify="right")
+        table.add_column(policy, justify="right", no_wrap=True)
     judged = any(run.regret_s_mean is not None for runs in by_policy.values() for run in runs)
     for label, value, form in (*_ROWS, *_HINDSIGHT) if judged else _ROWS:
-        table.add_row(label, *(_cell([value(run) for run in runs], form) for runs in by_policy.values()))
+        table.add_row(label, *(_cell([value(run) for run in runs], form, before_range) for runs in by_policy.values()))
     return table
 
 
 def _one_below_the_other(by_policy: dict[str, list[Results]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True, min_width=max(map(len, by_policy)))
     judged = any(run.regret_s_mean is not None for runs in by_policy.values() for run in runs)
     columns = (*_COLUMNS, ("regret, s", lambda r: r.regret_s_mean, ".2f")) if judged else _COLUMNS
     for label, _, _ in columns:
         table.add_column(label, justify="right")
     for policy, runs in by_policy.items():
-        cells = (_cell([value(run) for run in runs], form, with_range=False) for _, value, form in columns)
+        cells = (_cell([value(run) for run in runs], form, None) for _, value, form in columns)
         table.add_row(policy, *cells)
     return table
 
@@ -106,12 +132,22 @@ def _setup(result: Results) -> str:
 
 
 def _stability(runs: Sequence[Results]) -> str:
-    return " or ".join(_WORDS[name] for name in sorted({run.stability for run in runs}))
+    words = " or ".join(_WORDS[name] for name in sorted({run.stability for run in runs}))
+    share = statistics.median((run.num_refused + run.num_failed) / run.num_requests for run in runs)
+    return f"{words}, {share:.0%} refused or failed" if share > GROWS else words
 
 
-def _cell(values: Sequence[float | None], form: str, *, with_range: bool = True) -> str:
+def _enough(runs: Sequence[Results]) -> str:
+    num = max((run.num_requests_enough or 0 for run in runs), default=0)
+    return f" (about {num:,} requests would be enough)" if num else ""
+
+
+def _cell(values: Sequence[float | None], form: str, before_range: str | None) -> str:
+    """The median, and behind `before_range` the range; None: without."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
     middle = f"{statistics.median(known):{form}}"
-    return middle if len(known) == 1 or not with_range else f"{middle} [{min(known):{form}}, {max(known):{form}}]"
+    if len(known) == 1 or before_range is None:
+        return middle
+    return f"{middle}{before_range}[{min(known):{form}}, {max(known):{form}}]"

@@ -15,16 +15,10 @@ from prfaas.sim.engine import Gaps
 from prfaas.sim.hindsight import Judged
 from prfaas.sim.outcomes import FAILED, OK, UNAVAILABLE, Outcomes
 from prfaas.sim.runs import Run
+from prfaas.simulator.stability import stability
 
 #: Requests that come first find an empty deployment; so large a share of them is not counted.
 WARM_UP: Final = 0.1
-#: Requests that stay behind, as a share of those that come: more is a queue that grows, much more is one that explodes.
-GROWS: Final = 0.02
-EXPLODES: Final = 0.1
-#: A deployment fills up for as long as a request stays in it; a run must be so many times as long to say more.
-MIN_STAYS: Final = 8
-#: Standard deviations: the number of requests inside goes up and down by its root without any queue that grows.
-_SURE: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +28,7 @@ class Results:
 
     policy: str
     seed: int
+    planned_rps: float
     offered_rps: float
     num_requests: int
     num_completed: int
@@ -64,6 +59,7 @@ class Results:
     regret_s_mean: float | None
     best_chosen_fraction: float | None
     stability: str
+    num_requests_enough: int | None
     simulated_s: float
     wall_s: float
 
@@ -72,10 +68,17 @@ class Results:
 
 
 def results_of(
-    run: Run, *, policy: str, seed: int, tpot_slo_s: float | None, wall_s: float, judged: Collection[Judged] = ()
+    run: Run,
+    *,
+    policy: str,
+    seed: int,
+    planned_rps: float,
+    tpot_slo_s: float | None,
+    wall_s: float,
+    judged: Collection[Judged] = (),
 ) -> Results:
-    """`run` has been run to its end. `goodput_rps` counts answers that kept `tpot_slo_s`; without one, all. `judged`:
-    what hindsight says of some requests."""
+    """`run` has been run to its end. `planned_rps`: what the plan of this policy promises. `goodput_rps` counts answers
+    that kept `tpot_slo_s`; without one, all. `judged`: what hindsight says of some requests."""
     regrets_s = [one.regret_s for one in judged]
     kept = run.outcomes
     ended, counted = kept.ended(), counted_of(run)
@@ -87,14 +90,17 @@ def results_of(
                    if from_s < kept.ended_s[place] <= to_s and _is_kept(kept, place, tpot_slo_s))  # fmt: skip
     sent = [sample.sent_bytes for sample in run.samples if from_s <= sample.at_s <= to_s]
     members = run.simulation.scheduler.fleet.instances.values()
+    num_refused, num_failed = len(kept.that(counted, UNAVAILABLE)), len(kept.that(counted, FAILED))
+    verdict = stability(run, from_s, to_s, len(counted) / span_s, (num_refused + num_failed) / len(counted))
     return Results(
         policy=policy,
         seed=seed,
+        planned_rps=planned_rps,
         offered_rps=len(counted) / span_s,
         num_requests=len(counted),
         num_completed=len(answered),
-        num_refused=len(kept.that(counted, UNAVAILABLE)),
-        num_failed=len(kept.that(counted, FAILED)),
+        num_refused=num_refused,
+        num_failed=num_failed,
         num_fallbacks=sum(kept.fell_back[place] for place in counted),
         system_rps=run.throughput_rps(from_s, from_s + span_s),
         goodput_rps=num_good / span_s,
@@ -119,7 +125,8 @@ def results_of(
         num_conversions=sum(1 for c in run.simulation.conversions if c.phase is Phase.DONE),
         regret_s_mean=mean(regrets_s),
         best_chosen_fraction=sum(1 for s in regrets_s if s <= 0.0) / len(regrets_s) if regrets_s else None,
-        stability=stability(run, from_s, to_s, len(counted) / span_s),
+        stability=verdict.name,
+        num_requests_enough=verdict.num_enough,
         simulated_s=max(kept.ended_s),
         wall_s=wall_s,
     )
@@ -170,32 +177,6 @@ def _threshold_tokens(run: Run) -> int | None:
         return None
     solved = policy.threshold_tokens if dispatch is None else dispatch.estimates.threshold_tokens()
     return round(solved) if math.isfinite(solved) else None
-
-
-def stability(run: Run, from_s: float, to_s: float, offered_rps: float) -> str:
-    """Of a run; see `stability_of`."""
-    kept = run.outcomes
-    stay_s = percentile(sorted(map(kept.e2e_s, kept.that(kept.ended(), OK))), 1)
-    inside = [sample.num_inside for sample in run.samples if from_s <= sample.at_s <= to_s]
-    return stability_of(inside, run.sample_s, stay_s, to_s - from_s, offered_rps)
-
-
-def stability_of(
-    inside: Sequence[int], sample_s: float, stay_s: float | None, span_s: float, offered_rps: float
-) -> str:
-    """`stable`, `backlogged` or `overloaded`: by how fast the number of requests `inside`, seen every `sample_s`, grows
-    from the second quarter to the last one. `too_short`: the run cannot say, since requests stay for so long even
-    without a queue (`stay_s`)."""
-    quarter = len(inside) // 4
-    if not quarter or stay_s is None or span_s < MIN_STAYS * stay_s:
-        return "too_short"
-    early, late = (sum(some) / quarter for some in (inside[quarter : 2 * quarter], inside[-quarter:]))
-    come_between = offered_rps * 2 * quarter * sample_s
-    share = (late - early) / come_between
-    noise = _SURE * math.sqrt(max(1.0, early))
-    if late - early > noise and share > GROWS:
-        return "overloaded" if share > EXPLODES else "backlogged"
-    return "stable" if GROWS * come_between > noise else "too_short"
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:

@@ -38,20 +38,33 @@ class Pictured:
 
 def check_outputs(outputs: Mapping[str, Path | None], read: Collection[Path | None]) -> None:
     """Before anything runs. `outputs` by option; `read`: files that are read. Raises BadOutput."""
-    taken = {path.resolve(): "that file is read" for path in read if path is not None}
+    taken = [(path, "that file is read") for path in read if path is not None]
     for option, path in outputs.items():
         if path is None:
             continue
-        out = path.resolve()
         if path.suffix.lower() not in (endings := ENDINGS.get(option, (path.suffix.lower(),))):
             raise BadOutput(f"{option} {path}: the file must end in {' or '.join(endings)}")
-        if not out.parent.is_dir():
-            raise BadOutput(f"{option} {path}: there is no folder {out.parent}")
-        if out.is_dir():
-            raise BadOutput(f"{option} {path}: that is a folder; name a file")
-        if out in taken:
-            raise BadOutput(f"{option} {path}: {taken[out]}; name another one to write")
-        taken[out] = f"{option} writes that file too"
+        try:
+            _check_place(option, path)
+            for other, why in taken:
+                if _is_same(path, other):
+                    raise BadOutput(f"{option} {path}: {why}; name another one to write")
+        except OSError as error:
+            raise BadOutput(f"{option} {path}: {error.strerror or error}") from None
+        taken.append((path, f"{option} writes that file too"))
+
+
+def _check_place(option: str, path: Path) -> None:
+    out = path.resolve()
+    if not out.parent.is_dir():
+        raise BadOutput(f"{option} {path}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise BadOutput(f"{option} {path}: that is a folder; name a file")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """By whatever name, and through links of both kinds."""
+    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
 
 
 class Watch:
@@ -102,7 +115,7 @@ def watched(
     """The files are there afterwards, unless an error ends the block. `said`: what `--at` says. Raises BadOutput."""
     with ExitStack() as stack:
         files = [
-            None if path is None else stack.enter_context(_written(option, path))
+            None if path is None else stack.enter_context(written(option, path))
             for option, path in (("--plot", plot), ("--chrome-trace", chrome_trace))
         ]
         trace = None if files[1] is None else ChromeTrace(files[1])
@@ -112,7 +125,8 @@ def watched(
 
 
 @contextmanager
-def _written(option: str, path: Path) -> Iterator[IO[bytes]]:
+def written(option: str, path: Path) -> Iterator[IO[bytes]]:
+    """The file of an option, whole afterwards. Raises BadOutput where it cannot be, and CannotWrite while it is."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(written_whole(path))

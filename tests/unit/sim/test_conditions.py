@@ -150,6 +150,7 @@ def test_a_link_that_varies_keeps_its_mean_and_has_that_deviation(share: float) 
     drawn = list(itertools.islice(_by_chance(PAIR, 1e6, share), 200_000))
     assert statistics.fmean(drawn) == pytest.approx(1e6, rel=0.05)
     assert statistics.stdev(drawn) == pytest.approx(share * 1e6, rel=0.1)
+    assert statistics.median(drawn) == pytest.approx(1e6 / (1 + share**2) ** 0.5, rel=0.05)
 
 
 def test_a_slow_engine_that_dies_comes_back_slow() -> None:

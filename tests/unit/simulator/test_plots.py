@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from prfaas.drawing import described_svg
 from prfaas.sim.observed import Moment
 from prfaas.simulator import plots
 from prfaas.simulator.chrome_trace import ChromeTrace
-from prfaas.simulator.command import SimulateOptions, run
+from prfaas.simulator.command import NAMES, SimulateOptions, run
 from prfaas.simulator.loads import LoadOptions
 from prfaas.simulator.watched import Pictured
 
@@ -125,7 +126,7 @@ def test_a_peak_is_within_its_axes(figures: list[Figure], tmp_path: Path) -> Non
 
 
 def test_many_policies_are_distributions_and_bars(figures: list[Figure], tmp_path: Path) -> None:
-    """All in one legend, a bar for each."""
+    """A bar for each; curves of as many as have a colour of their own, those that are best and the first."""
     out = tmp_path / "many.svg"
     assert run(replace(SHORT, policies=("all",), happenings=(), plot=out)) == 0
     (figure,) = figures
@@ -133,9 +134,23 @@ def test_many_policies_are_distributions_and_bars(figures: list[Figure], tmp_pat
         *BELOW, "TTFT p50, s", "TTFT p99, s", "good answers a second"
     ]  # fmt: skip
     labels = lines(figure, BELOW[1])
-    assert labels[:4] == ["prfaas", "fixed", "homogeneous", "naive"] and "gorgo" in labels
-    assert len(figure.axes[2].patches) == len(labels)
+    curves = figure.axes[0].lines
+    assert len(labels) == len(curves) == len({curve.get_color() for curve in curves}) == 7
+    assert labels[0] == "prfaas"
+    bars = figure.axes[2].patches
+    assert len(bars) == len(NAMES)
+    coloured = [name for name, bar in zip(NAMES, bars, strict=True) if bar.get_facecolor()[:3] != to_rgb("#777777")]
+    assert coloured == labels
     assert "gorgo: TTFT p50" in described(out)[1]
+
+
+def test_a_threshold_that_stands_still_is_not_called_solved(figures: list[Figure], tmp_path: Path) -> None:
+    """It is the file's."""
+    file = tmp_path / "fixed.yaml"
+    file.write_text(CASE.read_text().replace("kind: prfaas", "kind: fixed"), encoding="utf-8")
+    assert run(replace(SHORT, file=file, policies=("fixed", "prfaas"), plot=tmp_path / "a.svg")) == 0
+    assert lines(figures[0], "fixed: routing threshold") == ["fixed"]
+    assert "solved" in lines(figures[0], "prfaas: routing threshold")
 
 
 def test_distributions_are_over_all_seeds_and_series_of_the_first(
@@ -164,7 +179,7 @@ def test_a_png_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run(replace(SHORT, plot=out, as_json=True)) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr()
-    assert list(json.loads(told.out)) == ["load", "runs"] and told.err == ""
+    assert list(json.loads(told.out)) == ["load", "notes", "runs"] and told.err == ""
     assert [path.name for path in tmp_path.iterdir()] == ["a.PNG"]
 
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from prfaas.bench.e2e.sent import CANCELLED, ERROR, REMOTE, UNAVAILABLE, UNKNOWN, Sent
 from prfaas.sim.engine import Gaps
-from prfaas.simulator.results import WARM_UP, mean, percentile, stability_of, times_of
+from prfaas.simulator.results import WARM_UP, mean, percentile, times_of
+from prfaas.simulator.stability import stability_of
 
 #: A request that was sent so much later than meant was sent late.
 LATE_S: Final = 0.010

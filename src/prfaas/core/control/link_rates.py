@@ -92,6 +92,11 @@ class _Said:
         return {name: left for seen, at_s in last if now_s - at_s <= STALE_S for name, left in seen.left_bytes.items()}
 
     @property
+    def holds_up(self) -> bool:
+        """Somebody said so last, however long ago."""
+        return bool(self._held_up)
+
+    @property
     def delivered_bytes_per_s(self) -> float:
         """By all together."""
         return self._delivered_bytes_per_s
@@ -221,6 +226,11 @@ class LinkRates:
     def is_slow(self, pair: Pair) -> bool:
         """Whether this one does."""
         return pair in self._rates
+
+    @property
+    def are_as_given(self) -> bool:
+        """Every rate is what the file says, and nobody is held up."""
+        return not self._rates and not any(said.holds_up for said in self._said.values())
 
     def queued_bytes(self, pair: Pair, now_s: float) -> int:
         """What all senders that are held up have still to send, as they said last."""

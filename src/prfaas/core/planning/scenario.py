@@ -94,6 +94,8 @@ class Scenario:
     currency: str = "USD"
     arrival_rps: float | None = None
     notes: tuple[str, ...] = field(default=())
+    #: Those of them that say why figures may be wrong.
+    cautions: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if not self.pd:

@@ -61,6 +61,9 @@ def _request(number: int, line: bytes | str, block_tokens: int) -> TracedRequest
         raise TraceError(number, "empty; remove it")
     try:
         raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        # Its own line number is that within this line: always 1.
+        raise TraceError(number, f"not JSON ({error.msg}, at character {error.pos + 1}); is it cut off?") from None
     except (ValueError, RecursionError) as error:
         raise TraceError(number, f"not JSON ({error})") from None
     if not isinstance(raw, dict):

@@ -8,7 +8,6 @@ import os
 import random
 import secrets
 import sys
-import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +20,7 @@ from prfaas.profiles.measure.endpoint import Endpoint, open_session
 from prfaas.profiles.measure.measurement import Measured, Measurement
 from prfaas.profiles.measure.options import BadProfileRequest, ProfileOptions, check_options, schedule_of
 from prfaas.profiles.measure.profile_file import profile_text
+from prfaas.whole_file import CannotWrite, written_whole
 
 __all__ = ["ProfileOptions", "run", "write_whole"]
 
@@ -39,6 +39,9 @@ def run(options: ProfileOptions) -> int:
     except BadProfileRequest as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except CannotWrite as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     except PrfaasError as error:
         sys.stderr.write(f"measuring failed: {error}\n")
         return 1
@@ -97,16 +100,9 @@ def _source(options: ProfileOptions, measured: Measured) -> str:
 
 
 def write_whole(out: Path, text: str) -> None:
-    """The whole file or none; nothing else stays in its folder. Raises OSError."""
-    handle, temporary = tempfile.mkstemp(dir=out.resolve().parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """The whole file or none; nothing else stays in its folder. Raises OSError or CannotWrite."""
+    with written_whole(out) as file:
+        file.write(text.encode())
 
 
 def _tables(measured: Measured) -> list[Table]:

@@ -132,6 +132,13 @@ def check_url(url: str) -> None:
 
 def _check_out(options: ProfileOptions) -> None:
     """As far as can be known now: after an hour of measuring is too late."""
+    try:
+        _check_place(options)
+    except OSError as error:
+        raise BadProfileRequest(f"--out {options.out}: {error.strerror or error}") from None
+
+
+def _check_place(options: ProfileOptions) -> None:
     folder = options.out.resolve().parent
     if options.out.is_dir():
         raise BadProfileRequest(f"--out {options.out}: this is a folder; name a file in it")
