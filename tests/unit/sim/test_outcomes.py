@@ -57,7 +57,7 @@ def test_a_request_takes_forty_bytes() -> None:
 
 def test_lines_of_requests_are_in_the_order_in_which_they_came() -> None:
     """In whatever order they end, and none waits for longer than it must."""
-    lives, file = troubled(3).ended, io.StringIO()
+    lives, file = troubled(3).ended, io.BytesIO()
     random.Random(1).shuffle(lives)
     lines = _Lines(file, "prfaas", 0, {})
     seen: set[int] = set()
