@@ -20,7 +20,7 @@ from prfaas.core.control.instance import MAX_SILENT_PROBES, Instance
 from prfaas.core.control.route import RouteReason
 from prfaas.core.topology import Duty
 from prfaas.core.topology import Instance as Member
-from prfaas.core.wire.node_api import NodeHealth
+from prfaas.core.wire.node_api import VERSION, NodeHealth
 from prfaas.engines.dialect import PrefillAnswer, PrefillFault
 from prfaas.engines.kinds import STEERING_FIELDS
 from prfaas.gateway.api.errors import ApiError
@@ -244,18 +244,18 @@ def test_an_engine_is_down_when_refused_or_silent_thrice() -> None:
 @pytest.mark.parametrize(
     ("status", "version", "body", "code"),
     [
-        (200, "2", b"{}", "bad_answer"),
-        (200, "2", b'{"engines": []}', "bad_answer"),
-        (200, "2", b'{"engines": 5}', "bad_answer"),
-        (200, "2", b"[5]", "bad_answer"),
-        (200, "2", b"\xff", "bad_answer"),
+        (200, str(VERSION), b"{}", "bad_answer"),
+        (200, str(VERSION), b'{"engines": []}', "bad_answer"),
+        (200, str(VERSION), b'{"engines": 5}', "bad_answer"),
+        (200, str(VERSION), b"[5]", "bad_answer"),
+        (200, str(VERSION), b"\xff", "bad_answer"),
         (200, None, b"{}", "version"),
         (404, None, b"not found", "version"),
-        (200, "3", b"{}", "version"),
+        (200, "2", b"{}", "version"),
         (200, "two", b"{}", "version"),
-        (500, "2", b"oops", "bad_answer"),
-        (503, "2", b'{"error": {"code": "no_engine", "message": "none yet"}}', "no_engine"),
-        (503, "2", b'{"error": {"code": "no_engine"}}', "bad_answer"),
+        (500, str(VERSION), b"oops", "bad_answer"),
+        (503, str(VERSION), b'{"error": {"code": "no_engine", "message": "none yet"}}', "no_engine"),
+        (503, str(VERSION), b'{"error": {"code": "no_engine"}}', "bad_answer"),
     ],
 )
 def test_an_answer_that_breaks_the_contract_is_a_refusal(
