@@ -18,17 +18,13 @@ from prfaas.core.control.conversion import Conversion
 from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.route import Option, Route
 from prfaas.core.control.scheduler import Scheduler
-from prfaas.core.link.arrivals import AHEAD_S, PATIENCE_S
-from prfaas.core.link.verdict import CONFIRM_S
 from prfaas.sim.arrivals import Arrival
 from prfaas.sim.caches import NO_CHAINS, PrefixCaches
 from prfaas.sim.deployment import SimulatedDeployment
 from prfaas.sim.engine import Engine, Prefill, Sequence
 from prfaas.sim.kernel import Kernel, Planned
 from prfaas.sim.link import SharedLink, Transfer
-
-#: Until a node is sure that bytes are late: its patience, the time that a verdict takes, and a look.
-FALL_TOLD_S: Final = PATIENCE_S + CONFIRM_S + 0.1
+from prfaas.sim.link_telemetry import LinkTelemetry
 
 _OF_FLEET: Final = (a.Convert, a.NoteConversion, a.NoteSuggestions, a.NoteHealth)
 _STOPPED: Final = Failure(FallbackReason.PREFILL_FAILED, "stopped")
@@ -152,9 +148,7 @@ class Simulation:
             a.NoteUncached: lambda life, action: None,
             a.Close: self._close,
         }
-        self._links_seen: Planned | None = None
-        #: When links would be seen next, if nothing were at rest.
-        self._links_due_s: float | None = None
+        self._telemetry = LinkTelemetry(self, self._handle)
         for name in deployment.profiles:
             self.caches.boot(name, self.scheduler.fleet.instances[name].cluster)
             self._handle(e.EngineSeen(name, True))
@@ -171,7 +165,7 @@ class Simulation:
         life = Life(self._num_lives, arrival, chains=self.caches.chains(arrival.num_tokens, arrival.blocks))
         self.lives[life.request_id] = life
         tokens = arrival.num_tokens
-        self._see_links_again()
+        self._telemetry.somebody_has_come()
         self._handle(
             e.RequestArrived(
                 life.request_id, f"t{life.number}", tokens, endpoint="completions", is_stream=True,
@@ -242,64 +236,18 @@ class Simulation:
             self.tell(e.LandingEnded(life.request_id, failure=failure))
 
     def link_fell(self) -> None:
-        """Bytes are late soon, and nodes say so without being asked."""
-        if self._links_seen is not None and self.deployment.tells_falls:
-            self.kernel.after(FALL_TOLD_S, self._see_links)
+        """A link carries less from now on."""
+        self._telemetry.link_fell()
 
-    def _left_bytes(self, source: str, target: str) -> dict[str, int]:
-        """What has not crossed yet of each transfer."""
-        self.links[source, target].advance()
+    def left_bytes(self, pair: tuple[str, str]) -> dict[str, int]:
+        """What has not crossed yet of each transfer over this link."""
+        self.links[pair].advance()
         crossing = ((life, life.transfer) for life in self.lives.values() if life.transfer is not None)
         return {
             f"t{life.number}": round(transfer.num_bytes - transfer.sent_bytes)
             for life, transfer in crossing
-            if self.pair_of(life) == (source, target)
+            if self.pair_of(life) == pair
         }
-
-    def _see_links_in_turn(self) -> None:
-        self._links_seen = self._links_due_s = None
-        self._see_links()
-
-    def _see_links(self) -> None:
-        """As the sending nodes tell: only bytes that queue show what a link carries."""
-        for (source, target), link in self.links.items():
-            queued = link.backlog_bytes
-            sender = self.deployment.topology.instances_of(source)[0].name
-            receiver = next(i.name for i in self.deployment.topology.instances_of(target) if i.duty.decodes)
-            verdict, delivered = "pressed" if queued > 0 else "clear", link.rate_bytes_per_s
-            is_late = queued > AHEAD_S * link.bytes_per_s
-            left = self._left_bytes(source, target) if is_late else {}
-            arrives = delivered if is_late else None
-            seen = e.LinkSeen(sender, receiver, verdict, None, round(queued), delivered, None, arrives, left)
-            self._handle(seen)
-        if self._links_seen is not None or not (self.lives or self.expects_more):
-            return
-        self._links_due_s = self.kernel.now_s + self.deployment.telemetry_s
-        if not self._is_at_rest():
-            self._links_seen = self.kernel.at(self._links_due_s, self._see_links_in_turn)
-
-    def _see_links_again(self) -> None:
-        """Somebody has come. Where all was at rest, at the time at which links would have been seen all the same."""
-        if self._links_seen is not None or not self.links or self.scheduler.dispatch is None:
-            return
-        due_s, self._links_due_s = self._links_due_s, None
-        if due_s is None:
-            due_s = self.kernel.now_s + self.deployment.telemetry_s
-        while due_s < self.kernel.now_s:
-            due_s += self.deployment.telemetry_s
-        self._links_seen = self.kernel.at(due_s, self._see_links_in_turn)
-
-    def _is_at_rest(self) -> bool:
-        """Nobody is here, and nodes would say the same again and again until somebody comes, which changes nothing: a
-        load of one request in ten minutes would consist of little else."""
-        dispatch = self.scheduler.dispatch
-        return (
-            not self.lives
-            and self.scheduler.next_due_s is None
-            and self.scheduler.converter.current is None
-            and not any(link.num_transfers for link in self.links.values())
-            and (dispatch is None or dispatch.estimates.links.are_as_given)
-        )
 
     # The scheduler's door
 
