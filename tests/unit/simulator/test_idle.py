@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prfaas.sim.kernel import Kernel
-from prfaas.sim.simulation import Simulation
+from prfaas.sim.link_telemetry import LinkTelemetry
 from prfaas.simulator.command import SimulateOptions, run
 from prfaas.simulator.loads import LoadOptions
 
@@ -59,7 +59,7 @@ def test_nothing_but_the_number_of_events_is_another(
     """While links become slow and engines die, too."""
     options = SimulateOptions(CASE, load=load, happenings=CHANGES)
     at_rest = outcome(capsys, options, tmp_path / "a.jsonl")
-    monkeypatch.setattr(Simulation, "_is_at_rest", lambda self: False)
+    monkeypatch.setattr(LinkTelemetry, "_is_at_rest", lambda self: False)
     assert outcome(capsys, options, tmp_path / "b.jsonl") == at_rest
     assert kernels[0].num_events < kernels[1].num_events - 500
 
