@@ -102,5 +102,6 @@ def _ends_in_a_burst(run: Run, from_s: float, to_s: float, last_s: float) -> boo
 
 def _rounded_up(number: float) -> int:
     """To two digits."""
-    unit: int = 10 ** max(0, math.floor(math.log10(number)) - 1)
-    return int(math.ceil(number / unit) * unit)
+    whole = math.ceil(number)
+    unit = int("1" + "0" * max(0, len(str(whole)) - 2))
+    return -(-whole // unit) * unit

@@ -55,7 +55,7 @@ def test_names_are_those_of_a_simulated_run() -> None:
     assert simulated - measured == {
         "policy", "cached_fraction", "egress_bytes_per_s_mean", "egress_bytes_per_s_max",
         "routing_threshold_tokens_final", "num_pd_prefill_final", "num_pd_decode_final", "num_conversions",
-        "regret_s_mean", "best_chosen_fraction", "simulated_s",
+        "regret_s_mean", "best_chosen_fraction", "simulated_s", "num_requests_enough", "planned_rps",
     }  # fmt: skip
 
 
