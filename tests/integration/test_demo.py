@@ -61,7 +61,7 @@ def test_ctrl_c_while_engines_start(demo: Demo) -> None:
 
 def test_an_engine_that_dies_is_named(demo: Demo) -> None:
     """Status 1, what died and where its log is."""
-    until(lambda: any("vllm" in line for line in demo.processes()), 600)
+    until(lambda: any("api_server" in line for line in demo.processes()), 600)
     pids = [
         int(entry.name)
         for entry in Path("/proc").glob("[0-9]*")
