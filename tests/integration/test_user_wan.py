@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from prfaas.deployment.fronts import EmulatedLink, Front
+from prfaas.launch.addresses import free_ports_in_a_row
 from prfaas.testing.deployed import HttpError, free_ports, http
 from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
 from prfaas.testing.pd_site import FakePdSite
@@ -297,16 +298,11 @@ def site() -> Iterator[FakePdSite]:
 
     def emulate(document: dict[str, Any]) -> None:
         # Ports in a row: a control, and a front for each of three instances.
-        base = next(port for port in free_ports(40) if all(is_free(port + at) for at in range(4)))
+        base = free_ports_in_a_row(4)
         document["links"][0] |= {"emulated_at": f"{HOST}:{base + 1}", "rtt": "20ms"}
 
     with FakePdSite(edit=emulate) as deployed:
         yield deployed
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) != 0
 
 
 def test_up_runs_lanes_through_it(site: FakePdSite) -> None:

@@ -6,6 +6,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prfaas.launch.addresses import free_ports_in_a_row
+
 MODEL: Final = "internal-1t-hybrid"
 PRFAAS: Final = "prfaas-west"
 PD: Final = "pd-east"
@@ -42,7 +44,7 @@ def case_study_document(
             PRFAAS: {"role": "prfaas", "accelerator": "h200", "endpoints": west, **cluster},
             PD: {"role": "pd", "accelerator": "h20", "endpoints": east, **cluster},
         },
-        "links": [{**link, "emulated_at": f"127.0.0.1:{_free_range(num_pd + 1) + 1}"}],
+        "links": [{**link, "emulated_at": f"127.0.0.1:{free_ports_in_a_row(num_pd + 1) + 1}"}],
         "workload": {"input_tokens": {"lognormal": length}, "output_tokens": 1024},
         "slo": {"tpot": "25ms"},
         "policy": policy or {"kind": "prfaas"},
@@ -68,18 +70,3 @@ def _free_ports(num: int) -> list[int]:
     for holder in holders:
         holder.close()
     return ports
-
-
-def _free_range(num: int) -> int:
-    """The first of so many ports in a row, below those that the system gives out by itself."""
-    for first in range(20_000, 30_000, num):
-        holders: list[socket.socket] = []
-        try:
-            holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))
-            return first
-        except OSError:
-            continue
-        finally:
-            for holder in holders:
-                holder.close()
-    raise OSError(f"no {num} free ports in a row on 127.0.0.1")

@@ -42,6 +42,21 @@ def make_socket_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="prfaas-", dir=base if len(base) < MAX_SOCKET_DIRECTORY_BYTES - 16 else "/tmp"))  # noqa: S108
 
 
+def free_ports_in_a_row(num: int) -> int:
+    """The first of so many ports in a row, below those that the system gives out by itself."""
+    for first in range(20_000, 30_000, num):
+        holders: list[socket.socket] = []
+        try:
+            holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))
+            return first
+        except OSError:
+            continue
+        finally:
+            for holder in holders:
+                holder.close()
+    raise OSError(f"no {num} free ports in a row on 127.0.0.1")
+
+
 def _bind_error(family: int, address: object) -> int | None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
