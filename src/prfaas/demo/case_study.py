@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-from dataclasses import dataclass
 from typing import Any, Final
 
-from prfaas.launch.addresses import free_ports_in_a_row
+from prfaas.launch.addresses import free_ports, free_ports_in_a_row
 
 MODEL: Final = "internal-1t-hybrid"
 PRFAAS: Final = "prfaas-west"
@@ -17,20 +15,11 @@ TIME_SCALE: Final = 0.2
 BYTES_SCALE: Final = 0.001
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Of an instance: engine, node, lanes."""
-
-    engine: int
-    node: int
-    lanes: int
-
-
 def case_study_document(
     *, num_prefill: int = NUM_PREFILL, policy: dict[str, Any] | None = None, time_scale: float = TIME_SCALE
 ) -> dict[str, Any]:
     """With ports that are free now. The link between the clusters is emulated too."""
-    ports = _free_ports(3 * (NUM_PRFAAS + NUM_PREFILL + NUM_DECODE) + 1)
+    ports = free_ports(3 * (NUM_PRFAAS + NUM_PREFILL + NUM_DECODE) + 1)
     num_pd = NUM_PREFILL + NUM_DECODE
     east = [_endpoint(ports, "prefill" if index < num_prefill else "decode") for index in range(num_pd)]
     west = [_endpoint(ports, None) for _ in range(NUM_PRFAAS)]
@@ -62,11 +51,3 @@ def _endpoint(ports: list[int], duty: str | None) -> dict[str, str]:
         "lanes": f"127.0.0.1:{lanes}",
     }
     return found if duty is None else {**found, "duty": duty}
-
-
-def _free_ports(num: int) -> list[int]:
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
-    ports = [int(holder.getsockname()[1]) for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports

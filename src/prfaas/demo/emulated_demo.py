@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -33,17 +32,13 @@ from prfaas.core.topology import Topology
 from prfaas.demo.case_study import MODEL, PD, PRFAAS, TIME_SCALE, case_study_document
 from prfaas.demo.live_view import Seen, table_of
 from prfaas.demo.requests import DemoFailed
+from prfaas.demo.started import started
 from prfaas.deployment.fronts import Address, control_address
-from prfaas.deployment.load import load_deployment, resolve_model_dir
+from prfaas.deployment.load import load_deployment
 from prfaas.deployment.model import Deployment
 from prfaas.deployment.topology import topology_of
 from prfaas.engines.vllm.dialect import VllmDialect
-from prfaas.launch.addresses import make_socket_directory
-from prfaas.launch.certificates import make_throwaway
 from prfaas.launch.own_files import make_own_folder, open_own_file
-from prfaas.launch.plan import plan_processes, throwaway_directory
-from prfaas.launch.supervisor import Supervisor, describe_end
-from prfaas.launch.up import start_all
 from prfaas.scenario.build import build_scenario
 from prfaas.simulator.results import mean, percentile
 
@@ -71,24 +66,13 @@ def demo(directory: Path, console: Console) -> None:
     console.print("[bold]1/3[/] the case study of arXiv 2604.15039: 32 H200 prefill long prompts for 64 H20 elsewhere")
     planned = f"{solution.system_rps:.2f} requests/s; over {solution.threshold_tokens:,.0f} uncached tokens leave"
     console.print(f"  planned: {planned}; emulated at {1 / TIME_SCALE:g} times the speed", highlight=False)
-    sockets = make_socket_directory()
-    try:
-        with Supervisor(directory / "logs") as supervisor:
-            console.print("[bold]2/3[/] twelve engines, their KV nodes, the link between the clusters, and a gateway")
-            specs = plan_processes(deployment, file.resolve(), resolve_model_dir(deployment, file), sockets)
-            make_throwaway(deployment, throwaway_directory(sockets))
-            start_all(supervisor, specs, console)
-            try:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    sent = runner.run(_Show(deployment, file, solution, console).run())
-            except DemoFailed as error:
-                causes = [describe_end(running) for running in supervisor.newly_ended()]
-                raise DemoFailed("\n".join([str(error), *causes])) from error
-            console.print(_results(sent, scenario, solution))
-            _check(sent, asyncio.run(_num_wrong(topology_of(deployment))))
-            console.print("  no request failed, and no byte of KVCache was wrong; stopping every process")
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
+    console.print("[bold]2/3[/] twelve engines, their KV nodes, the link between the clusters, and a gateway")
+    with started(deployment, file, directory / "logs", console):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sent = runner.run(_Show(deployment, file, solution, console).run())
+        console.print(_results(sent, scenario, solution))
+        _check(sent, asyncio.run(_num_wrong(topology_of(deployment))))
+        console.print("  no request failed, and no byte of KVCache was wrong; stopping every process")
 
 
 class _Show:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from prfaas.demo.requests import Client, DemoFailed, as_clients_send_them, prove, requests_table, send_all
-from prfaas.deployment.load import load_deployment, resolve_model_dir
+from prfaas.demo.started import started
+from prfaas.deployment.load import load_deployment
 from prfaas.deployment.topology import topology_of
-from prfaas.launch.addresses import make_socket_directory
-from prfaas.launch.certificates import make_throwaway
+from prfaas.launch.addresses import free_ports
 from prfaas.launch.own_files import make_own_folder, open_own_file
-from prfaas.launch.plan import plan_processes, throwaway_directory
-from prfaas.launch.supervisor import Supervisor, describe_end
-from prfaas.launch.up import start_all
 
 MODEL_NAME = "tiny-hybrid"
 THRESHOLD_TOKENS = 512
@@ -66,22 +61,10 @@ def demo(directory: Path, console: Console) -> None:
     with open_own_file(file) as stream:
         stream.write(_deployment_text().encode())
     deployment = load_deployment(file)
-    sockets = make_socket_directory()
-    try:
-        with Supervisor(directory / "logs") as supervisor:
-            console.print("[bold]2/4[/] two datacenters, a vLLM and a KV node in each, and a gateway (half a minute)")
-            specs = plan_processes(deployment, file.resolve(), resolve_model_dir(deployment, file), sockets)
-            make_throwaway(deployment, throwaway_directory(sockets))
-            start_all(supervisor, specs, console)
-            try:
-                _show(deployment.gateway.port, topology_of(deployment).decoders[0].engine_url, console)
-            except DemoFailed as error:
-                # A process that died explains more than the request that noticed.
-                causes = [describe_end(running) for running in supervisor.newly_ended()]
-                raise DemoFailed("\n".join([str(error), *causes])) from error
-            console.print("stopping every process")
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
+    console.print("[bold]2/4[/] two datacenters, a vLLM and a KV node in each, and a gateway (half a minute)")
+    with started(deployment, file, directory / "logs", console):
+        _show(deployment.gateway.port, topology_of(deployment).decoders[0].engine_url, console)
+        console.print("stopping every process")
 
 
 def _show(port: int, decode_url: str, console: Console) -> None:
@@ -123,10 +106,6 @@ def _make_model(directory: Path) -> None:
 
 def _deployment_text() -> str:
     cores = sorted(os.sched_getaffinity(0))
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(7)]
-    ports = [holder.getsockname()[1] for holder in holders]
-    for holder in holders:
-        holder.close()
     return DEPLOYMENT.format(
-        *ports, name=MODEL_NAME, threshold=THRESHOLD_TOKENS, west=cores[0], east=cores[min(1, len(cores) - 1)]
+        *free_ports(7), name=MODEL_NAME, threshold=THRESHOLD_TOKENS, west=cores[0], east=cores[min(1, len(cores) - 1)]
     )

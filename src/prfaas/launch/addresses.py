@@ -42,6 +42,15 @@ def make_socket_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="prfaas-", dir=base if len(base) < MAX_SOCKET_DIRECTORY_BYTES - 16 else "/tmp"))  # noqa: S108
 
 
+def free_ports(num: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now."""
+    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
+    ports = [int(holder.getsockname()[1]) for holder in holders]
+    for holder in holders:
+        holder.close()
+    return ports
+
+
 def free_ports_in_a_row(num: int) -> int:
     """The first of so many ports in a row, below those that the system gives out by itself."""
     for first in range(20_000, 30_000, num):

@@ -13,7 +13,7 @@ from prfaas.deployment.document import DeploymentError, Document, FieldPath
 from prfaas.deployment.load import read_deployment
 from prfaas.deployment.model import Cluster, Deployment
 from prfaas.profiles.load import Hardware, Model
-from prfaas.scenario.hardware import hardware_of, model_of
+from prfaas.scenario.hardware import decode_points_of, hardware_of, model_of
 from prfaas.scenario.workload import read_workload
 
 #: A workload's longest prompt may lie this far beyond the longest measured one before it is worth a word.
@@ -168,8 +168,7 @@ class _Builder:
         return num_idle
 
     def _decode(self, name: str, cluster: Cluster, hardware: Hardware) -> DecodePoint | None:
-        own = () if cluster.decode is None else (DecodePoint(cluster.decode.max_batch, cluster.decode.step),)
-        points = own or hardware.decode
+        points = decode_points_of(cluster, hardware)
         field: FieldPath = ("clusters", name, "decode")
         if not points:
             text = f"the profile of {hardware.accelerator} has no decode times; add {{max_batch: 20, step: 25ms}}"
@@ -178,7 +177,7 @@ class _Builder:
         try:
             return decode_within(points, self._deployment.slo.tpot)
         except PrfaasError as error:
-            self._wrong(field if own else ("slo", "tpot"), f"{name}: {error}")
+            self._wrong(field if cluster.decode is not None else ("slo", "tpot"), f"{name}: {error}")
             return None
 
     def _check_gpus(self, name: str, cluster: Cluster, hardware: Hardware) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prfaas.core.model.decode import DecodePoint
 from prfaas.deployment.model import Cluster, ModelSection
 from prfaas.profiles.load import (
     Hardware,
@@ -34,3 +35,10 @@ def hardware_of(cluster: Cluster, model: Model, directory: Path) -> Hardware:
     if cluster.accelerator is not None:
         return shipped_hardware(model, cluster.accelerator)
     raise ProfileError("planning needs the hardware: give accelerator, or profile with a measured one")
+
+
+def decode_points_of(cluster: Cluster, hardware: Hardware) -> tuple[DecodePoint, ...]:
+    """The file's own, or else those that were measured."""
+    if cluster.decode is not None:
+        return (DecodePoint(cluster.decode.max_batch, cluster.decode.step),)
+    return hardware.decode

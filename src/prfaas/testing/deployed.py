@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ import yaml
 from prfaas.core.topology import Instance, Topology
 from prfaas.deployment.load import load_deployment, resolve_model_dir
 from prfaas.deployment.topology import topology_of
+from prfaas.launch.addresses import free_ports as free_ports  # tests ask here for them
 from prfaas.launch.certificates import make_throwaway
 from prfaas.launch.plan import ProcessSpec, plan_processes, throwaway_directory
 from prfaas.launch.supervisor import Supervisor
@@ -54,15 +54,6 @@ def _decode(raw: bytes) -> Any:
         return json.loads(raw)
     except ValueError:
         return raw.decode(errors="replace")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(holder.getsockname()[1]) for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports
 
 
 def endpoint(ports: list[int], **more: str) -> dict[str, str]:

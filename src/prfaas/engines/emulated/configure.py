@@ -19,7 +19,7 @@ from prfaas.deployment.model import Cluster, Deployment, Emulation
 from prfaas.deployment.topology import topology_of
 from prfaas.engines.emulated.kv import scaled
 from prfaas.profiles.load import Hardware, Model
-from prfaas.scenario.hardware import hardware_of, model_of
+from prfaas.scenario.hardware import decode_points_of, hardware_of, model_of
 from prfaas.sim.engine import EngineProfile
 
 KIND = "emulated"
@@ -128,8 +128,7 @@ def _decoding(
     deployment: Deployment, document: Document, name: str, cluster: Cluster, hardware: Hardware, prefill_s: Curve,
     scale: Emulation,
 ) -> EngineProfile:  # fmt: skip
-    own = () if cluster.decode is None else (DecodePoint(cluster.decode.max_batch, cluster.decode.step),)
-    points = own or hardware.decode
+    points = decode_points_of(cluster, hardware)
     try:
         point = decode_within(points, deployment.slo.tpot)
     except PrfaasError as error:
