@@ -139,19 +139,21 @@ class Topology:
         convertible = self.convertible
         if instance.duty is Duty.BOTH or (instance.duty is Duty.DECODE and instance.cluster not in convertible):
             return ()
-        reached = {cluster.name for cluster in self.clusters if self._reaches(instance.cluster, cluster.name)}
+        reached = {instance.cluster, *(link.target for link in self.links if link.source == instance.cluster)}
         return tuple(
             other
             for other in self.instances
-            if other.cluster in reached and (other.duty.decodes or other.cluster in convertible) and other != instance
+            if other.cluster in reached
+            and (other.duty.decodes or other.cluster in convertible)
+            and other.name != instance.name
         )
 
     def receives_from(self, instance: Instance) -> tuple[Instance, ...]:
         """Instances whose nodes need lanes to the one of `instance`."""
         if not instance.duty.decodes and instance.cluster not in self.convertible:
             return ()
-        reach = {cluster.name for cluster in self.clusters if self._reaches(cluster.name, instance.cluster)}
-        return tuple(sender for sender in self.senders if sender.cluster in reach and sender != instance)
+        reach = {instance.cluster, *(link.source for link in self.links if link.target == instance.cluster)}
+        return tuple(sender for sender in self.senders if sender.cluster in reach and sender.name != instance.name)
 
     def links_used_by(self, instance: Instance) -> tuple[Link, ...]:
         """Links that KVCache of `instance` crosses on its way to where it is decoded."""
