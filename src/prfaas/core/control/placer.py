@@ -79,6 +79,7 @@ class Placer:
     ) -> None:
         self._fleet = fleet
         self._estimates = estimates
+        self._links = estimates.links
         self._queues = queues
         self._link_bytes = link_bytes
         self._num_waiting = num_waiting
@@ -264,31 +265,32 @@ class Placer:
     ) -> Option | None:
         """Instances of one cluster compute it for another, or for those that only decode in their own. `ahead`: what is
         before it, if it waits there already."""
-        pair = way.pair
-        source, target = pair
-        prefilled_s, others_s = prefill.wait_s + prefill.prefill_s, prefill.others_s
+        source, num_tokens, begins_s, prefill_s, others_s, rate_rps, load, num_fetched = prefill
+        target, landing, num_uncached, kv_bytes, place_s = decode
+        prefilled_s = begins_s + prefill_s
         late_s = HANDOVER_S
-        if decode.place_s > prefilled_s:
-            late_s += decode.place_s - prefilled_s
+        if place_s > prefilled_s:
+            late_s += place_s - prefilled_s
         if source == target:
-            if decode.landing.duty.prefills:
+            if landing.duty.prefills:
                 return None
             kind = RouteKind.PD_PREFILL
         else:
             kind = RouteKind.REMOTE
-            bytes_per_s = self._estimates.links.bytes_per_s(pair, now_s)
+            pair = way.pair
+            bytes_per_s = self._links.bytes_per_s(pair, now_s)
             if bytes_per_s <= 0:
                 return None
             queued_bytes = self._link_bytes.get(pair, 0.0) if ahead is None else ahead.link_bytes
-            queued_s, own_s = queued_bytes / bytes_per_s, decode.kv_bytes / bytes_per_s
+            queued_s, own_s = queued_bytes / bytes_per_s, kv_bytes / bytes_per_s
             crossed_s = queued_s + own_s - prefilled_s
             late_s += (crossed_s if crossed_s > 0.0 else 0.0) + way.rtt_s
-            crossing_s = delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s)
+            crossing_s = delay_to_others_s(rate_rps, load, queued_s, own_s)
             if crossing_s > others_s:
                 others_s = crossing_s
         return Option(
-            kind, source, target, "", decode.num_uncached_tokens, prefill.num_tokens, prefill.wait_s, prefill.prefill_s,
-            late_s, others_s, way.gateway_s, prefill.num_fetched_tokens,
+            kind, source, target, "", num_uncached, num_tokens, begins_s, prefill_s, late_s, others_s, way.gateway_s,
+            num_fetched,
         )  # fmt: skip
 
     def _prefill_leg(
