@@ -127,10 +127,9 @@ class Topology:
     def prefillers_for(self, decode_cluster: str) -> tuple[Instance, ...]:
         """Instances that can prefill a prompt and send its KVCache to `decode_cluster`: the cluster's own (`cluster` is
         the same), and those of PrfaaS clusters that a link leads from."""
+        reach = {decode_cluster, *(link.source for link in self.links if link.target == decode_cluster)}
         return tuple(
-            instance
-            for instance in self.instances
-            if instance.duty is Duty.PREFILL and self._reaches(instance.cluster, decode_cluster)
+            instance for instance in self.instances if instance.duty is Duty.PREFILL and instance.cluster in reach
         )
 
     def sends_to(self, instance: Instance) -> tuple[Instance, ...]:
@@ -167,9 +166,6 @@ class Topology:
         before = self.instance(name)
         after = replace(before, duty=duty)
         return replace(self, instances=tuple(after if other is before else other for other in self.instances))
-
-    def _reaches(self, source: str, target: str) -> bool:
-        return source == target or self.link_between(source, target) is not None
 
     def check(self) -> None:
         """The laws of this file."""

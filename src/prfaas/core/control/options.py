@@ -13,14 +13,11 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Final
 
-from prfaas.core.control.route import Option
+from prfaas.core.control.route import MAX_TOLD, Option
 from prfaas.core.control.standing import Backlog
 
 #: For a reservation, two messages on their way, and an engine that takes up what has landed.
 HANDOVER_S: Final = 0.05
-#: Of more ways than that the cheapest are told. Ten by forty linked clusters give each prompt 440, which would take
-#: 100 kB for as long as the request is there.
-MAX_TOLD: Final = 32
 #: Nearer to one, a queue's value function has no end.
 MAX_LOAD: Final = 0.95
 
