@@ -230,10 +230,13 @@ def test_a_reset_of_one_end_reaches_the_other() -> None:
 def nodes(directory: Path, kind: str, bytes_per_s: float, rtt_s: float) -> Iterator[tuple[NodePair, Wan]]:
     """Two nodes whose lanes cross the network."""
     made: list[Wan] = []
+    lock = threading.Lock()
 
     def through(dial: Dial) -> Dial:
         assert isinstance(dial, partial)
-        made.append(Wan(dial.args[0], bytes_per_s, rtt_s))
+        with lock:  # lanes dial at the same time, and again
+            if not made:
+                made.append(Wan(dial.args[0], bytes_per_s, rtt_s))
         return partial(socket.create_connection, made[0].front)
 
     with node_pair(directory, kind=kind, arena_bytes=64 << 20, wrap_dial=through) as pair:
