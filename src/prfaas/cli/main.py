@@ -158,11 +158,12 @@ def up(
         Path | None, typer.Option(help="Folder for the nodes' Unix sockets (NAME.sock); temporary if not given.")
     ] = None,
     with_gateway: Annotated[bool, typer.Option("--gateway/--no-gateway", help="Start the gateway too.")] = True,
+    restarts: Annotated[bool, typer.Option("--restart", help="Start again what ends on its own.")] = False,
 ) -> None:
     """Start every process that a deployment file describes on this machine; Ctrl-C stops them all."""
     from prfaas.launch.up import run
 
-    raise typer.Exit(run(file, logs, sockets=sockets, with_gateway=with_gateway))
+    raise typer.Exit(run(file, logs, sockets=sockets, with_gateway=with_gateway, restarts=restarts))
 
 
 @app.command()
