@@ -26,7 +26,8 @@ def make_own_folder(folder: Path) -> None:
 
 
 def open_own_file(path: Path, *, keeps: bool = False) -> BinaryIO:
-    """A file to write, empty unless it `keeps` what it has, for this user only if it is new. Raises OSError if `path` is a link, or no plain file."""
+    """A file to write, empty unless it `keeps` what it has, for this user only if it is new. Raises OSError if `path`
+    is a link, or no plain file."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not be waited for
     try:
         descriptor = os.open(path, flags, 0o600)
