@@ -1,5 +1,5 @@
-"""Clients of a run: those of `prfaas bench e2e`, who also name their requests, keep the answers, ask the gateway what it
-has made of each, and some of whom leave before their answer is whole."""
+"""Clients of a run: those of `prfaas bench e2e`, who also name their requests, keep the answers, and ask the gateway
+what it has made of each. Some leave before their answer is whole."""
 
 from __future__ import annotations
 

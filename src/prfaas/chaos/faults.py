@@ -127,8 +127,8 @@ def read_faults(texts: Sequence[str], menu: Menu, default_at_s: float) -> tuple[
         for other in faults[index + 1 :]:
             if fault.clashes(other):
                 raise BadFault(
-                    f"{fault.text!r} and {other.text!r} would do the same to {fault.target} at one time; leave {AWAY_S:g} s"
-                    " after a kill, or take another target"
+                    f"{fault.text!r} and {other.text!r} would do the same to {fault.target} at one time; leave"
+                    f" {AWAY_S:g} s after a kill, or take another target"
                 )
     return tuple(faults)
 

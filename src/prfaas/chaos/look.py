@@ -54,7 +54,7 @@ class Looker:
         return counts
 
     async def damage(self) -> dict[str, float]:
-        """What may never be: wrong parts of KVCache by engine, broken ledgers by node. Without those that are silent."""
+        """What may never be: wrong parts of KVCache by engine, broken ledgers by node. The silent are left out."""
         engines = [(instance.name, instance.engine_url) for instance in self.site.topology.instances]
         nodes = [(instance.name, instance.kvnode_url) for instance in self.site.topology.instances]
         found: dict[str, float] = {}

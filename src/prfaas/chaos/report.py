@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from prfaas.chaos.faults import Fault
@@ -29,8 +30,10 @@ def report_lines(result: Result) -> Iterator[str]:
     if verdict.outcomes[Outcome.UNREACHED]:
         yield f"  {verdict.outcomes[Outcome.UNREACHED]} reached no gateway"
     for why, number in sorted(verdict.excused.items()):
-        yield f"  {number} failed as they may: {why}"
+        yield f"  {number} excused: {why}"
     yield f"  {verdict.checked_answers} answers compared token by token with what they must be"
+    routes = ", ".join(f"{number} {route}" for route, number in result.routes.items())
+    yield f"  routes of completed ones: {routes or 'none'}"
     yield f"time to first token, at most: {_ttft(result)}"
     if result.recovery_s is not None:
         yield (
@@ -63,6 +66,7 @@ def to_json(result: Result) -> dict[str, Any]:
         **{outcome.value: verdict.outcomes[outcome] for outcome in Outcome},
         "excused": dict(verdict.excused),
         "checked_answers": verdict.checked_answers,
+        "routes": result.routes,
         "ttft_s_max": dict(zip(("before", "during", "after"), _ttfts(result), strict=True)),
         "recovery_s": result.recovery_s,
         "held": {what: None if math.isnan(number) else number for what, number in result.held.items()},
@@ -74,7 +78,7 @@ def to_json(result: Result) -> dict[str, Any]:
 def _ttfts(result: Result) -> list[float | None]:
     first_s = min((one.began_s for one in result.happened), default=result.options.phases.before_s)
     times_s = [0.0, first_s, result.end_of_faults_s, math.inf]
-    return [result.ttft_s_max(*pair) for pair in zip(times_s, times_s[1:], strict=False)]
+    return [result.ttft_s_max(*pair) for pair in pairwise(times_s)]
 
 
 def _ttft(result: Result) -> str:

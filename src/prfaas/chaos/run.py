@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -98,12 +99,16 @@ class Result:
     def is_fine(self) -> bool:
         return not self.problems
 
+    @property
+    def routes(self) -> dict[str, int]:
+        """Of completed requests."""
+        completed = (record.sent.route for record in self.records if record.outcome is Outcome.COMPLETED)
+        return dict(Counter(completed).most_common())
+
     def ttft_s_max(self, from_s: float, to_s: float) -> float | None:
         """Of completed requests that were due in this time."""
-        return max(
-            (r.sent.ttft_s for r in self.records if r.outcome is Outcome.COMPLETED and from_s <= r.sent.arrival_s < to_s),
-            default=None,
-        )  # fmt: skip
+        completed = (record.sent for record in self.records if record.outcome is Outcome.COMPLETED)
+        return max((sent.ttft_s for sent in completed if from_s <= sent.arrival_s < to_s), default=None)
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""`processes.json` in the logs folder: which processes a running `prfaas up` has, for other commands of this machine."""
+"""`processes.json` in the logs folder: which processes a running `prfaas up` has, for other commands on the machine."""
 
 from __future__ import annotations
 
