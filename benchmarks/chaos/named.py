@@ -4,7 +4,7 @@
 
 The link between the clusters is cut for 20 s; the PrfaaS cluster's engines are killed and started again; one KV node is
 killed; the gateway is killed. Each with the ledger of `prfaas chaos`, and with what clients felt. Seconds are real ones
-of this machine: engines run 1 / time scale as fast as the hardware that they stand for, everything else at its own pace.
+of this machine: engines run 1 / time scale as fast as the hardware that they stand for, all else at its own pace.
 Status 1 if a ledger does not hold, or something is not as before within 10 s.
 """
 

@@ -4,7 +4,8 @@
 
 One deployment serves all seeds; after a seed that does not hold it is started anew, so that each is judged alone. A
 line per seed goes to --out, logs of seeds that do not hold to --keep. Ends with a table by kind of fault, and with
-status 1 if a seed does not hold. Seconds are real ones of this machine; its engines run five times as fast as those they stand for.
+status 1 if a seed does not hold. Seconds are real ones of this machine; engines run five times as fast as those that
+they stand for.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from prfaas.testing.up_site import harmed_document, running_up
 
 #: Three seconds to know what is usual, five with faults, at least two to see that it is usual again.
 PHASES = Phases(3.0, 5.0, 2.0, 20.0)
-LOAD = 0.5
+LOAD = 0.4
 
 
 class Deployment:
@@ -101,8 +102,8 @@ def main() -> None:
     deployment, results, bad = Deployment(), list[Result](), list[int]()
     try:
         for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            began_s = time.monotonic()
             paths = deployment.paths()
+            began_s = time.monotonic()
             told: dict[str, object]
             try:
                 result = run_seed(seed, paths, asked.load)

@@ -202,6 +202,8 @@ def _of_story(record: Record, windows: Windows) -> list[Problem]:
             return []
         return [Problem("no story", f"{record.name()}: the gateway knows nothing of it")]
     if record.story.get("outcome") is None:
+        if windows.gateway_killed(sent.sent_s, float("inf")):
+            return []  # it was told too early, and there is nobody any more who could tell the rest
         return [Problem("never ended", f"{record.name()}: by the gateway's story it still goes on")]
     if record.told not in _TOLD[outcome]:
         if outcome is Outcome.FAILED and windows.gateway_killed(sent.sent_s, sent.over_s):

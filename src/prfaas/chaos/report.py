@@ -36,11 +36,9 @@ def report_lines(result: Result) -> Iterator[str]:
     yield f"  routes of completed ones: {routes or 'none'}"
     yield f"time to first token, at most: {_ttft(result)}"
     if result.recovery_s is not None:
-        yield (
-            f"as before {result.recovery_s:.1f} s after the last fault; everything is given back"
-            if not result.held
-            else (f"as before {result.recovery_s:.1f} s after the last fault")
-        )
+        yield f"as before {result.recovery_s:.1f} s after the last fault"
+    if not result.held:
+        yield f"everything was given back {result.given_back_s:.1f} s after the last answer"
     problems = result.problems
     shown: dict[str, int] = {}
     for problem in problems:
@@ -69,6 +67,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "routes": result.routes,
         "ttft_s_max": dict(zip(("before", "during", "after"), _ttfts(result), strict=True)),
         "recovery_s": result.recovery_s,
+        "given_back_s": result.given_back_s,
         "held": {what: None if math.isnan(number) else number for what, number in result.held.items()},
         "problems": [{"kind": problem.kind, "text": problem.text} for problem in result.problems],
         "holds": result.is_fine,

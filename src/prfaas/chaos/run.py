@@ -71,7 +71,8 @@ class RunOptions:
 @dataclass(slots=True)
 class Result:
     """Times since the load began. `recovery_s`: from the last fault's end until all was as before, None: it was not
-    within the time for it. `held`: what was not given back."""
+    within the time for it. `given_back_s`: from the last answer until nothing was held. `held`: what was not given
+    back."""
 
     options: RunOptions
     records: list[Record]
@@ -79,6 +80,7 @@ class Result:
     verdict: Verdict
     end_of_faults_s: float
     recovery_s: float | None
+    given_back_s: float = 0.0
     held: dict[str, float] = field(default_factory=dict)
     damage: dict[str, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -155,12 +157,16 @@ class Run:
         if self._answers is not None:
             for record in records:
                 self._answers.expect(record, self._material)
+        asked_s = self._client.clock()
         held = await self._given_back()
+        given_back_s = self._client.clock() - asked_s
         counted = await self._counted(counted_before)
         verdict = judge(records, self._injector.happened, self._site.menu, counted)
+        recovery_s = None if recovered is None else recovered - end_s
+        damage = await self._looker.damage()
         return Result(
-            self._options, records, self._injector.happened, verdict, end_s,
-            None if recovered is None else recovered - end_s, held, await self._looker.damage(), self._missing,
+            self._options, records, self._injector.happened, verdict, end_s, recovery_s, given_back_s, held, damage,
+            self._missing,
         )  # fmt: skip
 
     async def _wait_ready(self) -> None:

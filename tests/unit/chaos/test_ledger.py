@@ -84,6 +84,8 @@ def test_a_lost_request_is_found() -> None:
     unknown.story = unknown.life = None
     assert kinds(judge([unknown], [], MENU, Counted(0, 1))) == ["no story", "counted otherwise"]
     assert kinds(judge([record(outcome=None)], [], MENU)) == ["never ended"]
+    killed = [done(Kind.KILL, "gateway", 20.0, 25.0)]
+    assert kinds(judge([record(outcome=None)], killed, MENU)) == []  # nobody can tell the rest any more
 
 
 def test_a_doubled_request_is_found() -> None:
