@@ -18,8 +18,8 @@ from prfaas.wan import client as wan
 TIMEOUT_S: Final = 5.0
 #: Of an engine, whoever it stands for.
 _ENGINE_BUSY: Final = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-_WRONG: Final = "prfaas_emulated_wrong_parts"
-_FAULTS: Final = "prfaas_ledger_faults"
+_WRONG: Final = "prfaas_emulated_wrong_parts_total"
+_FAULTS: Final = "prfaas_ledger_faults_total"
 
 
 class Silent(Exception):
@@ -28,7 +28,7 @@ class Silent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Samples of one process, without `_total`: by name, with their labels."""
+    """Samples of one process: by name, with their labels."""
 
     samples: Mapping[str, list[tuple[Mapping[str, str], float]]]
 
@@ -49,7 +49,7 @@ class Looker:
         """Requests that the present gateway has ended, by outcome. Raises Silent."""
         metrics = await self._metrics(self.site.gateway_url)
         counts: dict[str, float] = {}
-        for labels, value in metrics.samples.get("prfaas_requests", ()):
+        for labels, value in metrics.samples.get("prfaas_requests_total", ()):
             counts[labels["outcome"]] = counts.get(labels["outcome"], 0.0) + value
         return counts
 
@@ -111,7 +111,7 @@ class Looker:
         samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                samples.setdefault(sample.name.removesuffix("_total"), []).append((sample.labels, sample.value))
+                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
         return Metrics(samples)
 
     async def _json(self, url: str) -> dict[str, Any]:

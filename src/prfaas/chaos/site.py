@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from prfaas.chaos.faults import GATEWAY, BadFault, Menu
@@ -31,8 +32,8 @@ class Site:
 
     @property
     def gateway_url(self) -> str:
-        host = self.deployment.gateway.host
-        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.deployment.gateway.port}"
+        settings = self.deployment.gateway
+        return f"http://{_reached(settings.host)}:{settings.port}"
 
     @property
     def control(self) -> Address | None:
@@ -78,3 +79,13 @@ def refuse_without_gateway(site: Site) -> None:
     """Raises BadFault: there is nobody to send requests to."""
     if not site.menu.has_gateway:
         raise BadFault("'prfaas up' runs without its gateway here; start it with the gateway")
+
+
+def _reached(host: str) -> str:
+    """Of this machine, where somebody listens everywhere."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    text = "127.0.0.1" if address.is_unspecified else host
+    return f"[{text}]" if ":" in text else text
