@@ -333,6 +333,11 @@ class Emulation(Strict):
     stream_interval: int = Field(
         default=32, ge=1, le=1 << 20, description="Tokens in one event of a streamed answer, after its first."
     )
+    process_for: Literal["cluster", "instance"] = Field(
+        default="cluster",
+        description="Whether `prfaas up` starts the engines of a `cluster` as one process, or each `instance` as its"
+        " own, which can then fail alone.",
+    )
 
 
 class Telemetry(Strict):

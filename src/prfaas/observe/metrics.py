@@ -250,6 +250,10 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "Times that a connection paused as TCP does after a loss.", ("source", "target"),
     ),
     MetricSpec(
+        "prfaas_wan_flipped_bits_total", "counter", "wan", "bits",
+        "Bits that were delivered as the other one, as `flips_per_mb` asked.", ("source", "target"),
+    ),
+    MetricSpec(
         "prfaas_emulated_landings_loaded_total", "counter", "emulate", "landings",
         "Landings that were loaded, every byte compared with what it must be.",
     ),

@@ -21,6 +21,7 @@ _FIGURES: Final[dict[str, Callable[[Link], float | None]]] = {
     "prfaas_wan_held_bytes": lambda link: link.line.held_bytes,
     "prfaas_wan_connections": lambda link: len(link.connections),
     "prfaas_wan_stalls_total": lambda link: link.line.num_stalls,
+    "prfaas_wan_flipped_bits_total": lambda link: link.line.num_flips,
 }
 
 

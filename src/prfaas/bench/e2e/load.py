@@ -79,6 +79,11 @@ class Load:
         self.num_over = 0
         self.num_without_ids = 0
         self._defect: BaseException | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Begin no more requests of a plan; those that are under way go on."""
+        self._is_stopped = True
 
     async def run(self) -> None:
         """To the end of the last answer. If it is cancelled, requests that are under way are given up."""
@@ -112,6 +117,8 @@ class Load:
                 await asyncio.sleep(0)  # answers come meanwhile
                 continue
             await self._until(first.planned.at_s)
+            if self._is_stopped:
+                return
             while (due := ahead.first()) is not None and due.planned.at_s <= clock():
                 planned, body = ahead.take()
                 sent = Sent(planned.number, planned.at_s, planned.input_tokens, planned.output_tokens)

@@ -15,7 +15,7 @@ import logging
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, ParamSpec, TypeVar
 
 from prfaas.core.cache.engine_cache import EngineCache
@@ -217,7 +217,7 @@ class EmulatedEngine:
         try:
             params = read_leg(part, PrefillParams)
             names = self._kv.names(token_ids)
-            shipment = await self._at_node(self._node.open, params, names)
+            shipment = await self._opened(params, names)
         except (BadMessage, PrfaasError, ValueError) as error:
             return self._failed(transfer_id, error)
         try:
@@ -231,6 +231,21 @@ class EmulatedEngine:
         return PrefillReport(
             transfer_id=transfer_id, status=PrefillStatus.STAGED, num_bytes=shipment.opened.num_bytes, error=None
         )
+
+    async def _opened(self, params: PrefillParams, names: PrefixNames) -> Shipment:
+        """Whoever leaves while the node opens it leaves nothing there."""
+        opening = self._thread.submit(self._node.open, params, names)
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            # The thread may be at it, and cannot be stopped.
+            opening.add_done_callback(self._close_unwanted)
+            raise
+
+    def _close_unwanted(self, opening: Future[Shipment]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            with contextlib.suppress(RuntimeError):  # the engine ends: its node frees the staging
+                self._thread.submit(self._node.close_stage, opening.result())
 
     def _failed(self, transfer_id: str, error: Exception) -> PrefillReport:
         text = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from prfaas.core.wire.params import DecodeParams, PrefillParams, PrefillReport, 
 from prfaas.engines.emulated.clock import LoopKernel
 from prfaas.engines.emulated.configure import EmulatedInstance
 from prfaas.engines.emulated.engine import EmulatedEngine
+from prfaas.engines.emulated.node_side import Shipment
 from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
 from prfaas.kvnode.node import KVNode
@@ -197,6 +200,44 @@ def test_a_client_that_leaves_frees_the_engine(tmp_path: Path) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(both.source.prefill_for_other(tokens(50), part, ""), 0.2)
             assert both.source.num_running == 0
+
+    asyncio.run(main())
+
+
+def test_who_leaves_while_the_node_opens_its_staging_leaves_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that opens it cannot be stopped, and nobody else would ever close it."""
+
+    async def main() -> None:
+        async with rig(tmp_path) as both:
+            began, go, done = threading.Event(), threading.Event(), threading.Event()
+            node = both.source._node
+            really_open, really_close = node.open, node.close_stage
+
+            def slowly(*args: Any) -> Shipment:
+                began.set()
+                assert go.wait(60)
+                return really_open(*args)
+
+            def closes(shipment: Shipment) -> None:
+                really_close(shipment)
+                done.set()
+
+            monkeypatch.setattr(node, "open", slowly)
+            monkeypatch.setattr(node, "close_stage", closes)
+            extents = both.pair.source.plane.ledgers.extents
+            whole = extents.free_bytes
+            part = wire.prefill_leg(both.reserve("t", tokens(50)))["prfaas"]
+            leaving = asyncio.create_task(both.source.prefill_for_other(tokens(50), part, ""))
+            assert await asyncio.to_thread(began.wait, 60)
+            leaving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await leaving
+            go.set()
+            assert await asyncio.to_thread(done.wait, 60)
+            both.pair.sink.drop("t")
+            await asyncio.to_thread(wait_until, lambda: extents.free_bytes == whole)
 
     asyncio.run(main())
 
