@@ -8,13 +8,14 @@ The trace is not part of PrfaaS: github.com/kvcache-ai/Mooncake has it (FAST25-r
 `--aiperf` is the command of a Python environment with aiperf 0.13.0. Whatever is not given is skipped, and the output
 says so. Each client gets a deployment of its own, so that no cache holds what another one sent.
 
-Prints a Markdown table. Status 1 if a request was not answered whole, if an engine found a wrong part of a KVCache, or
-if an answer is not the one that its prompt must have.
+Prints a Markdown table. Status 1 if a request was not answered whole, if an engine found a wrong part of a KVCache, if
+an answer is not the one that its prompt must have, or if gateway or nodes hold something afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -54,12 +55,13 @@ class Outcome:
     num_zero_byte: int = 0
     kv_bytes: float = 0.0
     cached_fraction: float = 0.0
+    held: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_right(self) -> bool:
         """Every request has its whole and right answer."""
         all_there = self.figures.num_completed == self.num_answers == self.num_requests
-        return all_there and not self.wrong_answers and not self.num_wrong_parts
+        return all_there and not self.wrong_answers and not self.num_wrong_parts and not self.held
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,13 @@ def _outcome(
     with EmulatedSite(case_study_document(time_scale=options.scale_time)) as site:
         try:
             figures, exchanges = client(site, out)
-            site.wait_nothing_held()
+            held = _held(site)
         finally:
             if options.logs is not None:
                 shutil.copytree(site.directory / "logs", options.logs / out.name / "logs", dirs_exist_ok=True)
                 if out.exists():
                     shutil.copytree(out, options.logs / out.name, dirs_exist_ok=True)
-        outcome = Outcome(figures, trace.num_requests)
+        outcome = Outcome(figures, trace.num_requests, held=held)
         _count(site, outcome)
         expected = ExpectedAnswers(site.file)
     for exchange in exchanges:
@@ -163,13 +165,18 @@ def _outcome(
     return outcome
 
 
+def _held(site: EmulatedSite) -> dict[str, float]:
+    """What gateway and nodes do not give back, a minute after the last answer."""
+    with contextlib.suppress(AssertionError):
+        site.wait_nothing_held()
+    return site.held()
+
+
 def _wrong(expected: ExpectedAnswers, exchange: Exchange) -> str | None:
-    prompt = exchange.prompt
-    to = expected.to_text if isinstance(prompt, str) else expected.to_tokens
-    right = to(prompt, exchange.num_tokens)  # type: ignore[operator]
+    right = expected.to(exchange.prompt, exchange.num_tokens)
     if exchange.answer == right:
         return None
-    return f"a prompt of {len(prompt)} tokens was answered {exchange.answer[:40]!r}, which must be {right[:40]!r}"
+    return f"a prompt of {len(exchange.prompt)} tokens was answered {exchange.answer[:40]!r}, which must be {right[:40]!r}"
 
 
 def _count(site: EmulatedSite, outcome: Outcome) -> None:
@@ -211,6 +218,7 @@ def _table(outcomes: dict[str, Outcome], scale: float) -> str:
         ("landings loaded, every byte compared", lambda o: o.num_loaded),
         ("wrong parts of KVCache", lambda o: o.num_wrong_parts),
         ("landings that could not be loaded", lambda o: o.num_not_loaded),
+        ("held by gateway and nodes afterwards", lambda o: o.held or "nothing"),
         ("gateway: requests by route and outcome", lambda o: ", ".join(f"{n} {k}" for k, n in o.requests.items())),
         ("gateway: offloaded", lambda o: f"{_share(o):.1%}"),
         ("gateway: fallbacks, offloads without a byte", lambda o: f"{o.num_fallbacks}, {o.num_zero_byte}"),

@@ -28,14 +28,11 @@ class ExpectedAnswers:
         self._kv = KVBytes(emulated.instances[0].layout)
         self._texts = Texts(emulated.model_dir)
 
-    def to_tokens(self, token_ids: list[int], num_tokens: int) -> str:
-        """The text of an answer of so many tokens."""
+    def to(self, prompt: list[int] | str, num_tokens: int) -> str:
+        """The text of the answer to a prompt of `/v1/completions`, token ids or text, of so many tokens."""
+        token_ids = self._texts.tokens(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
         seed = seed_of(self._kv.names(token_ids).whole, ())
         return self._texts.text(answer_tokens(seed, num_tokens, self._texts.alphabet))
-
-    def to_text(self, prompt: str, num_tokens: int) -> str:
-        """The same, to a prompt of `/v1/completions` that is text."""
-        return self.to_tokens(self._texts.tokens(prompt, add_special_tokens=True), num_tokens)
 
 
 def prompts_sent(options: E2eOptions, prompt_seed: int) -> Iterator[list[int]]:

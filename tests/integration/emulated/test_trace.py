@@ -74,7 +74,7 @@ def test_every_answer_of_a_trace_is_right(site: EmulatedSite, tmp_path: Path) ->
     prompts = prompts_sent(E2eOptions(site.gateway, trace=trace), PROMPT_SEED)
     for line, prompt in zip(lines, prompts, strict=True):
         assert len(prompt) == line["input_tokens"]
-        assert line["answer"] == expected.to_tokens(prompt, line["max_tokens"]), line
+        assert line["answer"] == expected.to(prompt, line["max_tokens"]), line
 
 
 def test_answers_without_a_file_for_them_are_refused(tmp_path: Path) -> None:
