@@ -176,7 +176,9 @@ def _wrong(expected: ExpectedAnswers, exchange: Exchange) -> str | None:
     right = expected.to(exchange.prompt, exchange.num_tokens)
     if exchange.answer == right:
         return None
-    return f"a prompt of {len(exchange.prompt)} tokens was answered {exchange.answer[:40]!r}, which must be {right[:40]!r}"
+    return (
+        f"a prompt of {len(exchange.prompt)} tokens was answered {exchange.answer[:40]!r}, which must be {right[:40]!r}"
+    )
 
 
 def _count(site: EmulatedSite, outcome: Outcome) -> None:
@@ -229,7 +231,7 @@ def _table(outcomes: dict[str, Outcome], scale: float) -> str:
         ("TPOT mean, ms", lambda o: f"{o.figures.tpot_ms_mean:.2f}"),
         ("answered requests/s", lambda o: f"{o.figures.requests_per_s:.2f}"),
         ("answered tokens/s", lambda o: f"{o.figures.output_tokens_per_s:,.0f}"),
-        (f"TTFT mean in time of the profiles (÷ {scale:g}), s", lambda o: f"{o.figures.ttft_ms_mean / 1e3 / scale:.2f}"),
+        (f"TTFT mean in the profiles' time (÷ {scale:g}), s", lambda o: f"{o.figures.ttft_ms_mean / 1e3 / scale:.2f}"),
     ]  # fmt: skip
     lines = [f"| | {' | '.join(outcomes)} |", f"|---|{'---:|' * len(outcomes)}"]
     lines += [f"| {name} | {' | '.join(str(value(each)) for each in outcomes.values())} |" for name, value in rows]

@@ -8,8 +8,8 @@ order in each round, with prompts that no earlier run has sent. PATH is the comm
 0.13.0 or guidellm 0.8.1; a client that is not given is skipped, and the output says so.
 
 Prints a Markdown table: for each figure the median over the rounds, in parentheses the least and the greatest, and the
-ratio to ours. The spread between rounds of one client is the noise in which the others must lie. Status 1 if a request
-was not answered whole, or an answer is not the one that its prompt must have.
+ratio to ours. The spread between rounds of one client is the noise in which the others must lie. Status 1 if the
+gateway did not answer every request whole, or an answer is not the one that its prompt must have.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ OURS: Final = "prfaas bench e2e"
 _TIME_SCALE: Final = 0.2
 _ROWS: Final[tuple[tuple[str, Callable[[Figures], float], str], ...]] = (
     ("TTFT mean, ms", lambda f: f.ttft_ms_mean, ".1f"),
+    ("TTFT mean, from when it was sent, ms", lambda f: f.ttft_ms_sent_mean, ".1f"),
     ("TTFT p50, ms", lambda f: f.ttft_ms_p50, ".1f"),
     ("TTFT p99, ms", lambda f: f.ttft_ms_p99, ".1f"),
     ("TPOT mean, ms", lambda f: f.tpot_ms_mean, ".3f"),
@@ -55,6 +56,8 @@ class Rounds:
     """Of one client."""
 
     figures: list[Figures] = field(default_factory=list)
+    #: Not answered whole, as the gateway counts; and not in the client's report of whole answers.
+    num_unanswered: int = 0
     num_missing: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -78,10 +81,11 @@ def main() -> int:
         if given is None:
             print(f"\n{name}: skipped, no --{name}")
     for name, rounds in found.items():
-        print(f"\n{name}: {rounds.num_missing} requests without a whole answer, {len(rounds.wrong)} wrong answers")
+        print(f"\n{name}: {rounds.num_unanswered} requests without a whole answer at the gateway, {rounds.num_missing}"
+              f" not in the client's report, {len(rounds.wrong)} wrong answers")  # fmt: skip
         for told in rounds.wrong[:5]:
             print(f"  {told}")
-    return 1 if any(rounds.num_missing or rounds.wrong for rounds in found.values()) else 0
+    return 1 if any(rounds.num_unanswered or rounds.wrong for rounds in found.values()) else 0
 
 
 def _options() -> argparse.Namespace:
@@ -138,11 +142,17 @@ def measure(
             # Other ids in each run: clients make a block's text of its id, and no cache shall know it.
             trace = folder / f"{out.name}.jsonl"
             write_trace(trace, options.num_requests, options.rate, first_id=1_000_000 * (1 + len(names) * number))
+            before = _num_answered(site)
             figures, exchanges = clients[name](site, trace, out)
             site.wait_nothing_held()
+            found[name].num_unanswered += options.num_requests - (_num_answered(site) - before)
             _take(found[name], figures, exchanges, expected, options.num_requests)
             sys.stderr.write(f"round {number + 1}, {name}: {figures}\n")
     return found
+
+
+def _num_answered(site: EmulatedSite) -> int:
+    return round(site.metric(site.gateway, "prfaas_requests_total", outcome="ok"))
 
 
 def _take(

@@ -48,7 +48,8 @@ def figures_of(told: dict[str, Any]) -> Figures:
     return Figures(
         num_completed=round(value("request_count")), num_failed=num_failed, num_refused=0,
         ttft_ms_mean=value("time_to_first_token"), ttft_ms_p50=value("time_to_first_token", "p50"),
-        ttft_ms_p99=value("time_to_first_token", "p99"), tpot_ms_mean=value("inter_token_latency"),
+        ttft_ms_p99=value("time_to_first_token", "p99"), ttft_ms_sent_mean=value("time_to_first_token"),
+        tpot_ms_mean=value("inter_token_latency"),
         requests_per_s=value("request_throughput"), output_tokens_per_s=value("output_token_throughput"),
     )  # fmt: skip
 

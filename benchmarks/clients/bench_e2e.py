@@ -44,7 +44,9 @@ def figures_of(run: dict[str, Any], lines: list[dict[str, Any]]) -> Figures:
     return Figures(
         num_completed=run["num_completed"], num_failed=run["num_failed"], num_refused=run["num_refused"],
         ttft_ms_mean=1e3 * run["ttft_s_mean"], ttft_ms_p50=1e3 * run["ttft_s_p50"],
-        ttft_ms_p99=1e3 * run["ttft_s_p99"], tpot_ms_mean=1e3 * run["tpot_s_mean"],
+        ttft_ms_p99=1e3 * run["ttft_s_p99"],
+        ttft_ms_sent_mean=1e3 * sum(line["first_token_s"] - line["sent_s"] for line in answered) / len(answered),
+        tpot_ms_mean=1e3 * run["tpot_s_mean"],
         requests_per_s=len(answered) / span_s,
         output_tokens_per_s=sum(line["output_tokens"] for line in answered) / span_s,
     )  # fmt: skip

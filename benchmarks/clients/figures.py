@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figures:
-    """Milliseconds, but for the rates: requests and tokens a second. `tpot_ms`: mean over answers of (end − first) /
-    (tokens − 1)."""
+    """Milliseconds, but for the rates: requests and tokens a second. `ttft_ms_sent_mean` counts from when a request was
+    sent, also of a client whose TTFT counts from when it was to be sent. `tpot_ms_mean`: mean over answers of (end −
+    first) / (tokens − 1)."""
 
     num_completed: int
     num_failed: int
@@ -16,6 +17,7 @@ class Figures:
     ttft_ms_mean: float
     ttft_ms_p50: float
     ttft_ms_p99: float
+    ttft_ms_sent_mean: float
     tpot_ms_mean: float
     requests_per_s: float
     output_tokens_per_s: float

@@ -26,8 +26,9 @@ class Guidellm:
 
     def run(self, url: str, model: str, out: Path, load: Sequence[str]) -> Figures:
         """`load`: its options that say what is sent. Raises CalledProcessError; what it printed is in `out`."""
+        backend = f"kind=openai_http,target={url},model={model},request_format=/v1/completions"
         argv = [
-            self._program, "run", "--backend", f"kind=openai_http,target={url},model={model},request_format=/v1/completions",
+            self._program, "run", "--backend", backend,
             "--tokenizer", f"kind=hf_auto,model={NAME}", *load,
             "--output", f"kind=json,path={out / 'guidellm.json'}", "--disable-console-interactive",
         ]  # fmt: skip
@@ -53,7 +54,7 @@ def figures_of(benchmark: dict[str, Any]) -> Figures:
     return Figures(
         num_completed=totals["successful"], num_failed=totals["errored"] + totals["incomplete"], num_refused=0,
         ttft_ms_mean=ttft["mean"], ttft_ms_p50=ttft["percentiles"]["p50"], ttft_ms_p99=ttft["percentiles"]["p99"],
-        tpot_ms_mean=tpot["mean"], requests_per_s=len(answered) / span_s,
+        ttft_ms_sent_mean=ttft["mean"], tpot_ms_mean=tpot["mean"], requests_per_s=len(answered) / span_s,
         output_tokens_per_s=sum(request["output_metrics"]["text_tokens"] for request in answered) / span_s,
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ def make_socket_directory() -> Path:
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now, and that no earlier call of this process has named."""
+    """Ports of 127.0.0.1 that nobody listens on now, and that no call of this process has named lately."""
     found: list[int] = []
     for _ in range(len(_SINGLES)):
         port = _SINGLES[next(_next_single) % len(_SINGLES)]
@@ -65,9 +65,9 @@ def free_ports(num: int) -> list[int]:
 
 def free_ports_in_a_row(num: int) -> int:
     """The first of so many ports in a row."""
-    rows = range(_ROWS.start, _ROWS.stop - num, num)
+    rows = list(range(_ROWS.start, _ROWS.stop - num, num))
     begin = os.getpid() % len(rows)
-    for first in [*rows[begin:], *rows[:begin]]:
+    for first in rows[begin:] + rows[:begin]:
         if _are_free(first, num):
             return first
     raise OSError(f"no {num} free ports in a row on 127.0.0.1")

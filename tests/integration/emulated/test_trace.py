@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,8 @@ def site() -> Iterator[EmulatedSite]:
 
 def write_trace(path: Path) -> int:
     """Conversations that grow, all with one system prompt before them. Returns how many requests there are."""
-    rng, ids, rows = random.Random(5), iter(range(1, 10_000)), []
+    rng, ids = random.Random(5), iter(range(1, 10_000))
+    rows: list[dict[str, Any]] = []
     for conversation in range(NUM_CONVERSATIONS):
         blocks, at_ms = [0], rng.randrange(1000)
         for _ in range(NUM_TURNS):
@@ -44,7 +46,7 @@ def write_trace(path: Path) -> int:
             blocks += whole
             at_ms += rng.randrange(500, 2000)
         rows.append({"timestamp": 100 * conversation, "input_length": 40, "output_length": 5, "hash_ids": [next(ids)]})
-    rows.sort(key=lambda row: row["timestamp"])
+    rows.sort(key=lambda row: int(row["timestamp"]))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return len(rows)
 
