@@ -1,0 +1,1 @@
+"""Benchmarks of the paper's case study on emulated engines."""

@@ -7,6 +7,7 @@ import random
 import threading
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -55,20 +56,37 @@ def test_text_is_counted_alike_by_gateway_and_engine(site: EmulatedSite) -> None
 def test_a_stream_has_the_tokens_of_the_whole_answer(site: EmulatedSite) -> None:
     """The first event has one token; later ones at most `stream_interval` more than its multiple."""
     ids = prompt(5_000, 7)
-    body = {"model": MODEL_NAME, "prompt": ids, "max_tokens": 100, "stream": True, "return_token_ids": True,
-            "stream_options": {"include_usage": True}}  # fmt: skip
-    request = urllib.request.Request(
-        f"{site.gateway}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:
-        lines = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: ")]
-    assert lines[-1] == "[DONE]"
-    events = [json.loads(line) for line in lines[:-1]]
+    events = stream(site, {"prompt": ids, "max_tokens": 100, "return_token_ids": True,
+                           "stream_options": {"include_usage": True}})  # fmt: skip
     pieces = [event["choices"][0] for event in events if event["choices"]]
     assert "".join(piece["text"] for piece in pieces) == site.ask(ids, 100).text
     assert sum(len(piece["token_ids"]) for piece in pieces) == 100
     assert pieces[-1]["finish_reason"] == "length"
     assert events[-1]["usage"]["completion_tokens"] == 100
+    assert all("usage" not in event for event in events[:-1])
+
+
+def test_usage_so_far_is_in_every_event_if_it_is_asked_for(site: EmulatedSite) -> None:
+    """As guidellm asks, and aiperf with --per-chunk-usage: they learn how many tokens came with the first event."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = stream(site, {"prompt": prompt(400, 8), "max_tokens": 70, "stream_options": options})
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    texts = [event["choices"][0]["text"] for event in events[:-1]]
+    assert counts[:-1] == [sum(map(len, texts[: place + 1])) for place in range(len(texts))]
+    assert (counts[0], counts[-1]) == (1, 70)
+    assert {event["usage"]["prompt_tokens"] for event in events} == {400}
+
+
+def stream(site: EmulatedSite, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a completion through the gateway, before [DONE]."""
+    whole = {"model": MODEL_NAME, "stream": True, **body}
+    request = urllib.request.Request(
+        f"{site.gateway}/v1/completions", json.dumps(whole).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        lines = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def test_what_was_asked_before_is_cached(site: EmulatedSite) -> None:

@@ -69,10 +69,12 @@ class Load:
     """One run. `sent` has every request that was begun, also while it runs."""
 
     def __init__(
-        self, client: Client, plan: Plan, bodies: Bodies, material: Material, *, seed: int, duration_s: float | None
-    ) -> None:
+        self, client: Client, plan: Plan, bodies: Bodies, material: Material, *, seed: int, duration_s: float | None,
+        keeps_answers: bool = False,
+    ) -> None:  # fmt: skip
         self._client, self._plan, self._bodies, self._material = client, plan, bodies, material
         self._seed, self._duration_s = seed, duration_s
+        self._keeps_answers = keeps_answers
         self._tasks: set[asyncio.Task[None]] = set()
         self.gaps = Gaps()
         self.sent: list[Sent] = []
@@ -133,7 +135,7 @@ class Load:
 
     def _begin(self, sent: Sent, body: bytes) -> None:
         self.sent.append(sent)
-        task = asyncio.create_task(self._send(sent, body, AnswerReader(self.gaps)))
+        task = asyncio.create_task(self._send(sent, body, AnswerReader(self.gaps, keeps=self._keeps_answers)))
         self._tasks.add(task)
         task.add_done_callback(self._over)
 
@@ -144,6 +146,8 @@ class Load:
 
     async def _send(self, sent: Sent, body: bytes, reader: AnswerReader) -> None:
         await self._client.send(sent, body, reader)
+        if self._keeps_answers:
+            sent.answer = "".join(reader.text)
         self.num_over += 1
 
     async def _until(self, at_s: float) -> None:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,6 +20,7 @@ from prfaas.core.wire.params import DecodeParams, PrefillParams, PrefillReport, 
 from prfaas.engines.emulated.clock import LoopKernel
 from prfaas.engines.emulated.configure import EmulatedInstance
 from prfaas.engines.emulated.engine import EmulatedEngine
+from prfaas.engines.emulated.kv import PrefixNames
 from prfaas.engines.emulated.node_side import Shipment
 from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
@@ -204,40 +204,31 @@ def test_a_client_that_leaves_frees_the_engine(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_who_leaves_while_the_node_opens_its_staging_leaves_nothing_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The thread that opens it cannot be stopped, and nobody else would ever close it."""
+def test_a_client_that_leaves_while_the_node_is_asked_leaves_nothing_staged(tmp_path: Path) -> None:
+    """The node opens the staging for somebody who has left; it is closed at once, not at the engine's end."""
 
     async def main() -> None:
         async with rig(tmp_path) as both:
-            began, go, done = threading.Event(), threading.Event(), threading.Event()
-            node = both.source._node
-            really_open, really_close = node.open, node.close_stage
-
-            def slowly(*args: Any) -> Shipment:
-                began.set()
-                assert go.wait(60)
-                return really_open(*args)
-
-            def closes(shipment: Shipment) -> None:
-                really_close(shipment)
-                done.set()
-
-            monkeypatch.setattr(node, "open", slowly)
-            monkeypatch.setattr(node, "close_stage", closes)
             extents = both.pair.source.plane.ledgers.extents
-            whole = extents.free_bytes
+            asked, may_open, node = threading.Event(), threading.Event(), both.source._node
+            opens = node.open
+
+            def slowly(params: PrefillParams, names: PrefixNames) -> Shipment:
+                asked.set()
+                may_open.wait(60.0)
+                return opens(params, names)
+
+            node.open = slowly  # type: ignore[method-assign]
             part = wire.prefill_leg(both.reserve("t", tokens(50)))["prfaas"]
-            leaving = asyncio.create_task(both.source.prefill_for_other(tokens(50), part, ""))
-            assert await asyncio.to_thread(began.wait, 60)
-            leaving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await leaving
-            go.set()
-            assert await asyncio.to_thread(done.wait, 60)
-            both.pair.sink.drop("t")
-            await asyncio.to_thread(wait_until, lambda: extents.free_bytes == whole)
+            prefill = asyncio.create_task(both.source.prefill_for_other(tokens(50), part, ""))
+            await asyncio.to_thread(asked.wait, 60.0)
+            prefill.cancel()
+            await asyncio.gather(prefill, return_exceptions=True)
+            may_open.set()
+            # In the engine's one thread: after what it does for those who left.
+            await both.source._at_node(lambda: None)
+            await both.source._at_node(lambda: None)
+            await asyncio.to_thread(wait_until, lambda: extents.free_bytes == extents.capacity)
 
     asyncio.run(main())
 
