@@ -40,6 +40,8 @@ OVERLOADED: Final = 3.0
 TPOT_ROOM: Final = 1.1
 LEAST_GOODPUT: Final = 0.95
 MOST_REFUSAL_S: Final = 0.05
+#: A client that sends later than this was kept from its processor, and so was the gateway beside it.
+MOST_LATE_S: Final = 0.1
 NUM_AFTER: Final = 10
 #: Alone, a prompt of this length is prefilled in about half a second of the profiles.
 AFTER_TOKENS: Final = 1_000
@@ -185,6 +187,8 @@ def measure(site: EmulatedSite, options: argparse.Namespace) -> bool:
     sent = _sent(site, planned_in(site.file, phases, options.seed))
     late_s = max(one.late_s for one in sent)
     print(f"{len(sent)} sent, at most {late_s * 1e3:.0f} ms late; load average {os.getloadavg()[0]:.1f}")
+    if late_s > MOST_LATE_S:
+        print("     This machine was too busy to send in time: what follows says more of it than of the system.")
     verdict = Verdict()
     tell_windows(sent, terms, verdict)
     refused = [one for one in sent if one.outcome == UNAVAILABLE]

@@ -5,22 +5,25 @@ After a warm-up the growth of memory is fitted. Ends with status 1 if a process'
 minutes, if after the load anything is held, or more descriptors or tasks are there than before it, or if a request
 failed.
 
-Three tables fill up to a bound, which would take hours at this load. Here they are small, so that they are full after
-the warm-up: stories of requests, blocks on record, blocks in the engines' caches. Nodes' final records (at most 10,000
-landings of 1.4 KB each, and 4,096 transfers) are as they are; their growth is in the figures.
+The warm-up must be longer than five minutes: for so long nodes remember how links were. Three tables fill up to a
+bound, which would take hours at this load. Here they are small, so that they are full after the warm-up: stories of
+requests, blocks on record, blocks in the engines' caches. Nodes' final records (at most 10,000 landings and 4,096
+transfers, about 1 KB each) are as they are; their growth is in the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import uvloop
@@ -131,8 +134,8 @@ def _span(numbers: Sequence[int]) -> str:
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
-def soak(site: EmulatedSite, options: argparse.Namespace) -> list[str]:
-    """What is wrong; empty if nothing is."""
+def soak(site: EmulatedSite, options: argparse.Namespace) -> tuple[list[str], dict[str, Track]]:
+    """What is wrong, nothing if all is well; and what was seen."""
     planned_rps = solve(build_scenario(site.file)).system_rps
     # One request of each way first: connections and threads that are made once are there then.
     _send(site, [Phase(HALF * planned_rps, 10.0)], options.seed + 1_000)
@@ -149,7 +152,14 @@ def soak(site: EmulatedSite, options: argparse.Namespace) -> list[str]:
     failed = [one for one in sent if not one.is_ok]
     print(f"\n{len(sent)} requests, {len(failed)} not answered; load average {os.getloadavg()[0]:.1f}")
     wrong += [f"request {one.request_id}: {one.failure} {one.detail}" for one in failed[:5]]
-    return wrong + left_behind(site, before)
+    return wrong + left_behind(site, before), watch.tracks
+
+
+def write_samples(path: Path, tracks: dict[str, Track]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for name, track in tracks.items():
+            for at_s, one in zip(track.times_s, track.seen, strict=True):
+                stream.write(json.dumps({"process": name, "at_s": round(at_s, 1), **asdict(one)}) + "\n")
 
 
 def left_behind(site: EmulatedSite, before: dict[str, Footprint]) -> list[str]:
@@ -172,12 +182,15 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--duration", type=parse_seconds, default=1800.0, help="such as 30min")
-    parser.add_argument("--warm-up", type=parse_seconds, default=300.0, help="of it, not counted")
+    parser.add_argument("--warm-up", type=parse_seconds, default=600.0, help="of it, not counted")
+    parser.add_argument("--samples", type=Path, help="write every sample there, a line of JSON each")
     parser.add_argument("--time-scale", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with EmulatedSite(document(options.time_scale)) as site:
-        wrong = soak(site, options)
+        wrong, tracks = soak(site, options)
+    if options.samples is not None:
+        write_samples(options.samples, tracks)
     print("\n".join(["MISS " + one for one in wrong] or ["ok   nothing grows and nothing is left"]))
     return 1 if wrong else 0
 

@@ -56,7 +56,9 @@ def simulated(cell: Cell) -> Figures:
 
 def tell(seeds: range, processes: int, *, varies: bool) -> None:
     """One row for each bound: means over seeds."""
-    cells = [(load, bound_s, seed, varies) for bound_s in BOUNDS_S for load in (SATURATED, OVERLOADED) for seed in seeds]
+    cells = [
+        (load, bound_s, seed, varies) for bound_s in BOUNDS_S for load in (SATURATED, OVERLOADED) for seed in seeds
+    ]
     done = run_all(simulated, cells, processes)
     print("\n| bound | capacity/s | answered/s | in time/s | of the capacity (least) | TTFT p50, p90, p99 | refused |")
     print("|---:|---:|---:|---:|---:|---|---:|")
@@ -72,9 +74,8 @@ def tell(seeds: range, processes: int, *, varies: bool) -> None:
             for percent in (50, 90, 99)
         )
         refused = statistics.fmean(o.refused_share for o in over)
-        print(
-            f"| {bound_s:g} s | {rates} | {statistics.fmean(shares):.0%} ({min(shares):.0%}) | {times} | {refused:.0%} |"
-        )
+        of_capacity = f"{statistics.fmean(shares):.0%} ({min(shares):.0%})"
+        print(f"| {bound_s:g} s | {rates} | {of_capacity} | {times} | {refused:.0%} |", flush=True)
 
 
 def main() -> None:
