@@ -1,1 +1,1 @@
-"""Benchmarks of the paper's case study on emulated engines."""
+"""The paper's case study, emulated and measured."""

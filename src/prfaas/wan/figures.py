@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -49,3 +50,13 @@ class WanMetrics(Collector):
                 if value is not None:
                     metric.add_metric([source, target], value)
             yield metric
+        row = spec("prfaas_wan_tasks")
+        yield GaugeMetricFamily(row.name, row.help, value=_num_tasks())
+
+
+def _num_tasks() -> int:
+    """0 where no event loop runs."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

@@ -94,7 +94,9 @@ class EmulatedApp:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self._engine.kernel.catch_up()
-        return web.Response(text=metrics_text(self._engine, self._model), content_type="text/plain")
+        return web.Response(
+            text=metrics_text(self._engine, self._model, len(asyncio.all_tasks())), content_type="text/plain"
+        )
 
     async def _models(self, request: web.Request) -> web.Response:
         card = {"id": self._model, "object": "model", "owned_by": "prfaas", "max_model_len": self._max_model_tokens}
