@@ -271,6 +271,8 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "prfaas_wan_flipped_bits_total", "counter", "wan", "bits",
         "Bits that were delivered as the other one, as `flips_per_mb` asked.", ("source", "target"),
+    ),
+    MetricSpec(
         "prfaas_wan_tasks", "gauge", "wan", "tasks", "Tasks of the event loop: two for each connection, and a few."
     ),
     MetricSpec(
