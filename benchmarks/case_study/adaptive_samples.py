@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from prfaas.core.planning.solution import Solution
+from prfaas.demo.case_study import NUM_PREFILL
+
 
 class Member(NamedTuple):
     """An instance of the PD cluster. `num_requests` of the gateway's are there."""
@@ -152,3 +155,51 @@ def crossing_bytes_per_s(samples: Sequence[Sample], every_s: float) -> list[tupl
 
 def between(samples: Iterable[Sample], from_s: float, to_s: float) -> list[Sample]:
     return [sample for sample in samples if from_s <= sample.at_s < to_s]
+
+
+@dataclass(frozen=True)
+class Story:
+    """One run. Times are of the real deployment. `load`: a share of what the case study is planned to serve. `mu`: what
+    the file that is served says of the lengths, if that is not the case study's, which the load has. `conditions`: the
+    link's rates, in Gbps."""
+
+    name: str
+    about: str
+    load: float
+    until_s: float
+    num_prefill: int = NUM_PREFILL
+    is_convertible: bool = False
+    mu: float | None = None
+    conditions: tuple[tuple[float, float], ...] = ()
+    window_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """Both ends of one story; all times in the seconds of the served deployment."""
+
+    story: Story
+    time_scale: float
+    planned: Solution
+    system: Seen
+    simulated: Seen
+    wall_s: float
+
+    @property
+    def until_s(self) -> float:
+        return self.story.until_s * self.time_scale
+
+    @property
+    def ends(self) -> tuple[tuple[str, Seen], tuple[str, Seen]]:
+        return ("processes", self.system), ("simulated", self.simulated)
+
+    @property
+    def change_s(self) -> list[float]:
+        return [at_s * self.time_scale for at_s, _ in self.story.conditions]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "story": self.story.name, "time_scale": self.time_scale, "load": self.story.load,
+            "planned_threshold_tokens": self.planned.threshold_tokens, "planned_rps": self.planned.system_rps,
+            "processes": self.system.to_json(), "simulated": self.simulated.to_json(), "wall_s": self.wall_s,
+        }  # fmt: skip

@@ -33,8 +33,8 @@ def serve(
     document: dict[str, Any], plan: Plan, *, pd: str, conditions: Sequence[tuple[float, LinkBecomes]], until_s: float,
     end_s: float, every_s: float, site: EmulatedSite | None = None,
 ) -> Seen:  # fmt: skip
-    """As `adaptive_simulated.simulate`; processes of a deployment are started for it and ended after it, unless `site` runs
-    already."""
+    """As `adaptive_simulated.simulate`. Processes of the document are started for it, and ended after it; those of
+    `site`, if it is given, run already and stay."""
     running = EmulatedSite(document) if site is None else contextlib.nullcontext(site)
     with running as served:
         shown = _Shown(served.file, served.gateway, pd, every_s)

@@ -1,8 +1,8 @@
 """A deployment of emulated engines in the simulator, in the seconds and bytes in which it is served.
 
-`prfaas simulate` reads such a file as the real deployment. Constants of the scheduler, such as half-lives, do not shrink
-with `emulation.time_scale`; so only a simulation in the scale of the served deployment has the same ones. Its scheduler
-gets the topology, policy and terms of the gateway's, its engines the profiles of the emulated ones.
+`prfaas simulate` reads such a file as the real deployment. Constants of the scheduler, such as half-lives, do not
+shrink with `emulation.time_scale`; so only a simulation in the scale of the served deployment has the same ones. Its
+scheduler gets the topology, policy and terms of the gateway's, its engines the profiles of the emulated ones.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def simulate(
     file: Path, plan: Plan, *, pd: str, conditions: Sequence[tuple[float, LinkBecomes]], until_s: float, end_s: float,
     every_s: float,
 ) -> Seen:  # fmt: skip
-    """The plan's requests, with a sample every `every_s` up to `until_s`; what has no first token at `end_s` has none."""
+    """The plan's requests, with a sample every `every_s` up to `until_s`. It is over at `end_s`."""
     run = Run(as_served(file))
     simulation = run.simulation
     run.expect(conditions)
