@@ -37,23 +37,23 @@ IMAGES: Final = DOCS / "images"
 TIME_SCALE: Final = 0.5
 SAMPLE_EVERY_S: Final = 1.0
 #: After the last request was sent, of the real deployment: an answer takes 26 s there.
-DRAIN_S: Final = 60.0
+DRAIN_S: Final = 40.0
 #: What a wrong file says of the logarithm of its prompts' lengths, for a planned threshold of about so many tokens.
 WRONG_MU: Final = {4_000: 8.37, 61_000: 12.0}
 
 
 STORIES: Final[dict[str, tuple[Story, ...]]] = {
     "duties": (
-        Story("duties 7/1", "begins with 7 that prefill and 1 that decodes", 0.85, 560.0, 7, is_convertible=True),
-        Story("duties 1/7", "begins with 1 that prefills and 7 that decode", 0.85, 480.0, 1, is_convertible=True),
+        Story("duties 7/1", "begins with 7 that prefill and 1 that decodes", 0.85, 520.0, 7, is_convertible=True),
+        Story("duties 1/7", "begins with 1 that prefills and 7 that decode", 0.85, 440.0, 1, is_convertible=True),
     ),
     "threshold": tuple(
         Story(f"threshold {tokens}", f"begins with about {tokens:,} tokens", 0.8, 120.0, mu=mu, window_s=20.0)
         for tokens, mu in WRONG_MU.items()
     ),
     "link": (
-        Story("link", "100 Gbps, a tenth of it, and 100 Gbps again", 0.6, 360.0,
-              conditions=((120.0, 10.0), (240.0, 100.0)), window_s=20.0),
+        Story("link", "100 Gbps, a tenth of it, and 100 Gbps again", 0.6, 330.0,
+              conditions=((110.0, 10.0), (220.0, 100.0)), window_s=22.0),
     ),
 }  # fmt: skip
 

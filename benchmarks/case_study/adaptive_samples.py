@@ -62,13 +62,14 @@ def sample_of(at_s: float, view: Mapping[str, Any], members: Iterable[Member], s
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request. `first_token_s` None: it had none when the run was over. `route` is empty if it is not known."""
+    """One request. `first_token_s` None: it had none when the run was over. `route` is empty if it is not known;
+    `fallback` says why it was computed where it is decoded after all, and is empty if it was not."""
 
     arrival_s: float
     first_token_s: float | None
     route: str
     outcome: str
-    is_fallback: bool
+    fallback: str
 
     @property
     def ttft_s(self) -> float | None:

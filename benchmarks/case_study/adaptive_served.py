@@ -116,6 +116,6 @@ async def _json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
 
 
 def _asked(one: Sent) -> Asked:
-    is_fallback = (one.reason or "").startswith("fallback:")
+    before, _, fallback = (one.reason or "").partition("fallback:")
     route = "" if one.route == UNKNOWN else one.route
-    return Asked(one.arrival_s, one.first_token_s, route, one.outcome, is_fallback)
+    return Asked(one.arrival_s, one.first_token_s, route, one.outcome, "" if before else fallback)

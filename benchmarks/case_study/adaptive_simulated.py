@@ -79,4 +79,4 @@ def _sample(run: Run, pd: str) -> Sample:
 
 
 def _asked(life: Life) -> Asked:
-    return Asked(life.arrival.at_s, life.began_s, life.route, life.outcome, bool(life.fallback))
+    return Asked(life.arrival.at_s, life.began_s, life.route, life.outcome, life.fallback)
