@@ -85,7 +85,8 @@ def run(story: Story, time_scale: float, seed: int) -> Done:
             "end_s": until_s + DRAIN_S * time_scale, "every_s": SAMPLE_EVERY_S,
         }  # fmt: skip
         simulated = simulate(file, plan, **timed)
-    system = serve(document, plan, **timed)
+    # Ports that were free before the simulation may be taken now.
+    system = serve(document_of(story, time_scale), plan, **timed)
     return Done(story, time_scale, planned, system, simulated, time.perf_counter() - began_s)
 
 

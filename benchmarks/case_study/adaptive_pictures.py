@@ -49,9 +49,8 @@ def picture(name: str, stories: Sequence[Done], about: str) -> str:
                 if column:
                     axis.set_ylabel("")
             grid[-1][column].set_xlabel("seconds since the load began")
-        for row in grid:
-            for axis in row[:1]:
-                axis.legend(loc="best")
+        for axis in grid[:, 0]:
+            axis.legend(loc="best", ncols=2 if axis.get_title(loc="left").endswith(("link", "duties")) else 1)
         svg = described_svg(figure, TITLES[name], about)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
@@ -131,7 +130,7 @@ def _xy(seen: Seen, value: Callable[[Any], float]) -> tuple[list[float], list[fl
     return [sample.at_s for sample in seen.samples], [value(sample) for sample in seen.samples]
 
 
-_TTFT: Final[tuple[str, Panel]] = ("time to the first token, mean of those that come in a window", _ttft)
+_TTFT: Final[tuple[str, Panel]] = ("mean time to the first token", _ttft)
 PANELS: Final[dict[str, tuple[tuple[str, Panel], ...]]] = {
     "duties": (
         ("duties", _duties),

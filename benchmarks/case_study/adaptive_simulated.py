@@ -16,6 +16,7 @@ from benchmarks.case_study.adaptive_samples import Asked, Member, Sample, Seen, 
 from prfaas.bench.e2e.plan import Plan
 from prfaas.core.control.lifecycle import TransferTerms
 from prfaas.core.control.view import view
+from prfaas.deployment.fronts import control_address
 from prfaas.deployment.load import read_deployment, resolve_model_dir
 from prfaas.deployment.model import Emulation
 from prfaas.deployment.topology import topology_of
@@ -44,6 +45,8 @@ def as_served(file: Path) -> SimulatedDeployment:
         kv_bytes=model_of(deployment.model, file.parent).kv_bytes.scaled(scale.bytes_scale),
         policy=routing_threshold(deployment, file).routes(),
         terms=TransferTerms(deployment.transfer.deadline, deployment.transfer.lease),
+        # The sockets of a link that is emulated end at `prfaas wan`.
+        sees_queues=control_address(deployment) is None,
         switch_s=SWITCH_S,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterable
@@ -52,8 +53,11 @@ def free_ports(num: int) -> list[int]:
 
 
 def free_ports_in_a_row(num: int) -> int:
-    """The first of so many ports in a row, below those that the system gives out by itself."""
-    for first in range(20_000, 30_000, num):
+    """The first of so many ports in a row, below those that the system gives out by itself. Where two ask at the same
+    time, and listen later, they are not likely to get the same."""
+    firsts = list(range(20_000, 30_000, num))
+    secrets.SystemRandom().shuffle(firsts)
+    for first in firsts:
         holders: list[socket.socket] = []
         try:
             holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))

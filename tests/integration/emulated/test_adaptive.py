@@ -35,7 +35,7 @@ from prfaas.wan.client import change
 
 pytestmark = pytest.mark.slow
 
-HANG_S = 240.0
+HANG_S = 600.0
 TIME_SCALE = 0.2
 NUM_REQUESTS = 4_000
 
@@ -105,6 +105,16 @@ def failures(sent: Sequence[Sent]) -> list[str]:
     return [f"{one.failure}: {one.detail}" for one in sent if not one.is_ok and one.outcome != CANCELLED]
 
 
+def is_near(site: EmulatedSite, tokens: float, distance: float) -> bool:
+    """In each of four looks within two seconds. There is none while nobody far away answers probes."""
+    for _ in range(4):
+        now = scheduler(site)["threshold_tokens"]
+        if now is None or abs(now - tokens) >= distance:
+            return False
+        time.sleep(0.5)
+    return True
+
+
 def written(document: dict[str, Any], path: Path) -> Path:
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
     return path
@@ -129,8 +139,8 @@ def test_a_wrong_split_becomes_right_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_threshold_that_begins_wrong_comes_to_the_plan(tmp_path: Path) -> None:
-    """The file speaks of far shorter prompts than come. When enough have come the threshold is solved from them, and it
-    stays nearer to the plan for those that come than it was by more than half."""
+    """The file speaks of far shorter prompts than come. When enough have come the threshold is solved from them: more than
+    half of the way to the plan for those that come is gone."""
     wrong = document()
     wrong["workload"]["input_tokens"]["lognormal"]["mu"] = 8.4
     file = written(document(), tmp_path / "right.yaml")
@@ -141,10 +151,7 @@ def test_a_threshold_that_begins_wrong_comes_to_the_plan(tmp_path: Path) -> None
         assert distance > began, "the test begins far away"
         with loaded(site, file, 0.8 * right.system_rps) as sent:
             wait_until(lambda: scheduler(site)["num_lengths_seen"] > 80, HANG_S)
-            for _ in range(5):
-                now = scheduler(site)["threshold_tokens"]
-                assert abs(now - right.threshold_tokens) < distance / 2, (began, now, right.threshold_tokens)
-                time.sleep(0.5)
+            wait_until(lambda: is_near(site, right.threshold_tokens, distance / 2), HANG_S)
         assert failures(sent) == []
 
 
@@ -176,6 +183,7 @@ def share(sent: Sequence[Sent], first: int, num: int = 40) -> float:
 
     def answered() -> list[Sent] | None:
         some = list(sent[first : first + num])
+        assert failures([one for one in some if one.over_s == one.over_s]) == []
         return some if len(some) == num and all(one.is_ok for one in some) else None
 
     some = wait_until(answered, HANG_S)
