@@ -60,7 +60,7 @@ def _threshold(axis: Any, done: Done) -> None:
         xs = [sample.at_s for sample in seen.samples]
         ys = [math.nan if s.threshold_tokens is None else s.threshold_tokens / 1_000 for s in seen.samples]
         axis.plot(xs, ys, label=label, **_LINES[label])
-    axis.axhline(done.planned.threshold_tokens / 1_000, color=_GREY, linewidth=0.8, linestyle=":", label="planned")
+    axis.axhline(done.planned_threshold_tokens / 1_000, color=_GREY, linewidth=0.8, linestyle=":", label="planned")
     axis.set_ylabel("thousand tokens")
     if done.story.mu is not None or done.story.is_convertible:
         axis.set_yscale("log")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from prfaas.core.planning.solution import Solution
 from prfaas.demo.case_study import NUM_PREFILL
 
 
@@ -99,19 +98,18 @@ def conversions_of(view: Mapping[str, Any], now_s: float) -> list[Converted]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A run. `num_wrong`: parts of KVCache that were not what they must be."""
+    """A run. `num_wrong`: parts of KVCache that were not what they must be. `late_s_p99`: how much later than meant
+    requests were sent."""
 
     samples: list[Sample]
     asked: list[Asked]
     conversions: list[Converted]
     num_wrong: int = 0
+    late_s_p99: float = 0.0
 
     @property
     def num_failed(self) -> int:
         return sum(one.outcome == "error" for one in self.asked)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Window(NamedTuple):
@@ -181,7 +179,7 @@ class Done:
 
     story: Story
     time_scale: float
-    planned: Solution
+    planned_threshold_tokens: float
     system: Seen
     simulated: Seen
     wall_s: float
@@ -197,10 +195,3 @@ class Done:
     @property
     def change_s(self) -> list[float]:
         return [at_s * self.time_scale for at_s, _ in self.story.conditions]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "story": self.story.name, "time_scale": self.time_scale, "load": self.story.load,
-            "planned_threshold_tokens": self.planned.threshold_tokens, "planned_rps": self.planned.system_rps,
-            "processes": self.system.to_json(), "simulated": self.simulated.to_json(), "wall_s": self.wall_s,
-        }  # fmt: skip

@@ -64,7 +64,7 @@ def threshold_table(stories: Sequence[Done]) -> list[str]:
     )  # fmt: skip
     for done in stories:
         for label, seen in done.ends:
-            at_s = reached_s(seen.samples, done.planned.threshold_tokens, BAND)
+            at_s = reached_s(seen.samples, done.planned_threshold_tokens, BAND)
             num = next((s.num_lengths_seen for s in seen.samples if s.at_s == at_s), 0)
             whole = windows(seen.asked, [0.0, math.inf])[0]
             times = "never | never" if at_s is None else f"{at_s:.0f} | {at_s / done.time_scale:.0f}"
@@ -140,9 +140,9 @@ def duties_words(done: Done) -> str:
 def threshold_words(done: Done) -> str:
     told = []
     for label, seen in done.ends:
-        at_s = reached_s(seen.samples, done.planned.threshold_tokens, BAND)
+        at_s = reached_s(seen.samples, done.planned_threshold_tokens, BAND)
         told.append(f"{label} {'never' if at_s is None else f'after {at_s:.0f} s'}")
-    began, planned = _tokens(done.system.samples[0]), f"{done.planned.threshold_tokens:,.0f}"
+    began, planned = _tokens(done.system.samples[0]), f"{done.planned_threshold_tokens:,.0f}"
     return f"Begins with {began} tokens, and is within {BAND:.0%} of the planned {planned}: {'; '.join(told)}."
 
 

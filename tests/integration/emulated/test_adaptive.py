@@ -59,10 +59,12 @@ class HastySite(EmulatedSite):
         return {**specs, "gateway": replace(gateway, argv=(sys.executable, "-c", HASTY, *gateway.argv[3:]))}
 
 
-def document(**more: Any) -> dict[str, Any]:
+def document(output_tokens: int = 128, **more: Any) -> dict[str, Any]:
     """Two instances far away; two here that prefill and two that decode, unless it says otherwise."""
     numbers = {"num_prfaas": 2, "num_prefill": 2, "num_decode": 2, "policy": {"kind": "prfaas"}, **more}
-    return emulated_document(emulation={"time_scale": TIME_SCALE}, **numbers)
+    made = emulated_document(emulation={"time_scale": TIME_SCALE}, **numbers)
+    made["workload"]["output_tokens"] = output_tokens
+    return made
 
 
 @contextmanager
@@ -106,8 +108,8 @@ def failures(sent: Sequence[Sent]) -> list[str]:
 
 
 def is_near(site: EmulatedSite, tokens: float, distance: float) -> bool:
-    """In each of four looks within two seconds. There is none while nobody far away answers probes."""
-    for _ in range(4):
+    """In three looks, one after the other. There is no threshold while nobody far away answers probes."""
+    for _ in range(3):
         now = scheduler(site)["threshold_tokens"]
         if now is None or abs(now - tokens) >= distance:
             return False
@@ -123,13 +125,13 @@ def written(document: dict[str, Any], path: Path) -> Path:
 def test_a_wrong_split_becomes_right_and_stays(tmp_path: Path) -> None:
     """Three prefill and one decodes, of which two should: one is converted, and no other in the seconds after it, in
     which many looks ask whether another one should be."""
-    wrong = document(num_prefill=3, num_decode=1, policy={"kind": "prfaas", "cool_down": "10s"})
+    wrong = document(1024, num_prefill=3, num_decode=1, policy={"kind": "prfaas", "cool_down": "10s"})
     wrong["clusters"]["east"]["convertible"] = True
-    right = solve(build_scenario(written(document(), tmp_path / "right.yaml")))
-    with HastySite(wrong) as site, loaded(site, site.file, 0.9 * right.system_rps) as sent:
+    right = solve(build_scenario(written(document(1024), tmp_path / "right.yaml")))
+    with HastySite(wrong) as site, loaded(site, site.file, 1.1 * right.system_rps) as sent:
         converted = wait_until(lambda: [c for c in scheduler(site)["conversions"] if c["phase"] == "done"], HANG_S)
         assert (converted[0]["from_duty"], converted[0]["to_duty"]) == ("prefill", "decode")
-        time.sleep(8.0)
+        time.sleep(5.0)
         assert len(scheduler(site)["conversions"]) == 1, scheduler(site)["conversions"]
         duties = sorted(m["duty"] for m in site.members().values() if m["cluster"] == "east")
         assert duties == ["decode", "decode", "prefill", "prefill"]
@@ -150,13 +152,12 @@ def test_a_threshold_that_begins_wrong_comes_to_the_plan(tmp_path: Path) -> None
         distance = right.threshold_tokens - began
         assert distance > began, "the test begins far away"
         with loaded(site, file, 0.8 * right.system_rps) as sent:
-            wait_until(lambda: scheduler(site)["num_lengths_seen"] > 80, HANG_S)
             wait_until(lambda: is_near(site, right.threshold_tokens, distance / 2), HANG_S)
         assert failures(sent) == []
 
 
 def test_a_link_that_falls_gets_less_and_then_more_again() -> None:
-    """Its expected rate falls and comes back, and so does the share of prompts that cross it."""
+    """Its expected rate falls and comes back, and so does the share of the prompts that leave."""
     slow = document()
     slow["links"][0]["emulated_at"] = f"127.0.0.1:{free_ports_in_a_row(5) + 1}"
     with EmulatedSite(slow) as site:
@@ -166,25 +167,22 @@ def test_a_link_that_falls_gets_less_and_then_more_again() -> None:
         planned = solve(build_scenario(site.file))
         whole = scheduler(site)["links"][0]["given_bytes_per_s"]
         with loaded(site, site.file, 0.6 * planned.system_rps) as sent:
-            before = share(sent, 0)
+            before = wait_until(lambda: latest_share(sent, 0), HANG_S)
             change(control, "west", "east", {"bandwidth": f"{whole * 8e-6 / 50:.3f}Mbps"})
             wait_until(lambda: scheduler(site)["links"][0]["bytes_per_s"] < whole / 5, HANG_S)
-            during = share(sent, len(sent))
+            fell = len(sent)
+            wait_until(lambda: (latest_share(sent, fell) or 1.0) < before - 0.2, HANG_S)
             change(control, "west", "east", {"bandwidth": f"{whole * 8e-6:.3f}Mbps"})
-            wait_until(lambda: scheduler(site)["links"][0]["bytes_per_s"] > whole / 2, HANG_S)
-            after = share(sent, len(sent))
+            back = len(sent)
+            wait_until(lambda: (latest_share(sent, back) or 0.0) > before - 0.1, HANG_S)
+            assert scheduler(site)["links"][0]["bytes_per_s"] > whole / 20
         assert failures(sent) == []
-    assert during < before - 0.2, (before, during, after)
-    assert after > during + 0.2, (before, during, after)
 
 
-def share(sent: Sequence[Sent], first: int, num: int = 40) -> float:
-    """Of so many requests from that number on, those that were prefilled far away."""
-
-    def answered() -> list[Sent] | None:
-        some = list(sent[first : first + num])
-        assert failures([one for one in some if one.over_s == one.over_s]) == []
-        return some if len(some) == num and all(one.is_ok for one in some) else None
-
-    some = wait_until(answered, HANG_S)
-    return sum(one.route == "remote" for one in some) / len(some)
+def latest_share(sent: Sequence[Sent], first: int, num: int = 24) -> float | None:
+    """Of the last so many answered requests from that number on, those that were prefilled far away; None while there are
+    fewer."""
+    some = list(sent[first:])
+    assert failures([one for one in some if one.over_s == one.over_s]) == []
+    answered = [one for one in some if one.is_ok][-num:]
+    return None if len(answered) < num else sum(one.route == "remote" for one in answered) / num
