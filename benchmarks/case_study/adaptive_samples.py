@@ -98,14 +98,14 @@ def conversions_of(view: Mapping[str, Any], now_s: float) -> list[Converted]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A run. `num_wrong`: parts of KVCache that were not what they must be. `late_s_p99`: how much later than meant
-    requests were sent."""
+    """A run. `num_wrong`: parts of KVCache that were not what they must be. `late_s_max`: how much later than meant
+    a request was sent."""
 
     samples: list[Sample]
     asked: list[Asked]
     conversions: list[Converted]
     num_wrong: int = 0
-    late_s_p99: float = 0.0
+    late_s_max: float = 0.0
 
     @property
     def num_failed(self) -> int:
