@@ -147,9 +147,10 @@ def main() -> None:
 
 
 def _tell(name: str, stories: Sequence[Done], *, is_written: bool) -> None:
-    late_s = max(done.system.late_s_max for done in stories)
+    late_ms = 1e3 * max(done.system.late_s_max for done in stories)
     took = f"Took {sum(done.wall_s for done in stories):.0f} s."
-    lines = [*TABLES[name](stories), "", f"{took} Requests were sent up to {late_s * 1e3:.0f} ms late."]
+    late = f" Requests were sent up to {late_ms:.0f} ms late." if late_ms else ""
+    lines = [*TABLES[name](stories), "", took + late]
     print(f"\n## {name}\n\n" + "\n".join(lines), flush=True)
     if is_written:
         PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), name, lines), encoding="utf-8")

@@ -7,6 +7,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from prfaas.launch.plan import PlanError, ProcessSpec
@@ -44,30 +45,34 @@ def make_socket_directory() -> Path:
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
-    ports = [int(holder.getsockname()[1]) for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports
+    """So many ports of 127.0.0.1 that nobody listens on now."""
+    return _free_rows(num, range(10_000, 20_000), 1)
 
 
 def free_ports_in_a_row(num: int) -> int:
-    """The first of so many ports in a row, below those that the system gives out by itself. Where two ask at the same
-    time, and listen later, they are not likely to get the same."""
-    firsts = list(range(20_000, 30_000, num))
-    secrets.SystemRandom().shuffle(firsts)
-    for first in firsts:
-        holders: list[socket.socket] = []
-        try:
-            holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))
-            return first
-        except OSError:
-            continue
-        finally:
-            for holder in holders:
-                holder.close()
-    raise OSError(f"no {num} free ports in a row on 127.0.0.1")
+    """The first of so many ports of 127.0.0.1 in a row that nobody listens on now."""
+    return _free_rows(1, range(20_000, 30_000, num), num)[0]
+
+
+def _free_rows(num: int, firsts: range, length: int) -> list[int]:
+    """The first ports of `num` rows. All are below those that the system gives to connections, so that no connection
+    takes one before somebody listens there. Where two ask at the same time they are not likely to get the same."""
+    found: list[int] = []
+    with ExitStack() as held:
+        for first in secrets.SystemRandom().sample(firsts, len(firsts)):
+            if len(found) == num:
+                break
+            with ExitStack() as row:
+                try:
+                    for index in range(length):
+                        row.enter_context(socket.create_server(("127.0.0.1", first + index)))
+                except OSError:
+                    continue
+                held.enter_context(row.pop_all())
+            found.append(first)
+    if len(found) < num:
+        raise OSError(f"from {firsts.start} to {firsts.stop} 127.0.0.1 has no {num} times {length} free ports in a row")
+    return found
 
 
 def _bind_error(family: int, address: object) -> int | None:
