@@ -71,6 +71,11 @@ class Asked:
     fallback: str
 
     @property
+    def has_failed(self) -> bool:
+        """It was refused, or its answer was not whole."""
+        return self.outcome in ("error", "unavailable")
+
+    @property
     def ttft_s(self) -> float | None:
         return None if self.first_token_s is None else self.first_token_s - self.arrival_s
 
@@ -109,7 +114,7 @@ class Seen:
 
     @property
     def num_failed(self) -> int:
-        return sum(one.outcome == "error" for one in self.asked)
+        return sum(one.has_failed for one in self.asked)
 
 
 class Window(NamedTuple):

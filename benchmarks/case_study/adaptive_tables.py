@@ -107,7 +107,7 @@ def _phase(done: Done, seen: Seen, from_s: float, to_s: float) -> list[str]:
         f"{window.ttft_s_mean:.2f}",
         f"{_mean([sum(sample.num_waiting.values()) for sample in late]):.1f}",
         str(sum(bool(one.fallback) for one in came)),
-        str(sum(one.outcome == "error" for one in came)),
+        str(sum(one.has_failed for one in came)),
     ]
 
 
