@@ -43,3 +43,9 @@ def test_ports_in_a_row_are_free() -> None:
     assert free_ports_in_a_row(9) != first
     for holder in holders:
         holder.close()
+
+
+def test_two_that_ask_at_the_same_time_get_other_rows() -> None:
+    """Before either listens. That two of a thousand rows are one is chance; that three are is none."""
+    rows = {free_ports_in_a_row(9) for _ in range(3)}
+    assert len(rows) > 1
