@@ -55,10 +55,12 @@ def figures_of(told: dict[str, Any]) -> Figures:
 
 
 def exchanges(out: Path) -> Iterator[Exchange]:
-    """Of a run with level raw, in no order."""
+    """Those of a run with level raw that did not fail, in no order."""
     with (out / "profile_export_raw.jsonl").open() as lines:
         for line in lines:
             record = json.loads(line)
+            if record.get("error"):
+                continue
             payload = record["payload"]
             yield Exchange(payload["prompt"], payload["max_tokens"], "".join(_texts(record["responses"])))
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from prfaas.testing.deployed import HttpError, http
+from prfaas.testing.deployed import HttpError
+from prfaas.testing.deployed import http as ask_http
 from prfaas.testing.emulated_site import MODEL_NAME, EmulatedSite, emulated_document
 
 
@@ -48,7 +52,7 @@ def test_text_is_counted_alike_by_gateway_and_engine(site: EmulatedSite) -> None
     text = "a prompt of words " * 100
     assert site.ask(text).route == "remote"
     body = {"model": MODEL_NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 5}
-    reply, headers = http(f"{site.gateway}/v1/chat/completions", body)
+    reply, headers = ask_http(f"{site.gateway}/v1/chat/completions", body)
     assert {name.lower(): value for name, value in headers.items()}["x-prfaas-tokens-recomputed"] == "1"
     assert len(reply["choices"][0]["message"]["content"]) == 5
 
@@ -89,6 +93,20 @@ def stream(site: EmulatedSite, body: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def test_an_idle_connection_can_be_used_again(site: EmulatedSite) -> None:
+    """The gateway keeps it longer than clients do: none sends a request into one that is being closed. Servers as
+    uvicorn start with 5 s."""
+    url = urlsplit(site.gateway)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=120)
+    connection.request("GET", "/live")
+    connection.getresponse().read()
+    used = connection.sock
+    time.sleep(7.0)
+    connection.request("GET", "/live")
+    assert connection.getresponse().status == 200
+    assert connection.sock is used
+
+
 def test_what_was_asked_before_is_cached(site: EmulatedSite) -> None:
     """The engine says so in its usage, and the gateway learns of it: the follow-up of a long prompt stays."""
     ids = prompt(600, 11)
@@ -112,7 +130,7 @@ def test_what_was_asked_before_is_cached(site: EmulatedSite) -> None:
 def test_the_engine_refuses_what_it_cannot_do(site: EmulatedSite, body: object, status: int, word: str) -> None:
     """With a status and a sentence."""
     with pytest.raises(HttpError) as refused:
-        http(f"{site.engine('east-0')}/v1/completions", body)
+        ask_http(f"{site.engine('east-0')}/v1/completions", body)
     assert refused.value.status == status
     assert word in refused.value.body["error"]["message"]
 
