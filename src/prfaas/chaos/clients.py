@@ -14,7 +14,7 @@ import orjson
 
 from prfaas.bench.e2e.answers import AnswerReader
 from prfaas.bench.e2e.client import Client
-from prfaas.bench.e2e.sent import Sent
+from prfaas.bench.e2e.sent import UNKNOWN, Sent
 from prfaas.chaos.records import Outcome, Record
 from prfaas.sim.engine import Gaps
 
@@ -66,6 +66,9 @@ class ChaosClient(Client):
         story = await self._story(f"{record.sent.request_id}{f'?wait_s={wait_s:g}' if wait_s else ''}", wait_s)
         if story is not None and life == self._life():
             record.story, record.life = story, life
+            # Headers of a stream that a comment had to open do not know the route.
+            if record.sent.route == UNKNOWN and isinstance(story.get("route"), str):
+                record.sent.route = story["route"]
 
     async def _story(self, path: str, wait_s: float) -> dict[str, Any] | None:
         try:
