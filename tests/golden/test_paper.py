@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.scale.fleets import GPUS_PER_INSTANCE, of_the_paper, written
 from prfaas.core.planning.plan import Plan, make_plan
+from prfaas.core.planning.solve import solve
+from prfaas.core.planning.usage import egress_of
 from prfaas.planner.report import ratios
 from prfaas.profiles.load import load_model, shipped_hardware
 from prfaas.scenario.build import build_scenario
@@ -91,6 +94,17 @@ def test_egress_of_whole_clusters() -> None:
     assert egress_gbps("ring-2.5-1t", 64, 32_000) == pytest.approx(170, rel=0.03)
     assert 90 < egress_gbps("ring-2.5-1t", 64, 128_000) < 100
     assert egress_gbps("ring-2.5-1t", 10_000 / 8, 128_000) == pytest.approx(1_800, rel=0.02)
+
+
+def test_10000_gpus_send_1_8_tbps(tmp_path: Path) -> None:
+    """The same through a plan: 1,250 PrfaaS instances in 10 clusters, each linked to 40 PD clusters, prompts of 128,000
+    tokens. All of them are busy, and 1,250 times 1.46 Gbps cross; over links of 1 Gbps, 400 Gbps."""
+    found = []
+    for gbps in (25.0, 1.0):
+        scenario = build_scenario(written(of_the_paper(gbps), tmp_path / "deployment.yaml"))
+        assert sum(cluster.num_instances for cluster in scenario.prfaas) * GPUS_PER_INSTANCE == 10_000
+        found.append(sum(egress_of(scenario, route) for route in solve(scenario).routes) / GBPS)
+    assert found == pytest.approx([1_250 * 1.46, 400 * 1.0], rel=1e-6)
 
 
 def test_kv_throughput_is_table_3() -> None:

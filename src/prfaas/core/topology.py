@@ -127,10 +127,9 @@ class Topology:
     def prefillers_for(self, decode_cluster: str) -> tuple[Instance, ...]:
         """Instances that can prefill a prompt and send its KVCache to `decode_cluster`: the cluster's own (`cluster` is
         the same), and those of PrfaaS clusters that a link leads from."""
+        reach = {decode_cluster, *(link.source for link in self.links if link.target == decode_cluster)}
         return tuple(
-            instance
-            for instance in self.instances
-            if instance.duty is Duty.PREFILL and self._reaches(instance.cluster, decode_cluster)
+            instance for instance in self.instances if instance.duty is Duty.PREFILL and instance.cluster in reach
         )
 
     def sends_to(self, instance: Instance) -> tuple[Instance, ...]:
@@ -139,19 +138,21 @@ class Topology:
         convertible = self.convertible
         if instance.duty is Duty.BOTH or (instance.duty is Duty.DECODE and instance.cluster not in convertible):
             return ()
-        reached = {cluster.name for cluster in self.clusters if self._reaches(instance.cluster, cluster.name)}
+        reached = {instance.cluster, *(link.target for link in self.links if link.source == instance.cluster)}
         return tuple(
             other
             for other in self.instances
-            if other.cluster in reached and (other.duty.decodes or other.cluster in convertible) and other != instance
+            if other.cluster in reached
+            and (other.duty.decodes or other.cluster in convertible)
+            and other.name != instance.name
         )
 
     def receives_from(self, instance: Instance) -> tuple[Instance, ...]:
         """Instances whose nodes need lanes to the one of `instance`."""
         if not instance.duty.decodes and instance.cluster not in self.convertible:
             return ()
-        reach = {cluster.name for cluster in self.clusters if self._reaches(cluster.name, instance.cluster)}
-        return tuple(sender for sender in self.senders if sender.cluster in reach and sender != instance)
+        reach = {instance.cluster, *(link.source for link in self.links if link.target == instance.cluster)}
+        return tuple(sender for sender in self.senders if sender.cluster in reach and sender.name != instance.name)
 
     def links_used_by(self, instance: Instance) -> tuple[Link, ...]:
         """Links that KVCache of `instance` crosses on its way to where it is decoded."""
@@ -165,9 +166,6 @@ class Topology:
         before = self.instance(name)
         after = replace(before, duty=duty)
         return replace(self, instances=tuple(after if other is before else other for other in self.instances))
-
-    def _reaches(self, source: str, target: str) -> bool:
-        return source == target or self.link_between(source, target) is not None
 
     def check(self) -> None:
         """The laws of this file."""

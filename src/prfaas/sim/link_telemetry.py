@@ -48,6 +48,8 @@ class LinkTelemetry:
         self._next: Planned | None = None
         #: When links would be seen next, if nothing were at rest.
         self._due_s: float | None = None
+        #: By link: an instance that sends over it, and one that it sends to.
+        self._ends: dict[tuple[str, str], tuple[str, str]] = {}
 
     def somebody_has_come(self) -> None:
         """Where all was at rest, links are seen at the time at which they would have been all the same."""
@@ -73,11 +75,9 @@ class LinkTelemetry:
 
     def _see(self) -> None:
         simulation = self._simulation
-        topology = simulation.deployment.topology
         for (source, target), link in simulation.links.items():
             queued = link.backlog_bytes
-            sender = topology.instances_of(source)[0].name
-            receiver = next(i.name for i in topology.instances_of(target) if i.duty.decodes)
+            sender, receiver = self._ends_of(source, target)
             is_late = queued > AHEAD_S * link.bytes_per_s
             is_pressed = queued > 0 if simulation.deployment.sees_queues else is_late
             verdict, delivered = "pressed" if is_pressed else "clear", link.rate_bytes_per_s
@@ -89,6 +89,15 @@ class LinkTelemetry:
         self._due_s = simulation.kernel.now_s + simulation.deployment.telemetry_s
         if not self._is_at_rest():
             self._next = simulation.kernel.at(self._due_s, self._in_turn)
+
+    def _ends_of(self, source: str, target: str) -> tuple[str, str]:
+        """The first ones of both clusters."""
+        ends = self._ends.get((source, target))
+        if ends is None:
+            topology = self._simulation.deployment.topology
+            receiver = next(i.name for i in topology.instances_of(target) if i.duty.decodes)
+            ends = self._ends[source, target] = topology.instances_of(source)[0].name, receiver
+        return ends
 
     def _is_at_rest(self) -> bool:
         """Nobody is here, and nodes would say the same again and again until somebody comes: a load of one request in

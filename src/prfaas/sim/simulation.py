@@ -194,7 +194,8 @@ class Simulation:
         topology = self.scheduler.fleet.topology
         cluster = self.scheduler.fleet.instances[name].cluster
         cut = {target for (source, target), link in self.links.items() if source == cluster and link.bytes_per_s <= 0}
-        targets = frozenset(member.name for member in topology.instances if member.cluster in cut)
+        members = topology.instances if cut else ()
+        targets = frozenset(member.name for member in members if member.cluster in cut)
         return e.NodeSeen(name, True, *self._registered(name), targets)
 
     def _registered(self, name: str) -> tuple[int | None, str | None, frozenset[str] | None]:

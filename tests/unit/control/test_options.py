@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from prfaas.core.control.options import MAX_LOAD, delay_to_others_s, wait_s
+from prfaas.core.control.options import MAX_LOAD, cheapest, delay_to_others_s, told, wait_s
+from prfaas.core.control.route import MAX_TOLD, Option, RouteKind
 from prfaas.core.control.standing import Backlog
 
 
@@ -58,3 +59,20 @@ def test_the_wait_behind_a_queue_is_what_it_will_be() -> None:
         real += free[0]
         expected += wait_s(Backlog(len(remaining), min(remaining), sum(remaining)), sum(waiting), 0.5)
     assert expected == pytest.approx(real, rel=0.05)
+
+
+def test_of_many_ways_the_cheapest_are_told() -> None:
+    """In their order, and with the one that was chosen; of few ways all."""
+    rng = random.Random(1)
+    ways = [
+        Option(RouteKind.REMOTE, f"w{n}", "p", "", 100, 100, float(rng.randrange(200)), 1.0, 0.0, 0.0)
+        for n in range(440)
+    ]
+    kept = told(ways, cheapest(ways))
+    assert kept[: MAX_TOLD - 1] == tuple(way for way in ways if way in kept)[: MAX_TOLD - 1]
+    assert sorted(way.cost_s for way in kept) == sorted(way.cost_s for way in ways)[:MAX_TOLD]
+    assert any(way is cheapest(ways) for way in kept)
+    dearest = max(ways, key=lambda way: way.cost_s)
+    assert dearest in told(ways, dearest)
+    assert len(told(ways, dearest)) == MAX_TOLD
+    assert told(ways[:MAX_TOLD], ways[0]) == tuple(ways[:MAX_TOLD])

@@ -125,6 +125,15 @@ class Dispatch:
             return found
         return [o for o in found if o.decode_cluster not in here or not self._is_sent_in_vain(o, prompt, now_s)]
 
+    def _ways_by(self, cluster: str, prompt: Prompt, now_s: float) -> list[Option]:
+        """Those on which instances of this cluster prefill it for others."""
+        if self.estimates.links.some_are_slow:
+            # What is sent in vain is so beside the other ways.
+            found = self._ways(prompt, now_s)
+            return [o for o in found if o.prefill_cluster == cluster and o.kind is not RouteKind.LOCAL]
+        found = self._placer.options_by(cluster, prompt, now_s)
+        return found if self.may_offload else [o for o in found if o.kind is not RouteKind.REMOTE]
+
     def _is_sent_in_vain(self, option: Option, prompt: Prompt, now_s: float) -> bool:
         pair = option.prefill_cluster, option.decode_cluster
         if option.kind is not RouteKind.REMOTE or not self.estimates.links.is_slow(pair):
@@ -427,8 +436,7 @@ class Dispatch:
                 continue
             ahead = self._ahead(queue)
             for request, before in ahead if len(ahead) <= _LOOKED_AT else (*ahead[:8], *ahead[-8:]):
-                found = self.options(request, now_s)
-                here = [o for o in found if o.prefill_cluster == cluster and o.kind is not RouteKind.LOCAL]
+                here = self._ways_by(cluster, _prompt_of(request), now_s)
                 if not here or not self._is_better(cheapest(here), request, before, now_s):
                     continue
                 pair = here[0].prefill_cluster, here[0].decode_cluster

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.holders import Holders
@@ -22,6 +23,16 @@ from prfaas.core.topology import Duty, Role, Topology
 from prfaas.core.topology import Instance as Member
 
 
+class Way(NamedTuple):
+    """Instances of `source` prefill for a PD cluster; `pair` is both. `rtt_s` of the link between them, and `gateway_s`
+    that the ways from the gateway, and back, add."""
+
+    source: str
+    pair: tuple[str, str]
+    rtt_s: float
+    gateway_s: float
+
+
 class Fleet:
     """All instances by name: those of the topology in file order, then those that have left and are not idle yet."""
 
@@ -30,7 +41,7 @@ class Fleet:
         self.topology = Topology((), (), ())
         self.holders: Holders[Instance] = Holders()
         self.instances: dict[str, Instance] = {}
-        self._prefill_clusters: dict[str, tuple[str, ...]] = {}
+        self._ways_to: dict[str, tuple[Way, ...]] = {}
         self._links_from: dict[str, tuple[tuple[str, str], ...]] = {}
         self.decoders: tuple[Instance, ...] = ()
         self.prefillers: tuple[Instance, ...] = ()
@@ -92,9 +103,14 @@ class Fleet:
         """Those that prefill for others, of one cluster, in file order."""
         return self.standing(cluster).prefillers
 
-    def prefill_clusters(self, decode_cluster: str) -> tuple[str, ...]:
-        """Clusters with instances that can prefill for a PD cluster: itself first, then those linked to it."""
-        return self._prefill_clusters.get(decode_cluster, ())
+    def ways_to(self, decode_cluster: str) -> tuple[Way, ...]:
+        """From clusters with instances that can prefill for a PD cluster: itself first, then those linked to it."""
+        return self._ways_to.get(decode_cluster, ())
+
+    def way(self, source: str, target: str) -> Way:
+        """From a cluster to a PD cluster."""
+        gateway_s = self.gateway_rtt_s(target) + self.gateway_rtt_s(source) / 2
+        return Way(source, (source, target), self.rtt_s(source, target), gateway_s)
 
     def links_from(self, cluster: str) -> tuple[tuple[str, str], ...]:
         """Source and target of every link on which KVCache leaves a PrfaaS cluster."""
@@ -168,11 +184,11 @@ class Fleet:
             # What prefills for others is given work ahead of time instead: see `Dispatch`.
             instance.work.rtt_s = self.gateway_rtt_s(instance.cluster) if instance.duty.decodes else 0.0
         self._rtts_s = {(link.source, link.target): link.rtt_s or 0.0 for link in self.topology.links}
-        self._prefill_clusters, self._links_from = {}, {}
+        self._ways_to, self._links_from = {}, {}
         self.pd_clusters = tuple(cluster.name for cluster in self.topology.clusters_of(Role.PD))
         for pd in self.topology.clusters_of(Role.PD):
             far = [c.name for c in self.topology.clusters_of(Role.PRFAAS) if (c.name, pd.name) in self._rtts_s]
-            self._prefill_clusters[pd.name] = tuple(c for c in (pd.name, *far) if c in prefillers_of)
+            self._ways_to[pd.name] = tuple(self.way(c, pd.name) for c in (pd.name, *far) if c in prefillers_of)
             for source in far:
                 self._links_from[source] = (*self._links_from.get(source, ()), (source, pd.name))
         self._longest_rtts_s = {

@@ -165,11 +165,9 @@ class Health:
 
     def _usual(self, instance: Instance) -> float | None:
         """The median slowness of others of its cluster; None if too few are known."""
-        others = [
-            other.slowness
-            for peer, other in self.records.items()
-            if peer is not instance and peer.cluster == instance.cluster and other.num_prefills >= _MIN_SEEN
-        ]
+        peers = (peer for peer in self._fleet.standing(instance.cluster).everyone if peer is not instance)
+        known = (self.records[peer] for peer in peers if peer in self.records)
+        others = [record.slowness for record in known if record.num_prefills >= _MIN_SEEN]
         return statistics.median(others) if len(others) >= _MIN_OTHERS else None
 
     def forget_gone(self) -> None:

@@ -21,7 +21,7 @@ from prfaas.core.control.fallback import Failure, FallbackReason
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.health import Health, blames
 from prfaas.core.control.instance import Instance
-from prfaas.core.control.options import cheapest
+from prfaas.core.control.options import cheapest, told
 from prfaas.core.control.placer import reason_of
 from prfaas.core.control.request import LandingPhase, Request, RequestState
 from prfaas.core.control.route import Option, Route, RouteKind
@@ -156,7 +156,7 @@ class Lifecycle:
         in_time = options if bound_s == math.inf else [option for option in options if option.finish_s <= bound_s]
         option = dispatch.chosen(request, in_time) if in_time else cheapest(options)
         request.route = Route(option.kind, reason_of(option), option.decode, "", option.num_uncached_tokens,
-                              options=tuple(options))  # fmt: skip
+                              options=told(options, option))  # fmt: skip
         if not in_time:
             late_s = min(option.finish_s for option in options) - bound_s
             detail = f"the answer is expected to begin {late_s:.1f} s later than it may"

@@ -212,7 +212,7 @@ class LinkRates:
     def bytes_per_s(self, pair: Pair, now_s: float) -> float:
         """inf if nothing limits it, as far as is known."""
         given = self._given.get(pair, math.inf)
-        rate = self._rates.get(pair)
+        rate = self._rates.get(pair) if self._rates else None
         if rate is None:
             return given
         said = self._said.get(pair)

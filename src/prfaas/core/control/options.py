@@ -9,11 +9,11 @@ and the estimates are right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Final
 
-from prfaas.core.control.route import Option
+from prfaas.core.control.route import MAX_TOLD, Option
 from prfaas.core.control.standing import Backlog
 
 #: For a reservation, two messages on their way, and an engine that takes up what has landed.
@@ -25,6 +25,16 @@ MAX_LOAD: Final = 0.95
 def cheapest(options: Iterable[Option]) -> Option:
     """The first of those that cost least. Raises ValueError without any."""
     return min(options, key=attrgetter("cost_s"))
+
+
+def told(options: Sequence[Option], chosen: Option) -> tuple[Option, ...]:
+    """What a request's route keeps of its ways: the cheapest, in their order, and the chosen one."""
+    if len(options) <= MAX_TOLD:
+        return tuple(options)
+    costs_s = [option.cost_s for option in options]
+    cheap = sorted(range(len(options)), key=costs_s.__getitem__)[:MAX_TOLD]
+    found = [options[index] for index in sorted(cheap)]
+    return tuple(found) if any(option is chosen for option in found) else (*found[:-1], chosen)
 
 
 def delay_to_others_s(rate_rps: float, load: float, queued_s: float, work_s: float) -> float:

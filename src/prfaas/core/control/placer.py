@@ -20,7 +20,7 @@ from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
 from prfaas.core.control.answers import Answers
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fetching import Fetch, Fetching, can_send
-from prfaas.core.control.fleet import Fleet
+from prfaas.core.control.fleet import Fleet, Way
 from prfaas.core.control.instance import Instance
 from prfaas.core.control.options import HANDOVER_S, cheapest, delay_to_others_s, wait_s
 from prfaas.core.control.queues import Queue
@@ -81,6 +81,7 @@ class Placer:
     ) -> None:
         self._fleet = fleet
         self._estimates = estimates
+        self._links = estimates.links
         self._queues = queues
         self._link_bytes = link_bytes
         self._num_waiting = num_waiting
@@ -97,11 +98,23 @@ class Placer:
             standing = self._fleet.standing(cluster)
             if not standing.decoders:
                 continue
-            elsewhere = self._all_elsewhere(cluster, prompt, known, prefills, now_s)
+            ways = self._fleet.ways_to(cluster)
+            elsewhere = self._all_elsewhere(cluster, ways, prompt, known, prefills, now_s)
             computing = self._computing(standing, prompt, known.get(cluster, ()), is_needed=not elsewhere)
             if computing:
                 found.append(self._locally(standing, computing, known.get(cluster, ()), prompt, now_s))
             found += elsewhere
+        return found
+
+    def options_by(self, source: str, prompt: Prompt, now_s: float) -> list[Option]:
+        """Those of `options` on which instances of one cluster prefill it for others."""
+        found: list[Option] = []
+        known = self._known(prompt)
+        prefills: dict[str, PrefillLeg | None] = {}
+        for cluster in self._fleet.pd_clusters:
+            ways = [way for way in self._fleet.ways_to(cluster) if way.source == source]
+            if ways and self._fleet.standing(cluster).decoders:
+                found += self._all_elsewhere(cluster, ways, prompt, known, prefills, now_s)
         return found
 
     def _known(self, prompt: Prompt) -> Known:
@@ -115,20 +128,27 @@ class Placer:
         return found
 
     def _all_elsewhere(
-        self, cluster: str, prompt: Prompt, known: Known, prefills: dict[str, PrefillLeg | None], now_s: float
+        self,
+        cluster: str,
+        ways: Iterable[Way],
+        prompt: Prompt,
+        known: Known,
+        prefills: dict[str, PrefillLeg | None],
+        now_s: float,
     ) -> list[Option]:
         decode = self._decode_leg(cluster, prompt, known, now_s)
         if decode is None or decode.num_uncached_tokens <= 1:
             return []
         found = []
-        for source in self._fleet.prefill_clusters(cluster):
+        for way in ways:
+            source = way.source
             if source in prefills:
                 prefill = prefills[source]
             else:
                 prefill = self._prefill_leg(source, decode.landing, prompt, known, now_s)
                 if not self._fleet.standing(source).some_are_cut_off:
                     prefills[source] = prefill
-            option = None if prefill is None else self._elsewhere(prefill, decode, now_s)
+            option = None if prefill is None else self._elsewhere(way, prefill, decode, now_s)
             if option is not None:
                 found.append(option)
         return found
@@ -240,38 +260,40 @@ class Placer:
             return None
         source = here.prefill_cluster
         prefill = self._prefill_leg(source, decode.landing, prompt, known, now_s, ahead)
-        return None if prefill is None else self._elsewhere(prefill, decode, now_s, ahead)
+        way = self._fleet.way(source, here.decode_cluster)
+        return None if prefill is None else self._elsewhere(way, prefill, decode, now_s, ahead)
 
     def _elsewhere(
-        self, prefill: PrefillLeg, decode: DecodeLeg, now_s: float, ahead: Ahead | None = None
+        self, way: Way, prefill: PrefillLeg, decode: DecodeLeg, now_s: float, ahead: Ahead | None = None
     ) -> Option | None:
         """Instances of one cluster compute it for another, or for those that only decode in their own. `ahead`: what is
         before it, if it waits there already."""
-        source, target = pair = prefill.cluster, decode.cluster
-        prefilled_s, others_s = prefill.wait_s + prefill.prefill_s, prefill.others_s
+        source, num_tokens, begins_s, prefill_s, others_s, rate_rps, load, num_fetched = prefill
+        target, landing, num_uncached, kv_bytes, last_place_s = decode
+        prefilled_s = begins_s + prefill_s
         late_s = HANDOVER_S
-        if decode.last_place_s > prefilled_s:
+        if last_place_s > prefilled_s:
             late_s += self._waits_for_place_s(target, prefilled_s, now_s)
         if source == target:
-            if decode.landing.duty.prefills:
+            if landing.duty.prefills:
                 return None
             kind = RouteKind.PD_PREFILL
         else:
             kind = RouteKind.REMOTE
-            bytes_per_s = self._estimates.links.bytes_per_s(pair, now_s)
+            pair = way.pair
+            bytes_per_s = self._links.bytes_per_s(pair, now_s)
             if bytes_per_s <= 0:
                 return None
             queued_bytes = self._link_bytes.get(pair, 0.0) if ahead is None else ahead.link_bytes
-            queued_s, own_s = queued_bytes / bytes_per_s, decode.kv_bytes / bytes_per_s
+            queued_s, own_s = queued_bytes / bytes_per_s, kv_bytes / bytes_per_s
             crossed_s = queued_s + own_s - prefilled_s
-            late_s += (crossed_s if crossed_s > 0.0 else 0.0) + self._fleet.rtt_s(source, target)
-            crossing_s = delay_to_others_s(prefill.rate_rps, prefill.load, queued_s, own_s)
+            late_s += (crossed_s if crossed_s > 0.0 else 0.0) + way.rtt_s
+            crossing_s = delay_to_others_s(rate_rps, load, queued_s, own_s)
             if crossing_s > others_s:
                 others_s = crossing_s
-        rtt_s = self._fleet.gateway_rtt_s(target) + self._fleet.gateway_rtt_s(source) / 2
         return Option(
-            kind, source, target, "", decode.num_uncached_tokens, prefill.num_tokens, prefill.wait_s, prefill.prefill_s,
-            late_s, others_s, rtt_s, prefill.num_fetched_tokens,
+            kind, source, target, "", num_uncached, num_tokens, begins_s, prefill_s, late_s, others_s, way.gateway_s,
+            num_fetched,
         )  # fmt: skip
 
     def _prefill_leg(

@@ -206,10 +206,14 @@ class Rebalancer:
             gain_rps = self._gain(counts.plus(cluster, duty), now, now_s)
             if gain_rps >= MIN_SUGGESTED * now.max_rps:
                 yield Suggestion(cluster, duty, gain_rps)
-            for pair in () if is_pd else self._fleet.links_from(cluster):
-                wider = capacity(self._fleet, self._estimates, counts, now_s, {pair: math.inf})
-                gain_rps = wider.max_rps - now.max_rps
-                if MIN_SUGGESTED * now.max_rps <= gain_rps < math.inf:
+            pairs = () if is_pd else self._fleet.links_from(cluster)
+            if not pairs:
+                continue
+            # Whichever of them limits nothing, nothing limits what all of them carry together.
+            wider = capacity(self._fleet, self._estimates, counts, now_s, {pairs[0]: math.inf})
+            gain_rps = wider.max_rps - now.max_rps
+            if MIN_SUGGESTED * now.max_rps <= gain_rps < math.inf:
+                for pair in pairs:
                     yield Suggestion(cluster, duty, gain_rps, link_to=pair[1])
 
     def _gain(self, counts: Counts, now: Capacity, now_s: float) -> float:

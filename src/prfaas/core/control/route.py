@@ -13,6 +13,9 @@ from prfaas.core.record import record
 #: How much the waiting of others counts. Half of it is best in what docs/benchmarks/scheduler.md measures: those who
 #: come after choose too, and go elsewhere.
 OTHERS_COUNT: Final = 0.5
+#: A route keeps so many of a request's ways, and of the instances for each leg: the cheapest, and the least loaded. Ten
+#: by forty linked clusters give each prompt 440 ways, which would take 100 kB for as long as the request is there.
+MAX_TOLD: Final = 32
 
 
 class RouteKind(StrEnum):
@@ -108,7 +111,7 @@ class Considered:
 @record
 class Route:
     """`decode` is empty for `NONE`, `prefill` where the decode engine computes the prompt. `reason` is what decided;
-    `considered` is what it was decided between, and `options` what each way was expected to cost. `prefill` fetches the
+    `considered` is what it was decided between, and `options` what each way was expected to cost, `MAX_TOLD` at most. `prefill` fetches the
     first `num_fetched_tokens` from `fetch_from`, if there is one."""
 
     kind: RouteKind

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Final
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
-from prfaas.core.control.route import Choose, Considered, Route, RouteKind, RouteReason
+from prfaas.core.control.route import MAX_TOLD, Choose, Considered, Route, RouteKind, RouteReason
 from prfaas.core.model.serving_model import ServingModel
 from prfaas.core.record import record
 from prfaas.core.topology import Duty
@@ -195,7 +195,8 @@ def _decode_legs(
     def ruled_out(c: Candidate) -> str | None:
         return passed_over.get(c.name) or _why_not(c, chosen, needs_node=lands)
 
-    return tuple(Considered(c.name, "decode", loads[c.name], _uncached(facts, c), ruled_out(c)) for c in candidates)
+    shown = _told(candidates, chosen, loads)
+    return tuple(Considered(c.name, "decode", loads[c.name], _uncached(facts, c), ruled_out(c)) for c in shown)
 
 
 def _prefill_legs(candidates: Sequence[Candidate], chosen: Candidate, landing: Candidate) -> tuple[Considered, ...]:
@@ -204,7 +205,19 @@ def _prefill_legs(candidates: Sequence[Candidate], chosen: Candidate, landing: C
     def ruled_out(c: Candidate) -> str | None:
         return "no_lane" if landing.name in c.cut_off_from else _why_not(c, chosen, needs_node=True)
 
-    return tuple(Considered(c.name, "prefill", loads[c.name], None, ruled_out(c)) for c in candidates)
+    shown = _told(candidates, chosen, loads)
+    return tuple(Considered(c.name, "prefill", loads[c.name], None, ruled_out(c)) for c in shown)
+
+
+def _told(candidates: Sequence[Candidate], chosen: Candidate | None, loads: Mapping[str, int]) -> Sequence[Candidate]:
+    """What a route keeps: the least loaded and the chosen one, in their order."""
+    if len(candidates) <= MAX_TOLD:
+        return candidates
+
+    def rank(index: int) -> tuple[bool, int]:
+        return candidates[index] is not chosen, loads[candidates[index].name]
+
+    return [candidates[index] for index in sorted(sorted(range(len(candidates)), key=rank)[:MAX_TOLD])]
 
 
 def _why_not(candidate: Candidate, chosen: Candidate | None, *, needs_node: bool) -> str | None:

@@ -61,6 +61,11 @@ class Standing:
     # Who
 
     @property
+    def everyone(self) -> tuple[Instance, ...]:
+        """Those that do not work too."""
+        return (*self._prefillers, *self._decoders)
+
+    @property
     def prefillers(self) -> list[Instance]:
         """Those that prefill for others, and work."""
         if self.marks.has_new_members:

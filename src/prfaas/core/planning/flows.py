@@ -56,7 +56,7 @@ def bands_of(scenario: Scenario, tiers: Sequence[Tier], edges: tuple[float, ...]
 
 def links_from(scenario: Scenario, source: str) -> list[WanLink]:
     """Links that start at a PrfaaS cluster."""
-    return [link for link in scenario.links if link.source == source]
+    return scenario.links_by_source.get(source, [])
 
 
 def tier_rps(scenario: Scenario, tier: Tier, taken: Band) -> float:
@@ -106,8 +106,11 @@ class FlowProgramme:
         for tier, tier_band in zip(ladder.tiers, remote, strict=True):
             self._remote(rows, lam, tier, tier_band, flows, unit)
         shorts = self._local(rows, lam, counts, local, unit)
+        into: dict[str, list[tuple[int, float]]] = {pd.name: [] for pd in scenario.pd}
+        for (_, target), flow in flows.items():
+            into[target].append((flow, 1.0))
         for pd in scenario.pd:
-            arrivals = [(flow, 1.0) for (_, target), flow in flows.items() if target == pd.name]
+            arrivals = into[pd.name]
             own = [(shorts[pd.name], 1.0)] if pd.name in shorts else []
             per_instance = pd.decode_rps / unit
             rows.at_most(pd.num_instances * per_instance, [*arrivals, *own, (counts[pd.name], per_instance)])

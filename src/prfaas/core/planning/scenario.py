@@ -127,6 +127,14 @@ class Scenario:
     def pd_by_name(self) -> dict[str, PdCluster]:
         return {cluster.name: cluster for cluster in self.pd}
 
+    @cached_property
+    def links_by_source(self) -> dict[str, list[WanLink]]:
+        """Those that start at each PrfaaS cluster."""
+        found: dict[str, list[WanLink]] = {}
+        for link in self.links:
+            found.setdefault(link.source, []).append(link)
+        return found
+
     def service(self, curve: Curve, band: Band) -> float:
         """T_prefill or S_kv of the requests in a band, by the convention chosen; 0 for an empty band."""
         if not band.fraction:

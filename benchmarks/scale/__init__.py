@@ -1,0 +1,1 @@
+"""How planning and deciding grow with a deployment, up to 10,000 GPUs."""
