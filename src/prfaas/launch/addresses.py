@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 import secrets
 import socket
 import tempfile
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 from prfaas.launch.plan import PlanError, ProcessSpec
 
 #: A Unix socket's path has at most 107 bytes; names below the directory take up to 70 (a node's name, or vLLM's UUIDs).
 MAX_SOCKET_DIRECTORY_BYTES = 36
+#: Ports are free when they are named and bound seconds later. So they are below those that Linux gives to outgoing
+#: connections (32768 and up), and processes that ask at the same time begin at different ones, each by its id.
+_SINGLES: Final = range(10_000, 20_000)
+_ROWS: Final = range(20_000, 30_000)
+_PORTS_PER_PROCESS: Final = 64
+_next_single: Final = itertools.count(os.getpid() * _PORTS_PER_PROCESS)
 
 
 def is_here(host: str) -> bool:
@@ -45,34 +53,36 @@ def make_socket_directory() -> Path:
 
 
 def free_ports(num: int) -> list[int]:
-    """So many ports of 127.0.0.1 that nobody listens on now."""
-    return _free_rows(num, range(10_000, 20_000), 1)
+    """Ports of 127.0.0.1 that nobody listens on now, and that no call of this process has named lately."""
+    found: list[int] = []
+    for _ in range(len(_SINGLES)):
+        port = _SINGLES[next(_next_single) % len(_SINGLES)]
+        if _are_free(port, 1):
+            found.append(port)
+            if len(found) == num:
+                return found
+    raise OSError(f"no {num} free ports on 127.0.0.1")
 
 
 def free_ports_in_a_row(num: int) -> int:
-    """The first of so many ports of 127.0.0.1 in a row that nobody listens on now."""
-    return _free_rows(1, range(20_000, 30_000, num), num)[0]
+    """The first of so many ports in a row. Where two ask before either listens, they are not likely to get the same."""
+    rows = range(_ROWS.start, _ROWS.stop - num, num)
+    for first in secrets.SystemRandom().sample(rows, len(rows)):
+        if _are_free(first, num):
+            return first
+    raise OSError(f"no {num} free ports in a row on 127.0.0.1")
 
 
-def _free_rows(num: int, firsts: range, length: int) -> list[int]:
-    """The first ports of `num` rows. All are below those that the system gives to connections, so that no connection
-    takes one before somebody listens there. Where two ask at the same time they are not likely to get the same."""
-    found: list[int] = []
-    with ExitStack() as held:
-        for first in secrets.SystemRandom().sample(firsts, len(firsts)):
-            if len(found) == num:
-                break
-            with ExitStack() as row:
-                try:
-                    for index in range(length):
-                        row.enter_context(socket.create_server(("127.0.0.1", first + index)))
-                except OSError:
-                    continue
-                held.enter_context(row.pop_all())
-            found.append(first)
-    if len(found) < num:
-        raise OSError(f"from {firsts.start} to {firsts.stop} 127.0.0.1 has no {num} times {length} free ports in a row")
-    return found
+def _are_free(first: int, num: int) -> bool:
+    holders: list[socket.socket] = []
+    try:
+        holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))
+    except OSError:
+        return False
+    finally:
+        for holder in holders:
+            holder.close()
+    return True
 
 
 def _bind_error(family: int, address: object) -> int | None:
