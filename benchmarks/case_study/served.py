@@ -39,6 +39,8 @@ def document_of(policy: str, time_scale: float) -> dict[str, Any]:
     document = case_study_document(
         num_prefill=_PREFILL[policy], num_pd=_IN_PD[policy], policy={"kind": policy}, time_scale=time_scale
     )
+    # Policies of others bind a prompt to an instance when it comes; its landing waits as long as it is queued there.
+    document["transfer"] |= {"deadline": "600s", "lease": "600s"}
     if policy == "homogeneous":
         del document["clusters"][PRFAAS], document["links"]
     return document
