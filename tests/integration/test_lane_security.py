@@ -19,7 +19,14 @@ from prfaas.certs.authority import Pair, issue, make_authority, new_key
 from prfaas.certs.files import read_authority, write_pair
 from prfaas.core.wire.lane import LaneProtocol
 from prfaas.core.wire.messages import Hello
-from prfaas.testing.node_pair import FAST_LIMITS, NodePair, issue_credentials, node_pair, wait_until
+from prfaas.testing.node_pair import (
+    FAST_LIMITS,
+    NodePair,
+    issue_credentials,
+    node_pair,
+    wait_for_few_threads,
+    wait_until,
+)
 from prfaas.transport.credentials import BadCredentials, CredentialFiles, Credentials
 from prfaas.transport.sockets import shut
 
@@ -284,6 +291,7 @@ def test_garbage_in_place_of_a_handshake(tmp_path: Path) -> None:
     good = LaneProtocol(dialer=True).send_message(Hello("n", "b", "sink", 0, "sha256", "prfaas", ""))
     with node_pair(tmp_path, kind="tcp+tls") as pair:
         wait_until(lambda: pair.source.links["sink"].lanes_up == FAST_LIMITS.num_lanes)
+        at_rest = threading.active_count()
 
         def throw(count: int) -> None:
             for index in range(count):
@@ -291,10 +299,10 @@ def test_garbage_in_place_of_a_handshake(tmp_path: Path) -> None:
                     record = b"\x16\x03\x01" + rng.randrange(1 << 16).to_bytes(2, "big") + rng.randbytes(300)
                     sock.sendall(rng.choice([rng.randbytes(100), good, record, b"\x16\x03\x03\xff\xff"]))
                 if index % 50 == 49:
-                    wait_until(lambda: threading.active_count() < 40)
+                    wait_for_few_threads(at_rest + 20)
 
         throw(2000)
-        wait_until(lambda: threading.active_count() < 40)
+        wait_for_few_threads(at_rest + 20)
         image = send(pair, "a")
         pair.wait_state("a", "landed")
         assert pair.landed_bytes("a") == image

@@ -19,7 +19,7 @@ from prfaas.core.wire.frames import HEADER_BYTES
 from prfaas.core.wire.lane import LaneProtocol
 from prfaas.core.wire.messages import Hello
 from prfaas.core.wire.node_api import LandingState
-from prfaas.testing.node_pair import FAST_LIMITS, NodePair, claim_key, node_pair, wait_until
+from prfaas.testing.node_pair import FAST_LIMITS, NodePair, claim_key, node_pair, wait_for_few_threads, wait_until
 from prfaas.transport.outbound import Dial
 from prfaas.transport.sockets import bytes_moved, shut
 
@@ -249,6 +249,8 @@ def test_ten_thousand_garbage_frames(tmp_path: Path, record_property: Callable[[
     import threading
 
     with node_pair(tmp_path, limits=FAST_LIMITS) as pair:
+        wait_until(lambda: pair.source.links["sink"].lanes_up == FAST_LIMITS.num_lanes)
+        at_rest = threading.active_count()
         rng = random.Random(7)
         address = pair.sink.inbound.address
 
@@ -257,7 +259,7 @@ def test_ten_thousand_garbage_frames(tmp_path: Path, record_property: Callable[[
                 with socket.create_connection(address) as sock:
                     sock.sendall(garbage(rng))
                 if index % 100 == 99:  # stay below the listen queue; an overflow costs a second of TCP's patience
-                    wait_until(lambda: threading.active_count() < 40)
+                    wait_for_few_threads(at_rest + 20)
 
         throw(1000)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -134,6 +134,19 @@ def test_bytes_cross_in_both_directions_and_so_do_ends() -> None:
         assert network.figures()["carried_bytes"] == len(forth)
 
 
+def test_flipped_bits_are_those_that_are_counted() -> None:
+    """And none on the way back."""
+    with wan(100 * MB) as (network, listener), connected(network, listener) as (near, far):
+        network.set(flips_per_mb=20)
+        forth, back = random.Random(1).randbytes(2_000_000), random.Random(2).randbytes(300_000)
+        in_thread(lambda: send_whole(near, forth))
+        came = read_all(far)
+        wrong = int.from_bytes(came, "big") ^ int.from_bytes(forth, "big")
+        assert wrong.bit_count() == network.figures()["flips"] > 0
+        in_thread(lambda: send_whole(far, back))
+        assert read_all(near) == back
+
+
 def test_a_link_is_never_faster_than_it_is_told_and_a_change_takes_effect() -> None:
     """Upper bounds only: a busy machine may be slower. The slow link is felt by the sender, not hidden in a buffer."""
     with wan(4 * MB) as (network, listener), connected(network, listener) as (near, far):
@@ -230,10 +243,13 @@ def test_a_reset_of_one_end_reaches_the_other() -> None:
 def nodes(directory: Path, kind: str, bytes_per_s: float, rtt_s: float) -> Iterator[tuple[NodePair, Wan]]:
     """Two nodes whose lanes cross the network."""
     made: list[Wan] = []
+    lock = threading.Lock()
 
     def through(dial: Dial) -> Dial:
         assert isinstance(dial, partial)
-        made.append(Wan(dial.args[0], bytes_per_s, rtt_s))
+        with lock:  # lanes dial at the same time, and again
+            if not made:
+                made.append(Wan(dial.args[0], bytes_per_s, rtt_s))
         return partial(socket.create_connection, made[0].front)
 
     with node_pair(directory, kind=kind, arena_bytes=64 << 20, wrap_dial=through) as pair:
@@ -275,6 +291,23 @@ def test_a_transfer_outlives_a_short_cut(tmp_path: Path, how: str) -> None:
         network.set(cut=None, bandwidth="1Gbps")
         assert pair.wait_state("one", "landed", "aborted") == "landed"
         assert pair.landed_bytes("one") == image
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp+tls"])
+def test_no_wrong_byte_lands_over_a_link_that_flips_bits(tmp_path: Path, kind: str) -> None:
+    """Damage is found by checksum or seal; what lands is what was sent. A transfer may be given up, too."""
+    with nodes(tmp_path, kind, 20 * MB, 0.0) as (pair, network):
+        network.set(flips_per_mb=1)
+        for number in range(3):
+            image = stage(pair, f"bad {number}", 30_000)
+            if pair.wait_state(f"bad {number}", "landed", "aborted") == "landed":
+                assert pair.landed_bytes(f"bad {number}") == image
+        assert network.figures()["flips"]
+        network.set(flips_per_mb=0)
+        wait_until(lambda: pair.source.links["sink"].lanes_up == FAST_LIMITS.num_lanes)
+        image = stage(pair, "good", 2000)
+        assert pair.wait_state("good", "landed", "aborted") == "landed"
+        assert pair.landed_bytes("good") == image
 
 
 @pytest.mark.parametrize("how", ["reset", "silent"])

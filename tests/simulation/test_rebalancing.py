@@ -212,3 +212,21 @@ def _early(at_s: float) -> bool:
 
 def _late(at_s: float) -> bool:
     return at_s >= 2_000.0
+
+
+def test_a_split_far_off_becomes_the_plans() -> None:
+    """From seven that prefill, at nearly all that the plan can serve: through four and four, which serve 2 to 4% less, and
+    no further. One that decodes has long queues before it when the first is converted."""
+    made = deployment()
+    first = {member.name for member in made.topology.instances_of("pd-east")[:7]}
+    instances = tuple(
+        replace(member, duty=Duty.PREFILL if member.name in first else Duty.DECODE)
+        if member.cluster == "pd-east"
+        else member
+        for member in made.topology.instances
+    )
+    found = run_until(
+        replace(made, topology=replace(made.topology, instances=instances)), 0.95 * planned()[1].system_rps, 1_500.0
+    )
+    assert duties(found) == (3, 5)
+    assert [conversion.phase for conversion in found.simulation.conversions] == [Phase.DONE] * 4

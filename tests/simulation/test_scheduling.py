@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prfaas.core.control import dispatch, placer
+from prfaas.core.control.answers import Answers
 from prfaas.core.control.link_rates import LinkRates
 from prfaas.core.control.view import SchedulerView, view
 from prfaas.sim.arrivals import Arrival, lengths_of, poisson, varying
@@ -117,6 +118,38 @@ def test_too_many_are_refused_early_and_the_others_are_answered_in_time() -> Non
     assert outcome.num_refused > 0.1 * len(arrivals)
     answered_rps = bounded.throughput_rps(100.0, 500.0)
     assert answered_rps > 0.95 * solution.system_rps
+
+
+def kept(bound_s: float) -> float:
+    """At three times the planned load, what is answered within the bound, over what is answered at a tenth more than
+    can be served."""
+    shares = []
+    for load in (1.1, 3.0):
+        run = open_loop(deployment(max_ttft_s=bound_s), steady(load, 300.0).arrivals(3))
+        ended = [life for life in run.ended if life.outcome == "ok" and 100.0 < (life.ended_s or 0.0) <= 300.0]
+        in_time = [life for life in ended if (life.began_s or 0.0) - life.arrival.at_s <= bound_s]
+        shares.append((len(ended), len(in_time)))
+    print(f"within {bound_s:g} s: {shares}")
+    return shares[1][1] / shares[0][0]
+
+
+@pytest.mark.parametrize("bound_s", [8.0, 30.0])
+def test_three_times_what_can_be_served_costs_no_goodput(bound_s: float) -> None:
+    """Decode is full then. Refused are as many as it takes for the others to be in time."""
+    assert kept(bound_s) > 0.95
+
+
+def test_without_knowing_when_answers_end_it_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that began together hold their places together."""
+    with_all = kept(8.0)
+    monkeypatch.setattr(Answers, "left_s", lambda *facts: 0.0)
+    assert kept(8.0) < with_all - 0.08
+
+
+def test_two_queues_as_if_they_were_one_are_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the longer one looks as good as the shorter one."""
+    monkeypatch.setattr(placer.Placer, "_share_before", lambda *facts: 1.0)
+    assert kept(30.0) < 0.8
 
 
 def test_a_flood_does_not_hold_up_another_tenant() -> None:

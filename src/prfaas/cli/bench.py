@@ -55,6 +55,7 @@ Timeout = Annotated[str, typer.Option(metavar="TIME", help="Longest that an answ
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw times and distributions into a .svg or .png.")]
 RequestsFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request.")]
+Answers = Annotated[bool, typer.Option("--answers", help="Write the answers' text into --requests too.")]
 
 
 @bench_app.command("e2e")
@@ -83,6 +84,7 @@ def bench_e2e(
     as_json: AsJson = False,
     plot: Plot = None,
     requests: RequestsFile = None,
+    answers: Answers = False,
 ) -> None:
     """Send a load to an OpenAI-compatible server, each request at its own time, and tell what its clients wait for."""
     from prfaas.bench.e2e.command import run
@@ -95,7 +97,7 @@ def bench_e2e(
             url, model, deployment, trace, input_tokens, output_tokens, block_tokens, rate, arrivals, scale_time,
             num_requests, seconds("--duration", duration), warm_up, seed, prompt_seed, token_id_range(token_ids),
             endpoint_name(endpoint), ignore_eos, seconds("--slo-ttft", slo_ttft), seconds("--slo-tpot", slo_tpot),
-            seconds("--timeout", timeout) or 0.0, as_json, plot, requests,
+            seconds("--timeout", timeout) or 0.0, as_json, plot, requests, answers,
         )  # fmt: skip
     except PrfaasError as error:
         _refuse(str(error))

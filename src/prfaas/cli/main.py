@@ -11,6 +11,7 @@ import typer
 
 from prfaas import __version__
 from prfaas.cli.bench import bench_app
+from prfaas.cli.chaos import chaos
 from prfaas.cli.entry import main as main  # console scripts that were installed before look for it here
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.add_typer(config_app, name="config")
 certs_app = typer.Typer(help="Make and look at certificates of KV nodes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(certs_app, name="certs")
 app.add_typer(bench_app, name="bench")
+app.command()(chaos)
 
 File = Annotated[Path, typer.Argument(help="Deployment file (YAML).", show_default=False)]
 CertsFolder = Annotated[Path, typer.Option("--dir", help="Folder of the authority and of what it issues.")]
@@ -158,11 +160,12 @@ def up(
         Path | None, typer.Option(help="Folder for the nodes' Unix sockets (NAME.sock); temporary if not given.")
     ] = None,
     with_gateway: Annotated[bool, typer.Option("--gateway/--no-gateway", help="Start the gateway too.")] = True,
+    restarts: Annotated[bool, typer.Option("--restart", help="Start again what ends on its own.")] = False,
 ) -> None:
     """Start every process that a deployment file describes on this machine; Ctrl-C stops them all."""
     from prfaas.launch.up import run
 
-    raise typer.Exit(run(file, logs, sockets=sockets, with_gateway=with_gateway))
+    raise typer.Exit(run(file, logs, sockets=sockets, with_gateway=with_gateway, restarts=restarts))
 
 
 @app.command()

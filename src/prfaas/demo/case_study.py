@@ -16,11 +16,14 @@ BYTES_SCALE: Final = 0.001
 
 
 def case_study_document(
-    *, num_prefill: int = NUM_PREFILL, policy: dict[str, Any] | None = None, time_scale: float = TIME_SCALE
+    *,
+    num_prefill: int = NUM_PREFILL,
+    num_pd: int = NUM_PREFILL + NUM_DECODE,
+    policy: dict[str, Any] | None = None,
+    time_scale: float = TIME_SCALE,
 ) -> dict[str, Any]:
     """With ports that are free now. The link between the clusters is emulated too."""
-    ports = free_ports(3 * (NUM_PRFAAS + NUM_PREFILL + NUM_DECODE) + 1)
-    num_pd = NUM_PREFILL + NUM_DECODE
+    ports = free_ports(3 * (NUM_PRFAAS + num_pd) + 1)
     east = [_endpoint(ports, "prefill" if index < num_prefill else "decode") for index in range(num_pd)]
     west = [_endpoint(ports, None) for _ in range(NUM_PRFAAS)]
     cluster = {"gpus_per_instance": 8, "engine": {"kind": "emulated"}}

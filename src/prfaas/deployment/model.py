@@ -333,6 +333,11 @@ class Emulation(Strict):
     stream_interval: int = Field(
         default=32, ge=1, le=1 << 20, description="Tokens in one event of a streamed answer, after its first."
     )
+    process_for: Literal["cluster", "instance"] = Field(
+        default="cluster",
+        description="Whether `prfaas up` starts the engines of a `cluster` as one process, or each `instance` as its"
+        " own, which can then fail alone.",
+    )
 
 
 class Telemetry(Strict):
@@ -367,6 +372,15 @@ class Gateway(Strict):
         default=1024, ge=1, description="More than this are refused with 429 and Retry-After."
     )
     max_body: ByteSize = Field(default=8 << 20, ge=1024)
+    stories: int = Field(
+        default=4096, ge=1, le=1 << 20, description="Requests that have ended and whose stories are kept."
+    )
+    prefix_record_blocks: int = Field(
+        default=262_144,
+        ge=1,
+        le=1 << 28,
+        description="Blocks of each instance's prefix cache that are kept on record, about 150 bytes each.",
+    )
     keep_alive: Seconds = Field(default=5.0, gt=0, description="Silence on a stream after which a comment is sent.")
     request_timeout: Seconds = Field(default=1800.0, gt=0, description="Longest life of one request.")
     connect_timeout: Seconds = Field(default=3.0, gt=0)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from prfaas.core.control.dispatch import Dispatch
 from prfaas.gateway.admin import Admin
 from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import ClientGone, Receive, Response, Scope, Send, headers_of, read_body
@@ -47,6 +48,10 @@ class GatewayApp:
         self._service = service
         self._admin = Admin(service, link_feed)
         service.metrics.gauge("prfaas_inflight_requests").set_function(lambda: service.num_inflight)
+        loop = asyncio.get_running_loop()
+        service.metrics.gauge("prfaas_gateway_tasks").set_function(lambda: len(asyncio.all_tasks(loop)))
+        for table, count in _tables(service, driver).items():
+            service.metrics.gauge("prfaas_gateway_entries", table=table).set_function(count)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -162,6 +167,27 @@ class GatewayApp:
         self._service.journal.note(time.monotonic(), event)
         if tracing is not None:
             tracing.finish(story_of(event))
+
+
+def _tables(service: Service, driver: Driver) -> dict[str, Callable[[], int]]:
+    """How many entries each has that is kept of requests."""
+    scheduler, stories = service.scheduler, service.stories
+
+    def of_dispatch(count: Callable[[Dispatch], int]) -> Callable[[], int]:
+        # Another policy has another one, or none.
+        return lambda: 0 if scheduler.dispatch is None else count(scheduler.dispatch)
+
+    return {
+        "admitted": lambda: len(service.admitted_ids),
+        "live": lambda: driver.num_live,
+        "scheduled": lambda: len(scheduler.requests),
+        "answers": of_dispatch(lambda dispatch: len(dispatch.answers)),
+        "queued": of_dispatch(lambda dispatch: sum(map(len, dispatch.queues.values()))),
+        "timers": lambda: scheduler.num_timers,
+        "background": lambda: len(service.background),
+        "open_stories": lambda: stories.num_open,
+        "ended_stories": lambda: stories.num_closed,
+    }
 
 
 _ENDPOINTS: Final[dict[str, Endpoint]] = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}

@@ -136,6 +136,11 @@ class Driver:
         """Whether something of a request of this id is still going on."""
         return request_id in self._live
 
+    @property
+    def num_live(self) -> int:
+        """Requests of which something is still going on."""
+        return len(self._live)
+
     def stop(self) -> None:
         """Set no more timers."""
         if self._timer is not None:

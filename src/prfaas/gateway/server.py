@@ -37,6 +37,9 @@ logger = logging.getLogger("prfaas.gateway")
 DRAIN_S: Final = 30
 #: Landings of cancelled requests are given back within this.
 CLEAN_UP_S: Final = 5.0
+#: Who closes an idle connection first may meet a request that is on its way over it, which then fails. So clients close
+#: first: httpx keeps an idle connection for 5 s, aiohttp for 15, nginx for 60, aiperf for 300.
+IDLE_CONNECTION_S: Final = 310
 #: And so long for the last spans.
 SPANS_S: Final = 3.0
 
@@ -113,6 +116,7 @@ async def serve(
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=DRAIN_S,
+            timeout_keep_alive=IDLE_CONNECTION_S,
         )
         if address is not None:
             address.listen()

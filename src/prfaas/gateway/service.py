@@ -66,14 +66,14 @@ def build_service(deployment: Deployment, model_dir: Path, served: ServedPolicy 
     `prfaas` needs it. Raises OSError or ValueError for a broken tokenizer."""
     served = routing_threshold(deployment, None) if served is None else served
     terms = TransferTerms(deadline_s=deployment.transfer.deadline, lease_s=deployment.transfer.lease)
-    metrics, stories = build(CollectorRegistry(), "gateway"), Stories()
+    metrics, stories = build(CollectorRegistry(), "gateway"), Stories(deployment.gateway.stories)
     recording = Recording() if deployment.gateway.record else None
     folds: list[Fold] = [stories, RequestMetrics(metrics, stories), RequestLog(stories), FleetLog(metrics)]
     return Service(
         deployment=deployment,
         model=deployment.served_model,
         tokenizer=load_tokenizer(model_dir),
-        scheduler=Scheduler(topology_of(deployment), served.routes(), terms),
+        scheduler=Scheduler(topology_of(deployment), served.routes(), terms, deployment.gateway.prefix_record_blocks),
         metrics=metrics,
         stories=stories,
         story_book=StoryBook(stories),

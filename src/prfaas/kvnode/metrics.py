@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
@@ -54,6 +55,7 @@ class NodeMetrics(Collector):
         with plane.lock:
             counters = dict(plane.counters)
             landings = plane.ledgers.landings.count_by_state()
+            num_final, num_stagings = plane.ledgers.landings.num_final, len(plane.ledgers.stagings.live())
             free, capacity = plane.ledgers.extents.free_bytes, plane.ledgers.extents.capacity
 
         def counted(metric: str) -> dict[str, float]:
@@ -76,6 +78,9 @@ class NodeMetrics(Collector):
         yield _family("prfaas_node_deployment_refused", [((), float(self._node.is_file_refused))])
         yield _by_label("prfaas_lane_up", {name: float(link.lanes_up) for name, link in self._node.links.items()})
         yield _by_label("prfaas_landings", {state.value: float(count) for state, count in landings.items()})
+        yield _family("prfaas_stagings", [((), float(num_stagings))])
+        yield _by_label("prfaas_node_records", {"in": float(num_final), "out": float(len(self._node.sent))})
+        yield _family("prfaas_node_tasks", [((), float(_num_tasks()))])
         yield _by_label("prfaas_arena_bytes", {"free": float(free), "used": float(capacity - free)})
         reports = self._node.link_monitor.snapshots()
         for metric, read in _LINK_GAUGES.items():
@@ -96,6 +101,14 @@ class NodeMetrics(Collector):
         yield _family("prfaas_lane_congestion_control", lanes)
         if node.security is not None:
             yield _family("prfaas_certificate_expiry_seconds", [((), node.security.credentials.not_after_s)])
+
+
+def _num_tasks() -> int:
+    """0 where no event loop runs."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
 
 
 def _by_label(name: str, values: dict[str, float]) -> Metric:

@@ -17,6 +17,9 @@ class RecentRecords:
         self._records: OrderedDict[str, TransferRecord] = OrderedDict()
         self._limit = limit
 
+    def __len__(self) -> int:
+        return len(self._records)
+
     def put(self, transfer_id: str, record: TransferRecord) -> None:
         self._records[transfer_id] = record
         while len(self._records) > self._limit:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from prfaas.launch.plan import PlanError, ProcessSpec
 
 #: A Unix socket's path has at most 107 bytes; names below the directory take up to 70 (a node's name, or vLLM's UUIDs).
 MAX_SOCKET_DIRECTORY_BYTES = 36
+#: Ports are free when they are named and bound seconds later. So they are below those that Linux gives to outgoing
+#: connections (32768 and up), and processes that ask at the same time begin at different ones, each by its id.
+_SINGLES: Final = range(10_000, 20_000)
+_ROWS: Final = range(20_000, 30_000)
+_PORTS_PER_PROCESS: Final = 64
+_next_single: Final = itertools.count(os.getpid() * _PORTS_PER_PROCESS)
 
 
 def is_here(host: str) -> bool:
@@ -43,27 +53,36 @@ def make_socket_directory() -> Path:
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
-    ports = [int(holder.getsockname()[1]) for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports
+    """Ports of 127.0.0.1 that nobody listens on now, and that no call of this process has named lately."""
+    found: list[int] = []
+    for _ in range(len(_SINGLES)):
+        port = _SINGLES[next(_next_single) % len(_SINGLES)]
+        if _are_free(port, 1):
+            found.append(port)
+            if len(found) == num:
+                return found
+    raise OSError(f"no {num} free ports on 127.0.0.1")
 
 
 def free_ports_in_a_row(num: int) -> int:
-    """The first of so many ports in a row, below those that the system gives out by itself."""
-    for first in range(20_000, 30_000, num):
-        holders: list[socket.socket] = []
-        try:
-            holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))
+    """The first of so many ports in a row. Where two ask before either listens, they are not likely to get the same."""
+    rows = range(_ROWS.start, _ROWS.stop - num, num)
+    for first in secrets.SystemRandom().sample(rows, len(rows)):
+        if _are_free(first, num):
             return first
-        except OSError:
-            continue
-        finally:
-            for holder in holders:
-                holder.close()
     raise OSError(f"no {num} free ports in a row on 127.0.0.1")
+
+
+def _are_free(first: int, num: int) -> bool:
+    holders: list[socket.socket] = []
+    try:
+        holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))
+    except OSError:
+        return False
+    finally:
+        for holder in holders:
+            holder.close()
+    return True
 
 
 def _bind_error(family: int, address: object) -> int | None:

@@ -25,8 +25,9 @@ def make_own_folder(folder: Path) -> None:
         )
 
 
-def open_own_file(path: Path) -> BinaryIO:
-    """An empty file to write, for this user only if it is new. Raises OSError if `path` is a link, or no plain file."""
+def open_own_file(path: Path, *, keeps: bool = False) -> BinaryIO:
+    """A file to write, empty unless it `keeps` what it has, for this user only if it is new. Raises OSError if `path`
+    is a link, or no plain file."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not be waited for
     try:
         descriptor = os.open(path, flags, 0o600)
@@ -40,7 +41,10 @@ def open_own_file(path: Path) -> BinaryIO:
         what = "has other names too" if stat.S_ISREG(found.st_mode) else "is no plain file"
         raise _trap(path, what)
     os.set_blocking(descriptor, True)
-    os.ftruncate(descriptor, 0)
+    if keeps:
+        os.lseek(descriptor, 0, os.SEEK_END)
+    else:
+        os.ftruncate(descriptor, 0)
     return os.fdopen(descriptor, "wb")
 
 

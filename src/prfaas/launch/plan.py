@@ -151,10 +151,12 @@ def _engines(
     section = deployment.clusters[cluster].engine
     assert section is not None, "engines without a section run already"
     launch = launch_of(section.kind)
-    groups = [members] if launch.shares_process else [[member] for member in members]
+    apart = deployment.emulation is not None and deployment.emulation.process_for == "instance"
+    is_shared = launch.shares_process and not apart
+    groups = [members] if is_shared else [[member] for member in members]
     for group in groups:
         instance, start = group[0]
-        name = f"engines-{cluster}" if launch.shares_process else f"engine-{instance.name}"
+        name = f"engines-{cluster}" if is_shared else f"engine-{instance.name}"
         argv = launch.argv([each for _, each in group], sys.executable)
         health = instance.engine_url + dialect_of(instance.kind).health_path
         listens = tuple(urlsplit(member.engine_url).netloc for member, _ in group)

@@ -1,7 +1,7 @@
 """Starts processes, watches their health, and ends every one of them, whatever happens.
 
 Laws of this file:
-- A child that dies is reported, never restarted in silence.
+- A child that dies is reported, never restarted in silence: whether it is started again is its owner's business.
 - Children run in groups of their own and are ended by group: vLLM has children too.
 - Nothing outlives the supervisor: an ordinary end stops the groups in order; a second Ctrl-C kills them at once; if the
   supervisor itself is killed, the kernel kills its children (PR_SET_PDEATHSIG) and the guard kills their groups.
@@ -97,9 +97,9 @@ class Supervisor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
 
-    def start(self, specs: list[ProcessSpec]) -> None:
+    def start(self, specs: list[ProcessSpec], *, keeps_logs: bool = False) -> None:
         """Start processes in order, without waiting for their health. What an ended process of the same name left in
-        its group is killed first. Raises OSError if one cannot be started."""
+        its group is killed first; its log goes on with `keeps_logs`. Raises OSError if one cannot be started."""
         make_own_folder(self.logs)
         if self._guard is None:
             argv = [sys.executable, "-m", "prfaas.launch.guard"]
@@ -109,7 +109,7 @@ class Supervisor:
         for spec in specs:
             self._clear_name(spec.name)
             log = self.logs / f"{spec.name}.log"
-            with open_own_file(log) as stream:
+            with open_own_file(log, keeps=keeps_logs) as stream:
                 popen = subprocess.Popen(
                     spec.argv,
                     stdin=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 import sys
@@ -22,6 +23,8 @@ from prfaas.engines.kinds import launch_of
 from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
 from prfaas.launch.certificates import make_throwaway, refuse_missing
 from prfaas.launch.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
+from prfaas.launch.restarts import Restarts
+from prfaas.launch.state_file import remove_state, write_state
 from prfaas.launch.status import Changes, health_table
 from prfaas.launch.supervisor import Supervisor, describe_end
 from prfaas.scenario.served_policy import planning_problems
@@ -55,15 +58,18 @@ def start_all(supervisor: Supervisor, specs: list[ProcessSpec], console: Console
     return changes
 
 
-def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bool = True) -> int:
+def run(
+    file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bool = True, restarts: bool = False
+) -> int:
     """Start what `file` describes on this machine and stay. Unix sockets go to `sockets`, so that engines which run
-    already find them, or else to a new temporary directory. Returns 0 after SIGTERM, or 1 if a process had ended
-    on its own before; 130 after Ctrl-C; 1 if something could not start or everything ended on its own; 2 if the file
-    cannot be used."""
+    already find them, or else to a new temporary directory. With `restarts`, what ends on its own is started again.
+    Returns 0 after SIGTERM, or 1 if a process that had ended on its own was not started again; 130 after Ctrl-C; 1 if
+    something could not start or everything ended on its own; 2 if the file cannot be used."""
     console = Console(file=sys.stderr)
     stop_on_sigterm()
     temporary = make_socket_directory()
     supervisor = Supervisor(logs)
+    num_down = 0
     try:
         deployment = _load(file, with_gateway=with_gateway)
         model_dir = resolve_model_dir(deployment, file)
@@ -80,14 +86,18 @@ def run(file: Path, logs: Path, *, sockets: Path | None = None, with_gateway: bo
         elif any(spec.name.startswith("kvnode-") for spec in specs):
             _tell(console, *encryption_notes(deployment))
         with supervisor:
+            up = _Up(supervisor, file.resolve(), console, Restarts() if restarts else None)
             try:
-                return _serve(supervisor, specs, console)
+                return up.serve(specs)
             except KeyboardInterrupt:
                 # What ended before we were told to stop ended on its own.
-                _tell_ended(supervisor, console)
+                up.tell_ended()
+                num_down = up.num_down
                 raise
+            finally:
+                remove_state(logs)
     except Stopped:
-        return _stopped(console, 1 if supervisor.num_deaths else 0)
+        return _stopped(console, 1 if num_down else 0)
     except KeyboardInterrupt:
         return _stopped(console, 130)
     except (PrfaasError, OSError) as error:
@@ -128,31 +138,73 @@ def _refuse_without_engines(deployment: Deployment, specs: list[ProcessSpec]) ->
             raise PlanError(f"{text}; install {launch.product} here, or remove them and start the engines yourself")
 
 
-def _serve(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> int:
-    changes = start_all(supervisor, specs, console)
-    if specs[-1].name == "gateway":
-        url = specs[-1].health_url.rpartition("/")[0]
-        console.print(f"ready: {url}/v1 (Ctrl-C stops everything)", highlight=False)
-    if console.is_terminal:
-        with Live(health_table(supervisor), console=console, auto_refresh=False) as live:
-            return _watch(supervisor, console, lambda: live.update(health_table(supervisor), refresh=True))
-    console.print(health_table(supervisor))
-    return _watch(supervisor, console, lambda: changes.tick(supervisor))
+class _Up:
+    """What runs, as long as it does."""
 
+    def __init__(self, supervisor: Supervisor, file: Path, console: Console, restarts: Restarts | None) -> None:
+        self._supervisor = supervisor
+        self._file = file
+        self._console = console
+        self._restarts = restarts
 
-def _watch(supervisor: Supervisor, console: Console, show: Callable[[], None]) -> int:
-    while True:
-        _tell_ended(supervisor, console)
-        # Not "none is alive": the last one may have ended since, and would never be told.
-        if all(running.ended_told for running in supervisor.processes.values()):
-            console.print("every process has ended on its own", style="red")
-            return 1
-        supervisor.probe()
-        show()
-        time.sleep(PROBE_INTERVAL_S)
+    @property
+    def num_down(self) -> int:
+        """Processes that ended on their own and do not run again."""
+        if self._restarts is None:
+            return self._supervisor.num_deaths
+        return sum(not running.is_alive for running in self._supervisor.processes.values())
 
+    def serve(self, specs: list[ProcessSpec]) -> int:
+        """Start, and stay. Returns 1 when everything has ended on its own."""
+        console, supervisor = self._console, self._supervisor
+        changes = start_all(supervisor, specs, console)
+        self._started([spec.name for spec in specs])
+        if specs[-1].name == "gateway":
+            url = specs[-1].health_url.rpartition("/")[0]
+            console.print(f"ready: {url}/v1 (Ctrl-C stops everything)", highlight=False)
+        if console.is_terminal:
+            with Live(health_table(supervisor), console=console, auto_refresh=False) as live:
+                return self._watch(lambda: live.update(health_table(supervisor), refresh=True))
+        console.print(health_table(supervisor))
+        return self._watch(lambda: changes.tick(supervisor))
 
-def _tell_ended(supervisor: Supervisor, console: Console) -> None:
-    for running in supervisor.newly_ended():
-        console.print(describe_end(running), style="red", markup=False, highlight=False, soft_wrap=True)
-        console.print("it is not restarted; requests use what is left", style="red")
+    def tell_ended(self) -> None:
+        """Those that have ended since the last time."""
+        for running in self._supervisor.newly_ended():
+            text = describe_end(running)
+            self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+            then = "it is not restarted; requests use what is left"
+            if self._restarts is not None:
+                wait_s = self._restarts.ended(running.spec.name, time.monotonic())
+                then = f"it is started again in {wait_s:g} s"
+            self._console.print(then, style="red", highlight=False)
+
+    def _watch(self, show: Callable[[], None]) -> int:
+        supervisor = self._supervisor
+        while True:
+            self.tell_ended()
+            self._restart()
+            # Not "none is alive": the last one may have ended since, and would never be told.
+            ended = all(running.ended_told for running in supervisor.processes.values())
+            if ended and self._restarts is None:
+                self._console.print("every process has ended on its own", style="red")
+                return 1
+            supervisor.probe()
+            show()
+            time.sleep(PROBE_INTERVAL_S)
+
+    def _restart(self) -> None:
+        if self._restarts is None:
+            return
+        due = self._restarts.due(time.monotonic())
+        if due:
+            self._supervisor.start([self._supervisor.processes[name].spec for name in due], keeps_logs=True)
+            self._started(due)
+            self._console.print(f"started again: {', '.join(due)}", highlight=False)
+
+    def _started(self, names: list[str]) -> None:
+        restarts, now_s = self._restarts, time.monotonic()
+        if restarts is not None:
+            for name in names:
+                restarts.started(name, now_s)
+        write_state(self._supervisor, self._file, os.getpid(), restarts=restarts is not None)

@@ -85,6 +85,15 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "prfaas_gateway_link_expected_bytes_per_second", "gauge", "gateway", "bytes/s",
         "What the scheduler expects this link to carry.", ("source", "target"),
     ),
+    MetricSpec(
+        "prfaas_gateway_tasks", "gauge", "gateway", "tasks",
+        "Tasks of the event loop. Idle they are as many as after the start.",
+    ),
+    MetricSpec(
+        "prfaas_gateway_entries", "gauge", "gateway", "entries",
+        "What is kept of requests: admitted, live, scheduled, answers, queued, timers, background and open_stories are"
+        " of those that go on, and 0 when there are none; ended_stories are at most gateway.stories.", ("table",),
+    ),
     MetricSpec("prfaas_inflight_requests", "gauge", "gateway", "requests", "Requests being served now."),
     MetricSpec(
         "prfaas_time_to_first_token_seconds", "histogram", "gateway", "seconds",
@@ -147,6 +156,16 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
         "prfaas_spans_dropped_total", "counter", "gateway", "spans",
         "Spans that were not sent: queue_full, export_failed (the collector is away or refuses), defect, closed.",
         ("reason",),
+    ),
+    MetricSpec(
+        "prfaas_node_tasks", "gauge", "kvnode", "tasks",
+        "Tasks of the event loop. Idle they are as many as after the start.",
+    ),
+    MetricSpec("prfaas_stagings", "gauge", "kvnode", "images", "Images that an engine fills or lanes send."),
+    MetricSpec(
+        "prfaas_node_records", "gauge", "kvnode", "records",
+        "Landings (direction in) and transfers (out) that have ended and are remembered: at most 10,000 and 4,096.",
+        ("direction",),
     ),
     MetricSpec("prfaas_lane_up", "gauge", "kvnode", "lanes", "Lanes up, per peer that this node sends to.", ("peer",)),
     MetricSpec(
@@ -248,6 +267,17 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "prfaas_wan_stalls_total", "counter", "wan", "stalls",
         "Times that a connection paused as TCP does after a loss.", ("source", "target"),
+    ),
+    MetricSpec(
+        "prfaas_wan_flipped_bits_total", "counter", "wan", "bits",
+        "Bits that were delivered as the other one, as `flips_per_mb` asked.", ("source", "target"),
+    ),
+    MetricSpec(
+        "prfaas_wan_tasks", "gauge", "wan", "tasks", "Tasks of the event loop: two for each connection, and a few."
+    ),
+    MetricSpec(
+        "prfaas_emulated_tasks", "gauge", "emulate", "tasks",
+        "Tasks of the event loop, of all engines of the process together.",
     ),
     MetricSpec(
         "prfaas_emulated_landings_loaded_total", "counter", "emulate", "landings",

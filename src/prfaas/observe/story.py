@@ -83,6 +83,15 @@ class Stories:
         self._open: dict[str, Story] = {}
         self._closed: OrderedDict[str, Story] = OrderedDict()
 
+    @property
+    def num_open(self) -> int:
+        """Of requests that go on."""
+        return len(self._open)
+
+    @property
+    def num_closed(self) -> int:
+        return len(self._closed)
+
     def get(self, request_id: str) -> Story | None:
         return self._open.get(request_id) or self._closed.get(request_id)
 

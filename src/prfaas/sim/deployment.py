@@ -26,7 +26,8 @@ DEFAULT_TERMS: Final = TransferTerms(deadline_s=60.0, lease_s=30.0)
 class SimulatedDeployment:
     """`profiles` are by instance. A link without bandwidth has no limit, one without round-trip time no delay.
     `kv_bytes`: what crosses of a prompt of l uncached tokens. `is_layer_wise`: it leaves while prefill goes on.
-    Nodes say how their links are every `telemetry_s`, and with `tells_falls` also when much less crosses than did. An
+    Nodes say how their links are every `telemetry_s`, and with `tells_falls` also when much less crosses than did.
+    Without `sees_queues` they see late bytes, but not that bytes queue, as where their sockets end at a proxy. An
     instance gets another duty within `switch_s`. Without `caches` prompts are as long as what is uncached of them."""
 
     topology: Topology
@@ -37,6 +38,7 @@ class SimulatedDeployment:
     is_layer_wise: bool = True
     telemetry_s: float = 1.0
     tells_falls: bool = True
+    sees_queues: bool = True
     switch_s: float = 5.0
     caches: CacheProfile | None = None
 

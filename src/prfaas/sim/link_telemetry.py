@@ -1,7 +1,7 @@
 """What nodes tell of links while a simulation runs: in turn, and at once when bytes are late.
 
 Laws of this file:
-- Only bytes that queue show what a link carries.
+- Only bytes that queue show what a link carries; where nodes do not see queues, only bytes that are late.
 - Where all is at rest nothing is told, as it would change nothing; when somebody comes, it goes on in the old rhythm.
 """
 
@@ -78,8 +78,9 @@ class LinkTelemetry:
         for (source, target), link in simulation.links.items():
             queued = link.backlog_bytes
             sender, receiver = self._ends_of(source, target)
-            verdict, delivered = "pressed" if queued > 0 else "clear", link.rate_bytes_per_s
             is_late = queued > AHEAD_S * link.bytes_per_s
+            is_pressed = queued > 0 if simulation.deployment.sees_queues else is_late
+            verdict, delivered = "pressed" if is_pressed else "clear", link.rate_bytes_per_s
             left = simulation.left_bytes((source, target)) if is_late else {}
             arrives = delivered if is_late else None
             self._handle(e.LinkSeen(sender, receiver, verdict, None, round(queued), delivered, None, arrives, left))

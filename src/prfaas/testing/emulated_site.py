@@ -80,6 +80,10 @@ class EmulatedSite(Deployed):
         names = {name.lower(): value for name, value in headers.items()}
         return Answered(reply["choices"][0]["text"], names, reply["usage"])
 
+    def scheduler(self) -> dict[str, Any]:
+        """What the gateway's scheduler knows."""
+        return dict(http(f"{self.gateway}/prfaas/scheduler")[0])
+
     def engine(self, name: str) -> str:
         """Base URL of an instance's engine."""
         return self.instance(name).engine_url

@@ -29,7 +29,8 @@ class LaneProxy:
         self._free_at_s = 0.0
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     @property
     def address(self) -> str:
@@ -49,7 +50,11 @@ class LaneProxy:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        # Closing alone leaves a thread in accept for ever.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._accepting.join()
         self.cut()
 
     def _accept(self) -> None:

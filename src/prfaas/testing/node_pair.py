@@ -218,3 +218,12 @@ def node_pair(
         sink.stop()
         source.arena.close()
         sink.arena.close()
+
+
+def wait_for_few_threads(most: int) -> None:
+    """Raises TimeoutError that names them."""
+    try:
+        wait_until(lambda: threading.active_count() < most)
+    except TimeoutError as error:
+        names = sorted(thread.name for thread in threading.enumerate())
+        raise TimeoutError(f"{len(names)} threads, of {most} at most: {', '.join(names)}") from error

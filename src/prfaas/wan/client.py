@@ -51,7 +51,7 @@ def shown(link: dict[str, Any]) -> str:
     """One line for people."""
     parts = [f"{link['from']} to {link['to']}:", str(link["bandwidth"] or "no limit"), f"rtt {link['rtt'] * 1e3:g} ms"]
     parts += [f"jitter {link['jitter'] * 1e3:g} ms"] if link["jitter"] else []
-    parts += [f"{name} {link[name]:g}" for name in ("stalls_per_s", "stalls_per_mb") if link[name]]
+    parts += [f"{name} {link[name]:g}" for name in ("stalls_per_s", "stalls_per_mb", "flips_per_mb") if link[name]]
     parts += [f"CUT ({link['cut']})"] if link["cut"] else []
     parts.append(f"| now {link['bytes_per_s'] * 8e-6:.1f} Mbps, {link['connections']} connections,")
     parts.append(f"{link['queue_bytes'] / 1e6:.2f} MB wait, {link['carried_bytes'] / 1e6:.1f} MB carried")

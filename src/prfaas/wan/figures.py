@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -21,6 +22,7 @@ _FIGURES: Final[dict[str, Callable[[Link], float | None]]] = {
     "prfaas_wan_held_bytes": lambda link: link.line.held_bytes,
     "prfaas_wan_connections": lambda link: len(link.connections),
     "prfaas_wan_stalls_total": lambda link: link.line.num_stalls,
+    "prfaas_wan_flipped_bits_total": lambda link: link.line.num_flips,
 }
 
 
@@ -48,3 +50,13 @@ class WanMetrics(Collector):
                 if value is not None:
                     metric.add_metric([source, target], value)
             yield metric
+        row = spec("prfaas_wan_tasks")
+        yield GaugeMetricFamily(row.name, row.help, value=_num_tasks())
+
+
+def _num_tasks() -> int:
+    """0 where no event loop runs."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

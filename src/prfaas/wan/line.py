@@ -7,6 +7,7 @@ Laws of this file:
 - What a flow delivers is a prefix of what it was offered: nothing overtakes, jitter or not.
 - A flow holds at most bandwidth × rtt and its share of the queue, so that its sender feels the link.
 - A flow that is stalled or held takes no part of the bandwidth: the others have it.
+- Which bits flip depends on how many bytes came in before, of all flows together, and on the seed.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Flow:
 
 
 class Line:
-    """`settings` has what the flows share: bandwidth, queue, stalls. `Way` has what is a connection's own."""
+    """`settings` has what the flows share: bandwidth, queue, stalls, flips. `Way` has what is a connection's own."""
 
     def __init__(self, settings: LinkSettings, rng: random.Random, now_s: float) -> None:
         self.settings = settings
@@ -90,10 +91,12 @@ class Line:
         self._flows: set[Flow] = set()
         self._passed_at_s = now_s
         self._used_s_to_stall = self._bytes_to_stall = math.inf
-        self._draw_stalls()
+        self._bytes_to_flip = math.inf
+        self._draw_damage()
         self.held_bytes = 0
         self.carried_bytes = 0
         self.num_stalls = 0
+        self.num_flips = 0
 
     @property
     def queue_bytes(self) -> int:
@@ -108,7 +111,7 @@ class Line:
         """From now on. What is on the way arrives when it would have."""
         self.settings = settings
         self._bucket.set_rate(settings.bandwidth, now_s)
-        self._draw_stalls()
+        self._draw_damage()
 
     def open(self, way: Way, first_at_s: float) -> Flow:
         """A flow whose bytes pass from `first_at_s` on: its connection is being made until then."""
@@ -140,6 +143,16 @@ class Line:
             most = min(MAX_FLOW_BYTES, max(MIN_FLOW_BYTES, int(in_flight) + share))
         room = min(share - waiting, most - flow.held_bytes, MAX_LINE_BYTES - self.held_bytes)
         return room if room >= min(16384, share // 2) else 0
+
+    def flip(self, memory: memoryview) -> None:
+        """Damage bytes that come in at the near end, before they are offered."""
+        while self._bytes_to_flip < len(memory):
+            place = int(self._bytes_to_flip)
+            memory[place] ^= 1 << self._rng.randrange(8)
+            self.num_flips += 1
+            # Never the same bit twice: that would be no damage.
+            self._bytes_to_flip = place + 1 + self._draw(self.settings.flips_per_mb) * 1e6
+        self._bytes_to_flip -= len(memory)
 
     def offer(self, flow: Flow, num_bytes: int, now_s: float) -> None:
         """Bytes came in at the near end."""
@@ -260,6 +273,7 @@ class Line:
     def _draw(self, per: float) -> float:
         return self._rng.expovariate(per) if per else math.inf
 
-    def _draw_stalls(self) -> None:
+    def _draw_damage(self) -> None:
         self._used_s_to_stall = self._draw(self.settings.stalls_per_s)
         self._bytes_to_stall = self._draw(self.settings.stalls_per_mb) * 1e6
+        self._bytes_to_flip = self._draw(self.settings.flips_per_mb) * 1e6

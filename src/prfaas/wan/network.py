@@ -201,6 +201,7 @@ class Link:
             "held_bytes": line.held_bytes,
             "connections": len(self.connections),
             "stalls": line.num_stalls,
+            "flips": line.num_flips,
         }
 
     def stop(self) -> None:

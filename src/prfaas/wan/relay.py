@@ -1,7 +1,8 @@
 """Moves the bytes: sockets at both ends of a line, driven by one event loop.
 
 Laws of this file:
-- What comes in at one end goes out at the other, every byte, in order; then the end of the stream, or its reset.
+- What comes in at one end goes out at the other, every byte, in order, but for bits that shall flip; then the end of
+  the stream, or its reset.
 - Nothing is read that the line has no room for: the kernel's window then tells the sender.
 - No call moves more than a bounded number of bytes, so that neither control nor another link waits for long.
 """
@@ -150,6 +151,8 @@ class Pipe:
                 return False
             view = self._bytes.space(min(room, MAX_READ - got))
             count = self._read(view)
+            if count > 0 and line.settings.flips_per_mb:
+                line.flip(view[:count])
             self._bytes.wrote(max(0, count))
             if count < 0:
                 # While something waits for the bottleneck the next look at it is soon enough, and cheaper.

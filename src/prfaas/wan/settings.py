@@ -26,8 +26,8 @@ class BadSetting(PrfaasError):
 class LinkSettings:
     """`bandwidth` in bytes per second, None: no limit. `rtt` there and back, `jitter` up to so much more or less one
     way, `queue` how long bytes wait at most before the bottleneck, in seconds. Stalls come `stalls_per_s` times a
-    second of use and `stalls_per_mb` times in 10⁶ bytes. `cut`: `reset` ends connections and refuses new ones,
-    `silent` lets nothing pass."""
+    second of use and `stalls_per_mb` times in 10⁶ bytes; `flips_per_mb` bits in 10⁶ bytes arrive as the other one.
+    `cut`: `reset` ends connections and refuses new ones, `silent` lets nothing pass."""
 
     bandwidth: float | None = None
     rtt: float = 0.0
@@ -35,6 +35,7 @@ class LinkSettings:
     queue: float = QUEUE_S
     stalls_per_s: float = 0.0
     stalls_per_mb: float = 0.0
+    flips_per_mb: float = 0.0
     cut: str | None = None
 
     @property
@@ -89,14 +90,14 @@ def _seconds(most_s: float) -> Callable[[object], float]:
     return parse
 
 
-def _per(what: str) -> Callable[[object], float]:
+def _per(number_of: str) -> Callable[[object], float]:
     def parse(value: object) -> float:
         try:
             number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
         except ValueError:
             number = math.nan
         if not 0 <= number <= 1000:
-            raise ValueError(f"{value!r} is no number of stalls {what} from 0 to 1000; write for example 0.1")
+            raise ValueError(f"{value!r} is no number of {number_of} from 0 to 1000; write for example 0.1")
         return number
 
     return parse
@@ -113,7 +114,8 @@ _PARSERS: Final[dict[str, Callable[[object], Any]]] = {
     "rtt": _seconds(10.0),
     "jitter": _seconds(5.0),
     "queue": _seconds(10.0),
-    "stalls_per_s": _per("a second"),
-    "stalls_per_mb": _per("per MB"),
+    "stalls_per_s": _per("stalls a second"),
+    "stalls_per_mb": _per("stalls per MB"),
+    "flips_per_mb": _per("flipped bits per MB"),
     "cut": _cut,
 }

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from prfaas.testing.deployed import HttpError, http
+from prfaas.testing.deployed import HttpError
+from prfaas.testing.deployed import http as ask_http
 from prfaas.testing.emulated_site import MODEL_NAME, EmulatedSite, emulated_document
 
 
@@ -47,7 +52,7 @@ def test_text_is_counted_alike_by_gateway_and_engine(site: EmulatedSite) -> None
     text = "a prompt of words " * 100
     assert site.ask(text).route == "remote"
     body = {"model": MODEL_NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 5}
-    reply, headers = http(f"{site.gateway}/v1/chat/completions", body)
+    reply, headers = ask_http(f"{site.gateway}/v1/chat/completions", body)
     assert {name.lower(): value for name, value in headers.items()}["x-prfaas-tokens-recomputed"] == "1"
     assert len(reply["choices"][0]["message"]["content"]) == 5
 
@@ -55,20 +60,51 @@ def test_text_is_counted_alike_by_gateway_and_engine(site: EmulatedSite) -> None
 def test_a_stream_has_the_tokens_of_the_whole_answer(site: EmulatedSite) -> None:
     """The first event has one token; later ones at most `stream_interval` more than its multiple."""
     ids = prompt(5_000, 7)
-    body = {"model": MODEL_NAME, "prompt": ids, "max_tokens": 100, "stream": True, "return_token_ids": True,
-            "stream_options": {"include_usage": True}}  # fmt: skip
-    request = urllib.request.Request(
-        f"{site.gateway}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:
-        lines = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: ")]
-    assert lines[-1] == "[DONE]"
-    events = [json.loads(line) for line in lines[:-1]]
+    events = stream(site, {"prompt": ids, "max_tokens": 100, "return_token_ids": True,
+                           "stream_options": {"include_usage": True}})  # fmt: skip
     pieces = [event["choices"][0] for event in events if event["choices"]]
     assert "".join(piece["text"] for piece in pieces) == site.ask(ids, 100).text
     assert sum(len(piece["token_ids"]) for piece in pieces) == 100
     assert pieces[-1]["finish_reason"] == "length"
     assert events[-1]["usage"]["completion_tokens"] == 100
+    assert all("usage" not in event for event in events[:-1])
+
+
+def test_usage_so_far_is_in_every_event_if_it_is_asked_for(site: EmulatedSite) -> None:
+    """As guidellm asks, and aiperf with --per-chunk-usage: they learn how many tokens came with the first event."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = stream(site, {"prompt": prompt(400, 8), "max_tokens": 70, "stream_options": options})
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    texts = [event["choices"][0]["text"] for event in events[:-1]]
+    assert counts[:-1] == [sum(map(len, texts[: place + 1])) for place in range(len(texts))]
+    assert (counts[0], counts[-1]) == (1, 70)
+    assert {event["usage"]["prompt_tokens"] for event in events} == {400}
+
+
+def stream(site: EmulatedSite, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a completion through the gateway, before [DONE]."""
+    whole = {"model": MODEL_NAME, "stream": True, **body}
+    request = urllib.request.Request(
+        f"{site.gateway}/v1/completions", json.dumps(whole).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        lines = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_an_idle_connection_can_be_used_again(site: EmulatedSite) -> None:
+    """The gateway keeps it longer than clients do: none sends a request into one that is being closed. Servers as
+    uvicorn start with 5 s."""
+    url = urlsplit(site.gateway)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=120)
+    connection.request("GET", "/live")
+    connection.getresponse().read()
+    used = connection.sock
+    time.sleep(7.0)
+    connection.request("GET", "/live")
+    assert connection.getresponse().status == 200
+    assert connection.sock is used
 
 
 def test_what_was_asked_before_is_cached(site: EmulatedSite) -> None:
@@ -94,7 +130,7 @@ def test_what_was_asked_before_is_cached(site: EmulatedSite) -> None:
 def test_the_engine_refuses_what_it_cannot_do(site: EmulatedSite, body: object, status: int, word: str) -> None:
     """With a status and a sentence."""
     with pytest.raises(HttpError) as refused:
-        http(f"{site.engine('east-0')}/v1/completions", body)
+        ask_http(f"{site.engine('east-0')}/v1/completions", body)
     assert refused.value.status == status
     assert word in refused.value.body["error"]["message"]
 

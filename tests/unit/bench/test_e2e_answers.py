@@ -68,6 +68,7 @@ def test_a_completions_token_may_have_no_text() -> None:
 def test_tokens_are_counted_by_ids_where_nobody_says_usage() -> None:
     """An event may carry several; else each event is one."""
     reader, _ = read((1.0, text("ab", token_ids=[1, 2])), (2.0, text("c", token_ids=[3])), keeps=True)
+    assert "".join(reader.text) == "abc"
     assert (reader.output_tokens, reader.counted_by, reader.token_ids) == (3, "token_ids", [1, 2, 3])
     reader, _ = read((1.0, text("ab")), (2.0, text("c")))
     assert (reader.output_tokens, reader.counted_by) == (2, "events")

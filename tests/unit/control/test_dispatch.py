@@ -9,6 +9,7 @@ import pytest
 from prfaas.core.control import actions as a
 from prfaas.core.control import events as e
 from prfaas.core.control.lifecycle import LATER_THAN_EXPECTED
+from prfaas.core.control.queues import Queue
 from prfaas.core.control.request import RequestState
 from prfaas.core.control.router import RoutePolicy
 from prfaas.core.control.view import thresholds_now, view
@@ -228,6 +229,41 @@ def test_times_that_are_seen_correct_those_expected() -> None:
     seen = view(found.scheduler, found.now_s).clusters
     assert seen["west"].prefill_factor > 1.5
     assert seen["pd"].prefill_factor == pytest.approx(1.0, abs=0.01)
+
+
+def test_batches_that_filled_at_once_have_no_place_until_their_answers_end() -> None:
+    """Four answers of one second began together 0.2 s ago: the next place is free in 0.8 s, not in a quarter."""
+    found = drive("west-0 prefill", "pd-0 decode")
+    for name in "abcd":
+        come(found, name, num_tokens=500)
+        runs(found, name)
+        found.feed(e.AnswerBegan(name, 1))
+    found.now_s += 0.2
+    dispatch = found.scheduler.dispatch
+    assert dispatch is not None
+    (option,) = dispatch.options_of(500, found.now_s)
+    assert option.finish_s == pytest.approx(0.8, abs=0.1)
+    for name in "abcd":
+        found.feed(e.AnswerEnded(name, "ok"))
+    assert len(dispatch.answers) == 0
+    (option,) = dispatch.options_of(500, found.now_s)
+    assert option.finish_s < 0.4
+
+
+def test_those_in_a_longer_queue_come_to_the_batches_later() -> None:
+    """Whoever is prefilled before them does not wait for a place until they have had theirs."""
+    long_answers = replace(POLICY, model=replace(MODEL, output_tokens=10_000.0))
+    found = drive("west-0 prefill", "pd-0 decode", "pd-p prefill", policy=long_answers)
+    assert come(found, "a", "b", num_tokens=50_000) == ["a west-0", "b pd-p"]
+    dispatch = found.scheduler.dispatch
+    assert dispatch is not None
+    for name in "cdef":
+        dispatch.queues.setdefault("west", Queue()).push(name, 20.0)
+        dispatch.num_waiting["pd"] += 1
+    finish_s = {option.prefill_cluster: option.finish_s for option in dispatch.options_of(100, found.now_s)}
+    # With two on their way and four that wait, three of 100 s would have to leave four places: 75 s.
+    assert finish_s["pd"] == pytest.approx(10.1 + 0.12, abs=0.2)
+    assert finish_s["west"] == pytest.approx(5.1 + 80.0 + 0.11, abs=0.2)
 
 
 @pytest.mark.parametrize("bound", ["policy", "request"])

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 
 from prfaas.deployment.fronts import control_address, emulated_links
@@ -15,6 +16,7 @@ from prfaas.deployment.load import load_deployment
 from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
 from prfaas.launch.certificates import make_throwaway, refuse_missing
 from prfaas.launch.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
+from prfaas.testing.emulated_site import emulated_document
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "two-datacenters" / "deployment.yaml"
 FILE, MODEL, SOCKETS = Path("/etc/prfaas.yaml"), Path("/models/m"), Path("/run/prfaas")
@@ -222,3 +224,19 @@ def test_socket_directories_are_short(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(str(directory)) <= 36
     assert directory.stat().st_mode & 0o077 == 0
     directory.rmdir()
+
+
+def test_emulated_engines_share_a_process_or_have_their_own(tmp_path: Path) -> None:
+    """As `emulation.process_for` says."""
+    document = emulated_document(num_decode=2)
+    assert [
+        name for name in planned(yaml.safe_dump(document, sort_keys=False), tmp_path) if name.startswith("engine")
+    ] == [
+        "engines-west",
+        "engines-east",
+    ]
+    document["emulation"]["process_for"] = "instance"
+    apart = planned(yaml.safe_dump(document, sort_keys=False), tmp_path)
+    names = ["west-0", "east-0", "east-1", "east-2"]
+    assert [name for name in apart if name.startswith("engine")] == [f"engine-{name}" for name in names]
+    assert [after(apart[f"engine-{name}"], "--name") for name in names] == [[name] for name in names]

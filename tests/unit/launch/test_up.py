@@ -11,7 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from prfaas.launch.state_file import STATE_FILE, NotUp, UpState, read_state
 
 
 def free_ports(count: int) -> list[int]:
@@ -144,3 +147,61 @@ def test_missing_certificates_are_told_before_anything_starts(tmp_path: Path, tr
     assert process.returncode == 2
     assert told.startswith(expected.format(folder=tmp_path))
     assert not (tmp_path / "logs").exists()
+
+
+def test_with_restart_the_dead_come_back_and_others_can_find_them(tmp_path: Path) -> None:
+    """`processes.json` has the new number; the log goes on; the status is 0, for nothing is down in the end."""
+    logs, file = tmp_path / "logs", deployment(tmp_path, "encryption: none")
+    name = "kvnode-up-west-0"
+    with up(file, "--restart") as process:
+        assert process.stderr is not None
+        when_up(process)
+        deadline = time.monotonic() + 60
+        while not (logs / STATE_FILE).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        before = read_state(logs, file)
+        assert (before.supervisor, before.restarts, set(before.processes)) == (
+            process.pid, True, {name, "kvnode-up-east-0"},
+        )  # fmt: skip
+        argv = before.processes[name].argv
+        assert Path(f"/proc/{before.processes[name].pid}/cmdline").read_bytes().split(b"\0")[-2].decode() == argv[-1]
+        os.kill(before.processes[name].pid, signal.SIGKILL)
+        told = ""
+        while f"started again: {name}" not in told:
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+        assert "was killed by signal 9" in told
+        assert "it is started again in 1 s" in told
+        while (after := read_state(logs, file)).processes[name].pid == before.processes[name].pid:
+            time.sleep(0.05)
+        while f"{name} is up after" not in told:
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+        assert after.processes[name].argv == argv
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert (logs / f"{name}.log").read_text().count(": control on") == 2
+    assert not (logs / STATE_FILE).exists()
+
+
+def test_who_looks_for_a_deployment_that_is_not_up_is_told_why(tmp_path: Path) -> None:
+    """Nothing there, another file, or one that has ended."""
+    file = tmp_path / "deployment.yaml"
+    with pytest.raises(NotUp, match="start the deployment with 'prfaas up'"):
+        read_state(tmp_path, file)
+    state = UpState(str(file.resolve()), 1, True, {})
+    (tmp_path / STATE_FILE).write_bytes(msgspec.json.encode(state))
+    assert read_state(tmp_path, file) == state
+    with pytest.raises(NotUp, match=r"is of .*deployment\.yaml, not of .*other\.yaml"):
+        read_state(tmp_path, tmp_path / "other.yaml")
+    ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    ended.wait()
+    (tmp_path / STATE_FILE).write_bytes(msgspec.json.encode(msgspec.structs.replace(state, supervisor=ended.pid)))
+    with pytest.raises(NotUp, match="has ended"):
+        read_state(tmp_path, file)
+    (tmp_path / STATE_FILE).write_text("[")
+    with pytest.raises(NotUp, match="cannot be read"):
+        read_state(tmp_path, file)

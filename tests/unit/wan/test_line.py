@@ -305,3 +305,32 @@ def test_a_changed_rate_holds_at_once() -> None:
     before = sum(rig.delivered.values())
     rig.run(14.0, every_s=0.1)
     assert 5 <= sum(rig.delivered.values()) - before <= 15
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(1, 5000), max_size=20))
+def test_bits_flip_by_the_seed_however_bytes_are_read(seed: int, cuts: list[int]) -> None:
+    """Each flip changes one bit of one byte, and is counted."""
+
+    def flipped(sizes: list[int]) -> tuple[bytes, int]:
+        line = Line(LinkSettings(1e6, flips_per_mb=500.0), random.Random(seed), 0.0)
+        came, at = bytearray(50_000), 0
+        for size in [*sizes, len(came)]:
+            line.flip(memoryview(came)[at : at + size])
+            at += size
+        return bytes(came), line.num_flips
+
+    damaged, num_flips = flipped(cuts)
+    assert (damaged, num_flips) == flipped([])
+    assert sum(byte.bit_count() for byte in damaged) == num_flips
+    assert max(byte.bit_count() for byte in damaged) <= 1
+
+
+def test_no_bit_flips_unasked_and_as_many_as_asked() -> None:
+    """On the average: a hundred in a megabyte."""
+    line, came = Line(LinkSettings(1e6), random.Random(1), 0.0), bytearray(1_000_000)
+    line.flip(memoryview(came))
+    assert not any(came)
+    line.change(LinkSettings(1e6, flips_per_mb=100.0), 0.0)
+    line.flip(memoryview(came))
+    assert 60 < line.num_flips < 140

@@ -20,7 +20,7 @@ def test_settings_are_read_as_people_write_them() -> None:
     after = changed(
         before, {"bandwidth": "10Gbps", "rtt": "20ms", "jitter": 0.002, "stalls_per_s": "0.1", "cut": "silent"}
     )
-    assert after == LinkSettings(1.25e9, 0.02, 0.002, before.queue, 0.1, 0.0, "silent")
+    assert after == LinkSettings(1.25e9, 0.02, 0.002, before.queue, 0.1, cut="silent")
     assert changed(LinkSettings(), as_values(after)) == after
     assert changed(after, {"cut": None, "bandwidth": None}) == LinkSettings(None, 0.02, 0.002, before.queue, 0.1)
     assert changed(before, {}) == before

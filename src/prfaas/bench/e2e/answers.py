@@ -24,8 +24,8 @@ _SAYS: Final = ("content", "reasoning_content", "reasoning", "tool_calls")
 
 
 class AnswerReader:
-    """One stream. Feed it what arrives, in order. `keeps`: the answer itself too, to send it back. `error` is what the
-    stream itself says went wrong."""
+    """One stream. Feed it what arrives, in order. `keeps`: the answer itself too. `error` is what the stream itself
+    says went wrong."""
 
     __slots__ = (
         "_gaps", "_keeps", "_rest", "completion_tokens_said", "error", "first_s", "is_done", "last_s", "num_events",
@@ -113,10 +113,11 @@ class AnswerReader:
             if self._keeps:
                 self.token_ids += token_ids
         delta = choice.get("delta")
+        text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
+        if self._keeps and isinstance(text, str):
+            self.text.append(text)
         if not isinstance(delta, dict):
             return "text" in choice
-        if self._keeps and isinstance(text := delta.get("content"), str):
-            self.text.append(text)
         return bool(token_ids) or any(delta.get(name) for name in _SAYS)
 
     def _count(self, usage: dict[str, Any]) -> None:

@@ -75,14 +75,13 @@ class Client:
         return endpoint.model or wanted or ""
 
     async def send(self, sent: Sent, body: bytes, reader: AnswerReader) -> None:
-        """Now; returns when its answer has ended, however it did."""
+        """Now, under its `request_id` if it has one; returns when its answer has ended, however it did."""
         has_ended = False
         try:
             async with asyncio.timeout(self._timeout_s):
                 sent.sent_s = self.clock()
-                async with self._session.post(
-                    self._url, data=body, headers=_HEADERS, allow_redirects=False
-                ) as response:
+                headers = _HEADERS if sent.request_id is None else {**_HEADERS, "x-request-id": sent.request_id}
+                async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
                     _note(sent, response)
                     if response.status != 200:
                         await _refused(sent, response)
@@ -128,7 +127,7 @@ def _note(sent: Sent, response: aiohttp.ClientResponse) -> None:
     sent.status = response.status
     sent.route = headers.get("x-prfaas-route", UNKNOWN)
     sent.reason = headers.get("x-prfaas-reason")
-    sent.request_id = headers.get("x-request-id")
+    sent.request_id = headers.get("x-request-id", sent.request_id)
 
 
 async def _refused(sent: Sent, response: aiohttp.ClientResponse) -> None:

@@ -131,7 +131,10 @@ async def _run(options: E2eOptions, plan: Plan, key: str | None, prompt_seed: in
         bodies = Bodies(options.endpoint, model, ignore_eos=options.ignore_eos, wants_ids=plan.talks is not None)
         material = await _material(options, session, model, prompt_seed)
         plan = _fitting(plan, client.max_model_tokens)
-        load = Load(client, plan, bodies, material, seed=options.seed, duration_s=options.duration_s)
+        load = Load(
+            client, plan, bodies, material, seed=options.seed, duration_s=options.duration_s,
+            keeps_answers=options.keeps_answers,
+        )  # fmt: skip
         collect_rarely()
         began_s, began_cpu_s = time.perf_counter(), _cpu_s()
         was_interrupted = await _until_stopped(load, options, plan, client)

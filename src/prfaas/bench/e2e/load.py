@@ -69,16 +69,23 @@ class Load:
     """One run. `sent` has every request that was begun, also while it runs."""
 
     def __init__(
-        self, client: Client, plan: Plan, bodies: Bodies, material: Material, *, seed: int, duration_s: float | None
-    ) -> None:
+        self, client: Client, plan: Plan, bodies: Bodies, material: Material, *, seed: int, duration_s: float | None,
+        keeps_answers: bool = False,
+    ) -> None:  # fmt: skip
         self._client, self._plan, self._bodies, self._material = client, plan, bodies, material
         self._seed, self._duration_s = seed, duration_s
+        self._keeps_answers = keeps_answers
         self._tasks: set[asyncio.Task[None]] = set()
         self.gaps = Gaps()
         self.sent: list[Sent] = []
         self.num_over = 0
         self.num_without_ids = 0
         self._defect: BaseException | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Begin no more requests of a plan; those that are under way go on."""
+        self._is_stopped = True
 
     async def run(self) -> None:
         """To the end of the last answer. If it is cancelled, requests that are under way are given up."""
@@ -112,6 +119,8 @@ class Load:
                 await asyncio.sleep(0)  # answers come meanwhile
                 continue
             await self._until(first.planned.at_s)
+            if self._is_stopped:
+                return
             while (due := ahead.first()) is not None and due.planned.at_s <= clock():
                 planned, body = ahead.take()
                 sent = Sent(planned.number, planned.at_s, planned.input_tokens, planned.output_tokens)
@@ -126,7 +135,7 @@ class Load:
 
     def _begin(self, sent: Sent, body: bytes) -> None:
         self.sent.append(sent)
-        task = asyncio.create_task(self._send(sent, body, AnswerReader(self.gaps)))
+        task = asyncio.create_task(self._send(sent, body, AnswerReader(self.gaps, keeps=self._keeps_answers)))
         self._tasks.add(task)
         task.add_done_callback(self._over)
 
@@ -137,6 +146,8 @@ class Load:
 
     async def _send(self, sent: Sent, body: bytes, reader: AnswerReader) -> None:
         await self._client.send(sent, body, reader)
+        if self._keeps_answers:
+            sent.answer = "".join(reader.text)
         self.num_over += 1
 
     async def _until(self, at_s: float) -> None:

@@ -54,6 +54,7 @@ class E2eOptions:
     as_json: bool = False
     plot: Path | None = None
     requests: Path | None = None
+    keeps_answers: bool = False
 
 
 def check_options(options: E2eOptions) -> None:
@@ -68,6 +69,8 @@ def check_options(options: E2eOptions) -> None:
         _check_drawn(options)
     elif options.rate_rps is not None or options.arrivals is not None:
         raise BadBench("--trace: its requests come at its own times; in place of --rate and --arrivals, --scale-time")
+    if options.keeps_answers and options.requests is None:
+        raise BadBench("--answers: they are written into the file of --requests; name it too")
     check_outputs({"--requests": options.requests, "--plot": options.plot}, (options.deployment, options.trace))
 
 

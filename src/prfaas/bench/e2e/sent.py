@@ -21,7 +21,7 @@ REMOTE: Final = "remote"
 @dataclass(slots=True, eq=False)
 class Sent:
     """`arrival_s`: when it was to be sent. `end_s`: when its last token came. `failure` says of an `error` which kind,
-    `detail` in words."""
+    `detail` in words. `answer`: its text, if the run keeps it."""
 
     number: int
     arrival_s: float
@@ -45,6 +45,7 @@ class Sent:
     route: str = UNKNOWN
     reason: str | None = None
     request_id: str | None = None
+    answer: str | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -76,6 +77,7 @@ class Sent:
 
     def line(self) -> dict[str, Any]:
         """As docs/benchmarking.md lists the keys."""
+        kept = {} if self.answer is None else {"answer": self.answer}
         return {
             "request": self.number,
             "arrival_s": self.arrival_s,
@@ -96,4 +98,5 @@ class Sent:
             "request_id": self.request_id,
             "conversation": self.conversation,
             "turn": self.turn,
+            **kept,
         }

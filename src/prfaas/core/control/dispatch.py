@@ -25,6 +25,7 @@ from itertools import islice
 from typing import Final
 
 from prfaas.core.control import events as e
+from prfaas.core.control.answers import Answers
 from prfaas.core.control.capacity import counts_now, prefill_stages
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fleet import Fleet
@@ -79,7 +80,8 @@ class Dispatch:
         self.num_waiting: Counter[str] = Counter()
         #: In all queues: most events happen while nobody waits.
         self._num_queued = 0
-        self._placer = Placer(fleet, self.estimates, self.queues, self.link_bytes, self.num_waiting,
+        self.answers = Answers()
+        self._placer = Placer(fleet, self.estimates, self.queues, self.link_bytes, self.num_waiting, self.answers,
                               may_fetch=policy.may_fetch)  # fmt: skip
         #: Clusters in which something has changed since their queue was looked at.
         self._changed: set[str] = set()

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 from prfaas.core.cache.hashing import TokenChain
 from prfaas.core.control.holders import Holders
-from prfaas.core.control.instance import Instance
+from prfaas.core.control.instance import MAX_RECORD_BLOCKS, Instance
 from prfaas.core.control.route import RouteKind
 from prfaas.core.control.router import Candidate
 from prfaas.core.control.standing import Standing
 from prfaas.core.topology import Duty, Role, Topology
+from prfaas.core.topology import Instance as Member
 
 
 class Way(NamedTuple):
@@ -35,7 +36,8 @@ class Way(NamedTuple):
 class Fleet:
     """All instances by name: those of the topology in file order, then those that have left and are not idle yet."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, max_record_blocks: int = MAX_RECORD_BLOCKS) -> None:
+        self._max_record_blocks = max_record_blocks
         self.topology = Topology((), (), ())
         self.holders: Holders[Instance] = Holders()
         self.instances: dict[str, Instance] = {}
@@ -138,10 +140,10 @@ class Fleet:
         for member in topology.instances:
             known = left.pop(member.name, None)
             if known is None:
-                known = Instance(member)
+                known = self._new(member)
             elif replace(known.member, duty=member.duty) != member:
                 _forget_cache(known)
-                known = Instance(member, num_inflight=known.num_inflight, num_landings=known.num_landings)
+                known = self._new(member, num_inflight=known.num_inflight, num_landings=known.num_landings)
             known.member, known.is_draining = member, False
             known.cut_off_from |= joined.get(member.name, set())
             self.instances[member.name] = known
@@ -149,6 +151,11 @@ class Fleet:
             instance.is_draining = True
         self.instances |= left
         self._sort()
+
+    def _new(self, member: Member, *, num_inflight: int = 0, num_landings: int = 0) -> Instance:
+        return Instance(
+            member, num_inflight=num_inflight, num_landings=num_landings, max_record_blocks=self._max_record_blocks
+        )
 
     def forget_drained(self) -> bool:
         """Let go of instances that have left and hold nothing of ours. Returns True if there were some."""

@@ -55,11 +55,18 @@ class Instance:
     block_tokens: int | None = _noticed("block_tokens", _other_member)
     num_inflight: int = _noticed("num_inflight", _other_load)
 
-    def __init__(self, member: Member, *, num_inflight: int = 0, num_landings: int = 0) -> None:
+    def __init__(
+        self,
+        member: Member,
+        *,
+        num_inflight: int = 0,
+        num_landings: int = 0,
+        max_record_blocks: int = MAX_RECORD_BLOCKS,
+    ) -> None:
         self.member = member
         self.marks = Marks()
         self.roots: RootsOf[Instance] = RootsOf(self)
-        self.cache = EngineCache(MAX_RECORD_BLOCKS, self.roots)
+        self.cache = EngineCache(max_record_blocks, self.roots)
         #: Place in the fleet.
         self.number = 0
         self.work = PrefillWork()

@@ -374,6 +374,8 @@ class Lifecycle:
             self._is_in_batch(request)
         if request.decode_instance is not None:
             self.health.worked(request.decode_instance, request.request_id, now_s)
+            if self.dispatch is not None:
+                self.dispatch.answers.begins(request.request_id, request.decode_instance.cluster, now_s)
         request.answered_by = request.decode_instance
         request.state = S.ANSWERING
 
@@ -505,6 +507,8 @@ class Lifecycle:
     def _decodes_at(self, request: Request, name: str) -> None:
         if request.decode:
             self.fleet.instances[request.decode].num_inflight -= 1
+            if self.dispatch is not None:
+                self.dispatch.answers.ends(request.request_id)
         if request.answers_at is not None:
             request.answers_at.num_answers -= 1
             request.answers_at = None

@@ -5,8 +5,11 @@ Laws of this file:
   that recovers is used again little by little, and one that only seems to has cost little.
 - Each time that such a hope turns out wrong, it doubles half as fast, down to `MAX_DOUBLES_S`: whoever tries costs a
   request some seconds. Once more crosses than `PROVES` times what the link had fallen to, it is believed at once.
-- What is seen counts while a sender says that the link is pressed or congested: only then is the link what holds it up.
-  Then the link carries what all its senders deliver together, or what those that are held up say that it can.
+- What is seen counts while the link holds a sender up: it says that the link is pressed or congested, and its host has
+  bytes that it cannot get rid of, or bytes do not arrive in time. Then the link carries what all its senders deliver
+  together, or what those that are held up say that it can.
+- A sender whose host has nothing left to send delivers what its engine makes, whatever round trips are like. That says
+  nothing of the link.
 - A sender that is congested and cannot get rid of its bytes delivers what the link carries for it, whatever it took the
   capacity for before: that is a maximum of the last minutes, and links become slower.
 - What is seen to arrive, by the receiver's word, goes before all that: a socket may take in, and a proxy acknowledge,
@@ -109,7 +112,7 @@ class _Said:
         if crosses is not None:
             self._num_deliver += 1
             self._delivered_bytes_per_s += crosses
-        if seen.verdict != CLEAR and seen.queued_bytes:
+        if _is_held_up(seen):
             self._held_up[names] = None
 
     def lost(self, source: str) -> None:
@@ -142,6 +145,13 @@ class _Said:
             # Sums of floats drift; of nothing the sum is nothing.
             left = max(0.0, self._delivered_bytes_per_s - crosses)
             self._delivered_bytes_per_s = left if self._num_deliver else 0.0
+
+
+def _is_held_up(seen: e.LinkSeen) -> bool:
+    """By the link. Where nobody says what the host has left to send, whatever is queued counts."""
+    if seen.verdict == CLEAR or not seen.queued_bytes:
+        return False
+    return seen.unsent_bytes != 0 or seen.arrives_bytes_per_s is not None
 
 
 def _crosses(seen: e.LinkSeen) -> float | None:

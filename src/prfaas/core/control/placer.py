@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from prfaas.core.cache.engine_cache import NO_MATCH, PrefixMatch
+from prfaas.core.control.answers import Answers
 from prfaas.core.control.estimates import Estimates
 from prfaas.core.control.fetching import Fetch, Fetching, can_send
 from prfaas.core.control.fleet import Fleet, Way
@@ -53,14 +54,14 @@ class PrefillLeg(NamedTuple):
 
 
 class DecodeLeg(NamedTuple):
-    """`landing` lacks `num_uncached_tokens` of a prompt, `kv_bytes` cross if it is prefilled elsewhere, and a batch of
-    its cluster has a place after `place_s`."""
+    """`landing` lacks `num_uncached_tokens` of a prompt, and `kv_bytes` cross if it is prefilled elsewhere. If all that
+    wait to be prefilled were before it, a batch of its cluster would have a place after `last_place_s`."""
 
     cluster: str
     landing: Instance
     num_uncached_tokens: int
     kv_bytes: float
-    place_s: float
+    last_place_s: float
 
 
 class Placer:
@@ -74,6 +75,7 @@ class Placer:
         queues: Mapping[str, Queue],
         link_bytes: Mapping[tuple[str, str], float],
         num_waiting: Mapping[str, int],
+        answers: Answers,
         *,
         may_fetch: bool = False,
     ) -> None:
@@ -83,6 +85,7 @@ class Placer:
         self._queues = queues
         self._link_bytes = link_bytes
         self._num_waiting = num_waiting
+        self._answers = answers
         self.fetching = Fetching(fleet, estimates, link_bytes) if may_fetch else None
 
     def options(self, prompt: Prompt, now_s: float) -> list[Option]:
@@ -133,7 +136,7 @@ class Placer:
         prefills: dict[str, PrefillLeg | None],
         now_s: float,
     ) -> list[Option]:
-        decode = self._decode_leg(cluster, prompt, known)
+        decode = self._decode_leg(cluster, prompt, known, now_s)
         if decode is None or decode.num_uncached_tokens <= 1:
             return []
         found = []
@@ -252,7 +255,7 @@ class Placer:
     def staying(self, here: Option, prompt: Prompt, ahead: Ahead, now_s: float) -> Option | None:
         """The way on which a prompt waits, with what is before it there and nothing else; None if it leads nowhere."""
         known = self._known(prompt)
-        decode = self._decode_leg(here.decode_cluster, prompt, known)
+        decode = self._decode_leg(here.decode_cluster, prompt, known, now_s)
         if decode is None:
             return None
         source = here.prefill_cluster
@@ -266,11 +269,11 @@ class Placer:
         """Instances of one cluster compute it for another, or for those that only decode in their own. `ahead`: what is
         before it, if it waits there already."""
         source, num_tokens, begins_s, prefill_s, others_s, rate_rps, load, num_fetched = prefill
-        target, landing, num_uncached, kv_bytes, place_s = decode
+        target, landing, num_uncached, kv_bytes, last_place_s = decode
         prefilled_s = begins_s + prefill_s
         late_s = HANDOVER_S
-        if place_s > prefilled_s:
-            late_s += place_s - prefilled_s
+        if last_place_s > prefilled_s:
+            late_s += self._waits_for_place_s(target, prefilled_s, now_s)
         if source == target:
             if landing.duty.prefills:
                 return None
@@ -338,7 +341,7 @@ class Placer:
         everybody = (knows for some in known.values() for knows in some)
         return self.fetching.best(prompt.num_tokens, everybody, cluster, now_s)
 
-    def _decode_leg(self, cluster: str, prompt: Prompt, known: Known) -> DecodeLeg | None:
+    def _decode_leg(self, cluster: str, prompt: Prompt, known: Known, now_s: float) -> DecodeLeg | None:
         """At the best of `_landings`; None if no node is ready."""
         found = self._landing(cluster, prompt, known)
         if found is None:
@@ -346,9 +349,9 @@ class Placer:
         landing, match = found
         standing = self._fleet.standing(cluster)
         num_before = standing.in_flight() + self._num_waiting.get(cluster, 0)
-        place_s = self._place_s(cluster, num_before, len(standing.decoders))
+        last_place_s = self._place_s(cluster, num_before, len(standing.decoders), now_s)
         kv_bytes = self._estimates.kv_bytes(prompt.num_tokens, match.skippable_tokens)
-        return DecodeLeg(cluster, landing, prompt.num_tokens - match.reusable_prefix_tokens, kv_bytes, place_s)
+        return DecodeLeg(cluster, landing, prompt.num_tokens - match.reusable_prefix_tokens, kv_bytes, last_place_s)
 
     def _backlog(self, source: str, landing: Instance, now_s: float) -> Backlog:
         """Of those that reach the landing."""
@@ -395,15 +398,34 @@ class Placer:
 
     # What they wait for
 
-    def _place_s(self, cluster: str, num_before: int, num_instances: int) -> float:
+    def _place_s(self, cluster: str, num_before: float, num_instances: int, now_s: float | None = None) -> float:
         """Until one of the batches of so many instances has a place: those that are there or come before leave one
-        after the other."""
+        after the other, at a mean rate, and no sooner than answers end that go on (known of all of the cluster, with
+        `now_s`)."""
         model = self._estimates.cluster(cluster)
         if model.max_batch is None or model.step_s is None:
             return 0.0
         num_places = num_instances * model.max_batch
         answer_s = model.step_s * self._estimates.output_tokens
-        return (num_before + 1 - num_places) * answer_s / num_places
+        number = num_before + 1 - num_places
+        mean_s = number * answer_s / num_places
+        return mean_s if now_s is None else max(mean_s, self._answers.left_s(cluster, number, answer_s, now_s))
+
+    def _waits_for_place_s(self, cluster: str, prefilled_s: float, now_s: float) -> float:
+        """A prompt that is prefilled by then. Those that wait in a longer queue come to the batches after it."""
+        standing = self._fleet.standing(cluster)
+        num_before = standing.in_flight() + self._num_waiting.get(cluster, 0) * self._share_before(prefilled_s)
+        return max(0.0, self._place_s(cluster, num_before, len(standing.decoders), now_s) - prefilled_s)
+
+    def _share_before(self, prefilled_s: float) -> float:
+        """Of all that wait to be prefilled, those that will have been by then."""
+        num_waiting = num_before = 0.0
+        for source, queue in self._queues.items():
+            if queue:
+                num_waiting += len(queue)
+                num_prefillers = len(self._fleet.working_prefillers(source))
+                num_before += len(queue) * min(1.0, prefilled_s * num_prefillers / max(queue.waiting_s, 1e-9))
+        return num_before / num_waiting if num_waiting else 1.0
 
 
 def reason_of(option: Option) -> str:

@@ -33,10 +33,10 @@ SAMPLE_EVERY_S: Final = 2.0
 LOOK_EVERY_S: Final = 10.0
 #: Loads must have been seen for so long.
 MIN_SEEN_S: Final = 60.0
-#: And so many lengths: of fewer the mean is off by more than what a conversion must bring.
+#: And so many lengths: of fewer the mean is off by 4% or more, and what could be served by half of that.
 MIN_SEEN_LENGTHS: Final = 512
 BINDS: Final = 0.85
-MIN_GAIN: Final = 0.05
+MIN_GAIN: Final = 0.03
 PAYS_WITHIN_S: Final = 600.0
 MAX_COOL_DOWN_S: Final = 3_600.0
 #: A suggestion must bring at least such a share.

@@ -111,8 +111,8 @@ class Considered:
 @record
 class Route:
     """`decode` is empty for `NONE`, `prefill` where the decode engine computes the prompt. `reason` is what decided;
-    `considered` is what it was decided between, and `options` what each way was expected to cost, `MAX_TOLD` at most. `prefill` fetches the
-    first `num_fetched_tokens` from `fetch_from`, if there is one."""
+    `considered` is what it was decided between, and `options` what each way was expected to cost, `MAX_TOLD` at
+    most. `prefill` fetches the first `num_fetched_tokens` from `fetch_from`, if there is one."""
 
     kind: RouteKind
     reason: str

@@ -19,7 +19,7 @@ from prfaas.core.control.conversion import Conversion, Converter, Phase
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.core.control.fleet import Fleet
 from prfaas.core.control.health import Health, Use
-from prfaas.core.control.instance import Instance
+from prfaas.core.control.instance import MAX_RECORD_BLOCKS, Instance
 from prfaas.core.control.lifecycle import Lifecycle, TransferTerms
 from prfaas.core.control.rebalance import Rebalancer, Suggestion
 from prfaas.core.control.request import TRANSITIONS, LandingPhase, Request, RequestState
@@ -34,10 +34,17 @@ _OF_ATTEMPT: Final = (e.AnswerBegan, e.DecodeFailed)
 
 
 class Scheduler:
-    """Decides for every request of one gateway, or of one simulated one."""
+    """Decides for every request of one gateway, or of one simulated one. Of what an engine holds, `max_record_blocks`
+    are on record."""
 
-    def __init__(self, topology: Topology, policy: RoutePolicy, terms: TransferTerms) -> None:
-        self.fleet = Fleet(topology)
+    def __init__(
+        self,
+        topology: Topology,
+        policy: RoutePolicy,
+        terms: TransferTerms,
+        max_record_blocks: int = MAX_RECORD_BLOCKS,
+    ) -> None:
+        self.fleet = Fleet(topology, max_record_blocks)
         self.requests: dict[str, Request] = {}
         self.links: dict[tuple[str, str], e.LinkSeen] = {}
         self._life = Lifecycle(self.fleet, policy, terms)
@@ -68,6 +75,11 @@ class Scheduler:
                 if part_s is not None and (due_s is None or part_s < due_s):
                     due_s = part_s
         return due_s
+
+    @property
+    def num_timers(self) -> int:
+        """Of transfers; those that mean nothing any more are among them until they would be due."""
+        return len(self._life.timers)
 
     @property
     def dispatch(self) -> Dispatch | None:

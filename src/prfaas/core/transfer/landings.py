@@ -301,6 +301,11 @@ class Landings:
             counts[landing.state] += 1
         return counts
 
+    @property
+    def num_final(self) -> int:
+        """Landings that are over and remembered."""
+        return len(self._final)
+
     def extents(self) -> list[Extent]:
         """What landings hold of the arena, those that are over but still written included."""
         return [landing.extent for landing in (*self._live.values(), *self._lingering)]

@@ -48,6 +48,7 @@ class Asked:
     ends_by_itself: bool
     is_stream: bool
     wants_usage: bool
+    wants_running_usage: bool
     wants_ids: bool
     salt: str
     params: object
@@ -93,7 +94,9 @@ class EmulatedApp:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self._engine.kernel.catch_up()
-        return web.Response(text=metrics_text(self._engine, self._model), content_type="text/plain")
+        return web.Response(
+            text=metrics_text(self._engine, self._model, len(asyncio.all_tasks())), content_type="text/plain"
+        )
 
     async def _models(self, request: web.Request) -> web.Response:
         card = {"id": self._model, "object": "model", "owned_by": "prfaas", "max_model_len": self._max_model_tokens}
@@ -160,6 +163,7 @@ class EmulatedApp:
             ends_by_itself=is_chat and limit is None,
             is_stream=bool(body.get("stream")),
             wants_usage=bool(options.get("include_usage")),
+            wants_running_usage=bool(options.get("include_usage") and options.get("continuous_usage_stats")),
             wants_ids=bool(body.get("return_token_ids")),
             salt=str(body.get("cache_salt") or ""),
             params=body.get("kv_transfer_params"),
@@ -196,10 +200,13 @@ class EmulatedApp:
             reason = asked.finish_reason if num_now == asked.num_tokens else None
             piece = tokens[num_sent:num_now]
             choice = self._piece(asked, piece, reason, is_first=not num_sent)
-            await response.write(_event({**head, "choices": [choice]}))
+            event = {**head, "choices": [choice]}
+            if asked.wants_running_usage:
+                event["usage"] = _usage(asked, num_now, answer.num_cached_tokens)
+            await response.write(_event(event))
             num_sent = num_now
         if asked.wants_usage:
-            usage = _usage(asked, answer.num_cached_tokens)
+            usage = _usage(asked, asked.num_tokens, answer.num_cached_tokens)
             await response.write(_event({**head, "choices": [], "usage": usage}))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
@@ -251,15 +258,15 @@ class EmulatedApp:
             choice["text"] = text
         if asked.wants_ids:
             choice["token_ids"] = tokens
-        return {**head, "choices": [choice], "usage": _usage(asked, num_cached)}
+        return {**head, "choices": [choice], "usage": _usage(asked, asked.num_tokens, num_cached)}
 
 
-def _usage(asked: Asked, num_cached: int) -> dict[str, Any]:
+def _usage(asked: Asked, num_answered: int, num_cached: int) -> dict[str, Any]:
     num_prompt = len(asked.token_ids)
     return {
         "prompt_tokens": num_prompt,
-        "completion_tokens": asked.num_tokens,
-        "total_tokens": num_prompt + asked.num_tokens,
+        "completion_tokens": num_answered,
+        "total_tokens": num_prompt + num_answered,
         "prompt_tokens_details": {"cached_tokens": num_cached},
     }
 

@@ -15,7 +15,7 @@ import logging
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, ParamSpec, TypeVar
 
 from prfaas.core.cache.engine_cache import EngineCache
@@ -217,7 +217,7 @@ class EmulatedEngine:
         try:
             params = read_leg(part, PrefillParams)
             names = self._kv.names(token_ids)
-            shipment = await self._at_node(self._node.open, params, names)
+            shipment = await self._opened(params, names)
         except (BadMessage, PrfaasError, ValueError) as error:
             return self._failed(transfer_id, error)
         try:
@@ -225,12 +225,28 @@ class EmulatedEngine:
         except (PrfaasError, OSError, ValueError, LookupError) as error:
             return self._failed(transfer_id, error)
         finally:
-            with contextlib.suppress(RuntimeError):  # the engine ends: its node frees the staging
-                self._thread.submit(self._node.close_stage, shipment)
+            self._close_stage(shipment)
         self.num_shipped += 1
         return PrefillReport(
             transfer_id=transfer_id, status=PrefillStatus.STAGED, num_bytes=shipment.opened.num_bytes, error=None
         )
+
+    async def _opened(self, params: PrefillParams, names: PrefixNames) -> Shipment:
+        """Whoever asked may leave while the node is asked: what it then opens is closed."""
+        opening = self._thread.submit(self._node.open, params, names)
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._close_opened)
+            raise
+
+    def _close_opened(self, opening: Future[Shipment]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._close_stage(opening.result())
+
+    def _close_stage(self, shipment: Shipment) -> None:
+        with contextlib.suppress(RuntimeError):  # the engine ends: its node frees the staging
+            self._thread.submit(self._node.close_stage, shipment)
 
     def _failed(self, transfer_id: str, error: Exception) -> PrefillReport:
         text = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from prfaas.engines.emulated.engine import EmulatedEngine
 
 
-def metrics_text(engine: EmulatedEngine, model: str) -> str:
-    """In Prometheus' text format."""
+def metrics_text(engine: EmulatedEngine, model: str, num_tasks: int) -> str:
+    """In Prometheus' text format. `num_tasks` are the process's."""
     labels = f'{{engine="0",model_name="{model}"}}'
-    return "".join(f"# TYPE {name} {kind}\n{name}{labels} {float(value)}\n" for name, kind, value in _values(engine))
+    rows = _values(engine, num_tasks)
+    return "".join(f"# TYPE {name} {kind}\n{name}{labels} {float(value)}\n" for name, kind, value in rows)
 
 
-def _values(engine: EmulatedEngine) -> Iterator[tuple[str, str, float]]:
+def _values(engine: EmulatedEngine, num_tasks: int) -> Iterator[tuple[str, str, float]]:
     yield "vllm:num_requests_running", "gauge", engine.num_running
     yield "vllm:num_requests_waiting", "gauge", engine.num_waiting
     yield "vllm:kv_cache_usage_perc", "gauge", engine.cache_usage
@@ -22,6 +23,7 @@ def _values(engine: EmulatedEngine) -> Iterator[tuple[str, str, float]]:
     yield "vllm:prompt_tokens_total", "counter", engine.num_prompt_tokens
     yield "vllm:generation_tokens_total", "counter", engine.num_output_tokens
     yield "vllm:request_success_total", "counter", engine.num_answered
+    yield "prfaas_emulated_tasks", "gauge", num_tasks
     yield "prfaas_emulated_landings_loaded_total", "counter", engine.num_loaded
     yield "prfaas_emulated_landings_not_loaded_total", "counter", engine.num_not_loaded
     yield "prfaas_emulated_images_shipped_total", "counter", engine.num_shipped

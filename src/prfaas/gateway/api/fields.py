@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from prfaas.gateway.api.errors import bad_request
 
 #: As the OpenAI API has it; vLLM's own limit of 16,384 lets one request fill an engine.
 MAX_N: Final = 128
 MAX_TOKEN_ID: Final = 2**31 - 1
+
+_TokenIds = list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]]
 
 Check = Callable[[Any], bool]
 
@@ -107,5 +111,9 @@ def _is_prompt(prompt: Any) -> bool:
 
 
 def _are_token_ids(items: list[Any]) -> bool:
-    # `type(...) is int` also refuses booleans, and is the cheapest check for prompts of 100,000 ids.
-    return all(type(item) is int for item in items) and min(items) >= 0 and max(items) <= MAX_TOKEN_ID
+    try:
+        # Refuses booleans too. In Python it would hold up everybody for 10 ms where a prompt has 100,000 ids.
+        msgspec.convert(items, _TokenIds)
+    except msgspec.ValidationError:
+        return False
+    return bool(items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from prfaas.core.wire.params import DecodeParams, PrefillParams, PrefillReport, 
 from prfaas.engines.emulated.clock import LoopKernel
 from prfaas.engines.emulated.configure import EmulatedInstance
 from prfaas.engines.emulated.engine import EmulatedEngine
+from prfaas.engines.emulated.kv import PrefixNames
+from prfaas.engines.emulated.node_side import Shipment
 from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
 from prfaas.kvnode.node import KVNode
@@ -197,6 +200,35 @@ def test_a_client_that_leaves_frees_the_engine(tmp_path: Path) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(both.source.prefill_for_other(tokens(50), part, ""), 0.2)
             assert both.source.num_running == 0
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_while_the_node_is_asked_leaves_nothing_staged(tmp_path: Path) -> None:
+    """The node opens the staging for somebody who has left; it is closed at once, not at the engine's end."""
+
+    async def main() -> None:
+        async with rig(tmp_path) as both:
+            extents = both.pair.source.plane.ledgers.extents
+            asked, may_open, node = threading.Event(), threading.Event(), both.source._node
+            opens = node.open
+
+            def slowly(params: PrefillParams, names: PrefixNames) -> Shipment:
+                asked.set()
+                may_open.wait(60.0)
+                return opens(params, names)
+
+            node.open = slowly  # type: ignore[method-assign]
+            part = wire.prefill_leg(both.reserve("t", tokens(50)))["prfaas"]
+            prefill = asyncio.create_task(both.source.prefill_for_other(tokens(50), part, ""))
+            await asyncio.to_thread(asked.wait, 60.0)
+            prefill.cancel()
+            await asyncio.gather(prefill, return_exceptions=True)
+            may_open.set()
+            # In the engine's one thread: after what it does for those who left.
+            await both.source._at_node(lambda: None)
+            await both.source._at_node(lambda: None)
+            await asyncio.to_thread(wait_until, lambda: extents.free_bytes == extents.capacity)
 
     asyncio.run(main())
 

@@ -1,0 +1,1 @@
+"""The paper's case study, emulated and measured."""

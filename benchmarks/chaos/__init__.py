@@ -1,0 +1,1 @@
+"""Faults on purpose: by many seeds, and by name."""

@@ -1,0 +1,1 @@
+"""`prfaas chaos`: faults on purpose in a running deployment, and a ledger that accounts for every request."""
