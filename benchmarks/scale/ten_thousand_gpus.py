@@ -115,8 +115,6 @@ def simulated(fleet: Fleet, folder: Path, arrivals_s: float) -> dict[str, object
         "links": len(run.simulation.links),
         "egress_gbps": round(egress_gbps(run, lasts_s), 1),
         "planned_egress_gbps": round(LOAD * egress_bytes_per_s / GBPS, 1),
-        "busiest_link": round(max(link.sent_bytes / link.bytes_per_s for link in run.simulation.links.values())
-                              / run.simulation.kernel.now_s, 3),
     }  # fmt: skip
 
 
