@@ -15,7 +15,7 @@ import logging
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, ParamSpec, TypeVar
 
 from prfaas.core.cache.engine_cache import EngineCache
@@ -217,7 +217,7 @@ class EmulatedEngine:
         try:
             params = read_leg(part, PrefillParams)
             names = self._kv.names(token_ids)
-            shipment = await self._at_node(self._node.open, params, names)
+            shipment = await self._opened(params, names)
         except (BadMessage, PrfaasError, ValueError) as error:
             return self._failed(transfer_id, error)
         try:
@@ -231,6 +231,20 @@ class EmulatedEngine:
         return PrefillReport(
             transfer_id=transfer_id, status=PrefillStatus.STAGED, num_bytes=shipment.opened.num_bytes, error=None
         )
+
+    async def _opened(self, params: PrefillParams, names: PrefixNames) -> Shipment:
+        """Raises what `NodeSide.open` does. The thread works on when nobody waits any more: what it opened is closed."""
+        job = self._thread.submit(self._node.open, params, names)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            job.add_done_callback(self._unwanted)
+            raise
+
+    def _unwanted(self, job: Future[Shipment]) -> None:
+        if not job.cancelled() and job.exception() is None:
+            with contextlib.suppress(RuntimeError):  # the engine ends: its node frees the staging
+                self._thread.submit(self._node.close_stage, job.result())
 
     def _failed(self, transfer_id: str, error: Exception) -> PrefillReport:
         text = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]

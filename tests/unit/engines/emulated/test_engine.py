@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from prfaas.core.wire.params import DecodeParams, PrefillParams, PrefillReport, 
 from prfaas.engines.emulated.clock import LoopKernel
 from prfaas.engines.emulated.configure import EmulatedInstance
 from prfaas.engines.emulated.engine import EmulatedEngine
+from prfaas.engines.emulated.kv import PrefixNames
+from prfaas.engines.emulated.node_side import Shipment
 from prfaas.kvnode.engine_path import EnginePath
 from prfaas.kvnode.engine_socket import serve_engines
 from prfaas.kvnode.node import KVNode
@@ -197,6 +200,34 @@ def test_a_client_that_leaves_frees_the_engine(tmp_path: Path) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(both.source.prefill_for_other(tokens(50), part, ""), 0.2)
             assert both.source.num_running == 0
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_while_the_node_is_asked_leaves_no_staging(tmp_path: Path) -> None:
+    """The thread that asks cannot be stopped; what it has opened is closed again."""
+
+    async def main() -> None:
+        async with rig(tmp_path) as both:
+            node_side = both.source._node
+            asked, may_go = threading.Event(), threading.Event()
+            open_stage = node_side.open
+
+            def slowly(params: PrefillParams, names: PrefixNames) -> Shipment:
+                shipment = open_stage(params, names)
+                asked.set()
+                assert may_go.wait(60)
+                return shipment
+
+            node_side.open = slowly  # type: ignore[method-assign]
+            prefill = asyncio.create_task(both.prefill("a", tokens(100)))
+            await asyncio.to_thread(asked.wait, 60)
+            stagings = both.pair.source.plane.ledgers.stagings
+            assert list(stagings.live()) == ["a"]
+            prefill.cancel()
+            await asyncio.gather(prefill, return_exceptions=True)
+            may_go.set()
+            await asyncio.to_thread(wait_until, lambda: not stagings.live())
 
     asyncio.run(main())
 
