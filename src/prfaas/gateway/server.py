@@ -25,6 +25,7 @@ from prfaas.gateway.upstream.clients import Engines, open_session
 from prfaas.gateway.upstream.link_feed import LinkFeed
 from prfaas.gateway.upstream.nodes import Nodes
 from prfaas.gateway.upstream.probes import PROBE_INTERVAL_S, Prober
+from prfaas.large_buffers import return_large_buffers
 from prfaas.scenario.served_policy import ServedPolicy
 from prfaas.transport.listening import ListenAddress
 
@@ -137,5 +138,6 @@ def run(deployment_path: Path, *, host: str | None = None, port: int | None = No
     deployment, policy, follow = served.deployment, served.policy, (deployment_path, served)
     model_dir = resolve_model_dir(deployment, deployment_path)
     collect_rarely()
+    return_large_buffers()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(deployment, model_dir, host=host, port=port, policy=policy, follow=follow))

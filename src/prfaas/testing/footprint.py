@@ -112,13 +112,16 @@ def _footprint(name: str, pid: int, urls: Sequence[str]) -> Footprint:
     )
 
 
-def grown(before: Mapping[str, Footprint], after: Mapping[str, Footprint]) -> dict[str, dict[str, tuple[int, int]]]:
-    """By process and figure, (before, after) of every count that is higher now. Memory is not among them."""
+def grown(
+    before: Mapping[str, Footprint], after: Mapping[str, Footprint], spare: int
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """By process and figure, (before, after) of every count that is higher now: descriptors, threads and tasks by more
+    than `spare`, since probes keep up to three idle connections to each process alive; what is held by any number."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for name, then in before.items():
         now = after[name]
         for figure in ("num_descriptors", "num_threads", "num_tasks", "num_held"):
             old, new = getattr(then, figure), getattr(now, figure)
-            if new > old:
+            if new > old + (0 if figure == "num_held" else spare):
                 found.setdefault(name, {})[figure] = (old, new)
     return found

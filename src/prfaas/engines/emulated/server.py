@@ -16,6 +16,7 @@ from prfaas.engines.emulated.clock import LoopKernel
 from prfaas.engines.emulated.configure import Emulated, EmulatedInstance
 from prfaas.engines.emulated.engine import EmulatedEngine
 from prfaas.engines.emulated.texts import Texts
+from prfaas.large_buffers import return_large_buffers
 
 logger = logging.getLogger("prfaas.emulated")
 
@@ -25,6 +26,7 @@ SHUTDOWN_S = 0.5
 
 def run(emulated: Emulated) -> int:
     """Serve until SIGINT or SIGTERM. Returns 0, or 1 if an address is not to be had."""
+    return_large_buffers()
     try:
         uvloop.run(serve(emulated))
     except OSError as error:
