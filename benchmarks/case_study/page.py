@@ -157,7 +157,7 @@ def picture(found: Figures) -> str:
             bars = times.bar(at, [one["ttft_s_mean"] for one in some], 0.34, color=COLOURS[index], label=column)
             times.bar_label(bars, fmt="%.2f", fontsize=6)
             times.plot(at, [one["ttft_s_p90"] for one in some], "_", color="black", markersize=12, zorder=3)
-        times.set_title(f"first token, s, at {found['load']:g} of that: mean; P90 (–)")
+        times.set_title(f"first token, s, at {found['load']:g}: mean, P90 (–)")
         for axes in (rates, times):
             axes.set_xticks(
                 range(len(policies)), [name.replace("heterogeneous", "heterog.") for name in names], fontsize=7
