@@ -233,7 +233,7 @@ class EmulatedEngine:
         )
 
     async def _opened(self, params: PrefillParams, names: PrefixNames) -> Shipment:
-        """Raises what `NodeSide.open` does. The thread works on when nobody waits any more: what it opened is closed."""
+        """Raises what `NodeSide.open` does. The thread works on when nobody waits any more, and closes it then."""
         job = self._thread.submit(self._node.open, params, names)
         try:
             return await asyncio.wrap_future(job)
