@@ -10,7 +10,6 @@ import mmap
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from prfaas.core.model.layout import KVLayout
 from prfaas.core.wire.engine import VERSION, Attach, Claim, StageClose, Staged, StageOpen
 from prfaas.core.wire.node_api import VERSION_HEADER
 from prfaas.engines.node_client import NodeClient
+from prfaas.launch.addresses import free_ports
 from prfaas.testing.fake_kvnode import FakeKVNode, fake_layout
 from prfaas.testing.node_pair import wait_until
 
@@ -162,7 +162,7 @@ def nodes(kind: str, directory: Path) -> Iterator[Nodes]:
 
 @contextlib.contextmanager
 def _processes(directory: Path) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
-    ports = _free_ports(4)
+    ports = free_ports(4)
     with contextlib.ExitStack() as stack:
         made = []
         for name, http_port, lanes_port, peers in (
@@ -212,14 +212,6 @@ def _answers(url: str) -> bool:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     process.wait(60)
-
-
-def _free_ports(count: int) -> list[int]:
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(holder.getsockname()[1]) for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports
 
 
 def _lower(headers: Any) -> dict[str, str]:

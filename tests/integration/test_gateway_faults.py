@@ -7,7 +7,6 @@ import asyncio
 import json
 import math
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +23,7 @@ from prfaas.core.wire.node_api import VERSION
 from prfaas.engines.dialect import EngineLoad
 from prfaas.gateway.api.openai import ApiRequest
 from prfaas.gateway.prompt.tokenize import PromptTokenizer
+from prfaas.launch.addresses import free_ports
 from prfaas.testing.fake_engine import EngineFaults
 from prfaas.testing.gateway_rig import MODEL, Rig, gateway_rig, until, write_tiny_model
 
@@ -913,7 +913,7 @@ def test_forty_mixed_requests_at_once(model_dir: Path) -> None:
 
 def test_the_process_serves_a_deployment_file_and_ends_on_sigterm(model_dir: Path) -> None:
     """As `prfaas gateway FILE` starts it; it works without a PrfaaS cluster and before any engine is up."""
-    port = free_port()
+    (port,) = free_ports(1)
     file = model_dir / "deployment.yaml"
     endpoint = '{engine: "http://127.0.0.1:9", kvnode: "http://127.0.0.1:10", lanes: "127.0.0.1:11"}'
     file.write_text(
@@ -929,14 +929,6 @@ def test_the_process_serves_a_deployment_file_and_ends_on_sigterm(model_dir: Pat
     finally:
         process.terminate()
         assert process.wait(10) in (0, -signal.SIGTERM)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def first_answer(url: str) -> int:

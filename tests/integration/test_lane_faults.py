@@ -21,6 +21,7 @@ import pytest
 
 from prfaas.core.transfer.extents import Extent
 from prfaas.core.wire.node_api import LandingState
+from prfaas.launch.addresses import free_ports
 from prfaas.testing.lane_proxy import LaneProxy
 from prfaas.testing.node_pair import FAST_LIMITS, NodePair, node_pair, wait_until
 from prfaas.transport.outbound import Dial
@@ -237,15 +238,6 @@ def test_a_deadline_frees_both_ends(tmp_path: Path, kind: str) -> None:
         wait_until(lambda: nothing_left(pair))
         proxy.heal()
         lands_now(pair, "b")
-
-
-def free_ports(count: int) -> list[int]:
-    """Of loopback, not in use now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 def healthy(port: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from prfaas.core.errors import Refused
+from prfaas.launch.addresses import free_ports
 from prfaas.testing.node_pair import NodePair, node_pair, wait_until
 
 KINDS = ["tcp", "tcp+tls"]
@@ -142,12 +142,6 @@ def _file(path: Path, west: list[int], east: list[list[int]], more: str = "") ->
     )
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [sock.getsockname()[1] for sock in sockets]
-
-
 def _peers(port: int) -> dict[str, Any] | None:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
@@ -160,7 +154,7 @@ def _peers(port: int) -> dict[str, Any] | None:
 def test_nodes_of_a_file_follow_it(tmp_path: Path) -> None:
     """`prfaas kvnode FILE --name NAME` needs nothing else; a new receiver is dialled, a bad file changes nothing."""
     file = tmp_path / "d.yaml"
-    ports = _free_ports(9)
+    ports = free_ports(9)
     west, first, second = ports[0:3], ports[3:6], ports[6:9]
     _file(file, west, [first])
     with ExitStack() as stack:

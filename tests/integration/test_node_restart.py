@@ -6,7 +6,6 @@ import json
 import mmap
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -21,6 +20,7 @@ import pytest
 from prfaas.core.errors import Refused
 from prfaas.core.wire.engine import VERSION, Attach, Claim, Consumed, StageClose, Staged, StageOpen
 from prfaas.engines.node_client import NodeClient, NodeUnavailable
+from prfaas.launch.addresses import free_ports
 from prfaas.testing.node_pair import SMALL_LAYOUT, wait_until
 
 NUM_TOKENS = 1000
@@ -140,12 +140,3 @@ def test_a_refusal_of_the_new_node_is_a_refusal(tmp_path: Path) -> None:
         east.restart()
         with pytest.raises(Refused):
             east.scheduler.claim(claim("before"))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(holder.getsockname()[1]) for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports

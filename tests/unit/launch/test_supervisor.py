@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from prfaas.launch.addresses import free_ports
 from prfaas.launch.guard import groups_left
 from prfaas.launch.plan import ProcessSpec
 from prfaas.launch.supervisor import NotHealthy, ProcessDied, Supervisor, describe_end
@@ -34,14 +34,9 @@ with Supervisor(Path(logs), grace_s=60) as supervisor:
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        return int(holder.getsockname()[1])
-
-
 def child_spec(folder: Path, name: str = "child", *modes: str, needs_engine: bool = False) -> ProcessSpec:
     """The spec of `child.py`, which writes its own child's process id to folder/NAME.pid."""
-    port = free_port()
+    (port,) = free_ports(1)
     argv = (sys.executable, str(CHILD), str(port), str(folder / f"{name}.pid"), *modes)
     return ProcessSpec(name, argv, {}, f"http://127.0.0.1:{port}/health", needs_engine)
 

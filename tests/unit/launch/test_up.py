@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,15 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from prfaas.launch.addresses import free_ports
 from prfaas.launch.state_file import STATE_FILE, NotUp, UpState, read_state
-
-
-def free_ports(count: int) -> list[int]:
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(holder.getsockname()[1]) for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports
 
 
 def deployment(folder: Path, transfer: str) -> Path:
