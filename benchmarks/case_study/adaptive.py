@@ -46,7 +46,7 @@ WRONG_MU: Final = {4_000: 8.37, 61_000: 12.0}
 
 STORIES: Final[dict[str, tuple[Story, ...]]] = {
     "duties": (
-        Story("duties 7/1", "begins with 7 that prefill and 1 that decodes", 0.85, 720.0, 7, is_convertible=True),
+        Story("duties 7/1", "begins with 7 that prefill and 1 that decodes", 0.85, 1240.0, 7, is_convertible=True),
         Story("duties 1/7", "begins with 1 that prefills and 7 that decode", 0.85, 420.0, 1, is_convertible=True),
     ),
     "threshold": tuple(
