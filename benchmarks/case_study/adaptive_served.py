@@ -40,8 +40,7 @@ def serve(
         shown = _Shown(served.file, served.gateway, pd, every_s)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sent = runner.run(shown.run(plan, conditions, until_s, end_s))
-        wrong = "prfaas_emulated_wrong_parts_total"
-        num_wrong = sum(round(served.metric(i.engine_url, wrong)) for i in served.topology.instances)
+        num_wrong = served.num_wrong()
     late_s = max((one.late_s for one in sent if one.late_s == one.late_s), default=0.0)
     return Seen(shown.samples, [_asked(one) for one in sent], shown.conversions, num_wrong, late_s)
 

@@ -187,7 +187,7 @@ def _count(site: EmulatedSite, outcome: Outcome) -> None:
     def of_engines(name: str) -> float:
         return sum(site.metric(url, name) for url in engines)
 
-    outcome.num_wrong_parts = round(of_engines("prfaas_emulated_wrong_parts_total"))
+    outcome.num_wrong_parts = site.num_wrong()
     outcome.num_loaded = round(of_engines("prfaas_emulated_landings_loaded_total"))
     outcome.num_not_loaded = round(of_engines("prfaas_emulated_landings_not_loaded_total"))
     outcome.requests = _requests(http(f"{site.gateway}/metrics")[0])

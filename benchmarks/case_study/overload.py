@@ -194,7 +194,7 @@ def measure(site: EmulatedSite, options: argparse.Namespace) -> bool:
     refused = [one for one in sent if one.outcome == UNAVAILABLE]
     tell_refusals(sent, own_times_s(site.gateway, refused[-4_000:]), verdict)
     tell_afterwards(site, terms, verdict)
-    wrong = sum(site.metric(each.engine_url, "prfaas_emulated_wrong_parts_total") for each in site.topology.instances)
+    wrong = site.num_wrong()
     verdict.tell(not wrong, f"wrong parts of KVCache: {wrong:g}")
     return verdict.all_hold
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from benchmarks.case_study.measured import in_profile_time, loaded, saturated
 from benchmarks.case_study.page import IMAGE, PAGE, picture, table_of, with_block
-from benchmarks.case_study.served import POLICIES, Served, get_json, lines_of, prfaas_json, serving
+from benchmarks.case_study.served import POLICIES, Served, file_in, lines_of, prfaas_json
 from prfaas.demo.case_study import BYTES_SCALE, PD
 
 LOAD: Final = 0.8
@@ -57,8 +57,8 @@ def main() -> None:
     folder = Path(options.folder or tempfile.mkdtemp(prefix="prfaas-case-study-"))
     began_s = time.monotonic()
     with ExitStack() as stack:
-        _say(f"starts {', '.join(policies)}: files, logs and requests are in {folder}")
-        served = [stack.enter_context(serving(policy, folder / policy, lengths.time_scale)) for policy in policies]
+        _say(f"starts {', '.join(policies)}: files and requests are in {folder}")
+        served = [stack.enter_context(Served(policy, folder / policy, lengths.time_scale)) for policy in policies]
         _say("all is up")
         figures = {one.policy: {"plan": _planned(one)} for one in served}
         _side_by_side(served, "saturated", lambda one: _saturate(one, figures[one.policy], lengths))
@@ -67,7 +67,7 @@ def main() -> None:
             figures[one.policy]["system"]["num_wrong"] = one.num_wrong()
     for policy in policies:
         _say(f"simulates {policy}")
-        figures[policy]["simulation"] = _simulated(folder / policy / f"{policy}.yaml", figures[policy], lengths)
+        figures[policy]["simulation"] = _simulated(file_in(folder / policy), figures[policy], lengths)
     found = {
         "time_scale": lengths.time_scale, "window_s": lengths.window_s, "seed": lengths.seed, "load": LOAD,
         "python": platform.python_version(), "wall_s": time.monotonic() - began_s, "policies": figures,
@@ -88,7 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=200, help="that saturate a deployment")
     parser.add_argument("--policy", action="append", choices=POLICIES, help="only this one; repeated")
     parser.add_argument("--seed", type=int, default=7, help="of lengths and times")
-    parser.add_argument("--folder", help="for files, logs and requests; default: a new one")
+    parser.add_argument("--folder", help="for files and requests; default: a new one")
     parser.add_argument("--write", action="store_true", help="the table into its page, and the picture")
     return parser.parse_args()
 
@@ -150,9 +150,9 @@ class _Watch:
 
 def _bench(one: Served, name: str, *arguments: str) -> list[dict[str, Any]]:
     """Its requests, in the profiles' time."""
-    file = one.file.with_name(f"{name}.jsonl")
+    file = one.folder / f"{name}.jsonl"
     common = ("--deployment", str(one.file), "--requests", str(file), "--timeout", "1200s", "--json")
-    told = prfaas_json("bench", "e2e", one.url, *common, *arguments)
+    told = prfaas_json("bench", "e2e", one.gateway, *common, *arguments)
     file.with_suffix(".json").write_text(json.dumps(told, indent=2))
     return lines_of(file)
 
@@ -192,7 +192,7 @@ def _load(one: Served, figures: dict[str, Any], lengths: Lengths) -> None:
 
 def _duties(one: Served) -> list[int]:
     """Instances of the PD cluster that prefill, and that decode, as they are now."""
-    members = get_json(f"{one.url}/health")["instances"].values()
+    members = one.members().values()
     duties = [member["duty"] for member in members if member["cluster"] == PD]
     return [duties.count("prefill"), duties.count("decode")]
 

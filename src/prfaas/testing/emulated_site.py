@@ -84,6 +84,11 @@ class EmulatedSite(Deployed):
         """What the gateway's scheduler knows."""
         return dict(http(f"{self.gateway}/prfaas/scheduler")[0])
 
+    def num_wrong(self) -> int:
+        """Pages and states of KVCache that any engine found wrong."""
+        urls = (instance.engine_url for instance in self.topology.instances)
+        return sum(round(self.metric(url, "prfaas_emulated_wrong_parts_total")) for url in urls)
+
     def engine(self, name: str) -> str:
         """Base URL of an instance's engine."""
         return self.instance(name).engine_url
