@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import itertools
 import os
 import secrets
 import socket
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +20,10 @@ from prfaas.launch.plan import PlanError, ProcessSpec
 #: A Unix socket's path has at most 107 bytes; names below the directory take up to 70 (a node's name, or vLLM's UUIDs).
 MAX_SOCKET_DIRECTORY_BYTES = 36
 #: Ports are free when they are named and bound seconds later. So they are below those that Linux gives to outgoing
-#: connections (32768 and up), and processes that ask at the same time begin at different ones, each by its id.
+#: connections (32768 and up), and processes that ask at the same time name ports of different blocks.
 _SINGLES: Final = range(10_000, 20_000)
 _ROWS: Final = range(20_000, 30_000)
-_PORTS_PER_PROCESS: Final = 64
-_next_single: Final = itertools.count(os.getpid() * _PORTS_PER_PROCESS)
+_PORTS_PER_BLOCK: Final = 500
 
 
 def is_here(host: str) -> bool:
@@ -55,13 +57,50 @@ def make_socket_directory() -> Path:
 def free_ports(num: int) -> list[int]:
     """Ports of 127.0.0.1 that nobody listens on now, and that no call of this process has named lately."""
     found: list[int] = []
-    for _ in range(len(_SINGLES)):
-        port = _SINGLES[next(_next_single) % len(_SINGLES)]
+    for port in itertools.islice(_singles(os.getpid()), len(_SINGLES)):
         if _are_free(port, 1):
             found.append(port)
             if len(found) == num:
                 return found
     raise OSError(f"no {num} free ports on 127.0.0.1")
+
+
+@functools.cache
+def _singles(pid: int) -> Iterator[int]:
+    """Single ports for ever, one block after the other, through all calls. A forked process has blocks of its own."""
+    return itertools.chain.from_iterable(_claimed_blocks())
+
+
+def _claimed_blocks() -> Iterator[range]:
+    blocks = [_SINGLES[first : first + _PORTS_PER_BLOCK] for first in range(0, len(_SINGLES), _PORTS_PER_BLOCK)]
+    secrets.SystemRandom().shuffle(blocks)
+    claims: dict[range, socket.socket] = {}
+    while True:
+        for block in blocks:
+            if block not in claims:
+                try:
+                    claims[block] = _claim(block)
+                except OSError:
+                    continue
+            yield block
+        if not claims:  # others have claimed them all
+            yield blocks[0]
+
+
+def _claim(block: range) -> socket.socket:
+    """Claim a block until the socket is closed or the process ends. Raises OSError if somebody else has claimed it.
+
+    A name of the abstract kind belongs to a network namespace, as ports do. Where there is none (not Linux), nothing is
+    claimed and nobody is refused.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    if sys.platform == "linux":
+        try:
+            claim.bind(f"\0prfaas-ports-{block.start}")
+        except OSError:
+            claim.close()
+            raise
+    return claim
 
 
 def free_ports_in_a_row(num: int) -> int:
@@ -74,14 +113,15 @@ def free_ports_in_a_row(num: int) -> int:
 
 
 def _are_free(first: int, num: int) -> bool:
-    holders: list[socket.socket] = []
-    try:
-        holders.extend(socket.create_server(("127.0.0.1", first + index)) for index in range(num))
-    except OSError:
-        return False
-    finally:
-        for holder in holders:
-            holder.close()
+    # Without SO_REUSEADDR, which would let us have what is bound and not listened on yet: vLLM binds its port, loads
+    # its model for half a minute, and if it then cannot listen, it waits for ever.
+    with contextlib.ExitStack() as holders:
+        for port in range(first, first + num):
+            holder = holders.enter_context(socket.socket())
+            try:
+                holder.bind(("127.0.0.1", port))
+            except OSError:
+                return False
     return True
 
 

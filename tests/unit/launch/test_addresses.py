@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from prfaas.launch.addresses import free_ports, free_ports_in_a_row
@@ -34,6 +37,40 @@ def test_a_port_that_somebody_listens_on_is_not_named() -> None:
             taken.bind(("127.0.0.1", port + 1))
             taken.listen()
         assert port + 1 not in free_ports(3)
+
+
+def test_a_port_that_somebody_will_listen_on_is_not_named() -> None:
+    """vLLM binds its port, loads its model, and listens then. Whoever is given the port meanwhile makes it wait for
+    ever."""
+    (port,) = free_ports(1)
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            bound.bind(("127.0.0.1", port + 1))
+        assert port + 1 not in free_ports(3)
+
+
+def test_processes_that_ask_at_the_same_time_get_other_ports() -> None:
+    """Before anybody listens, and however many they ask for: each names ports of blocks of its own."""
+    code = "from prfaas.launch.addresses import free_ports; print(*free_ports(600), flush=True); input()"
+    askers = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    named = [asker.stdout.readline().split() for asker in askers if asker.stdout is not None]
+    for asker in askers:
+        asker.communicate("\n")
+    ports = [port for each in named for port in each]
+    assert len(ports) == len(set(ports)) == 1800
+
+
+def test_a_forked_process_gets_other_ports() -> None:
+    """It does not go on where its parent is."""
+    (before,) = free_ports(1)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        theirs = pool.apply(free_ports, (40,))
+    assert before + 1 not in theirs
+    assert not {*theirs} & {*free_ports(40)}
 
 
 def test_ports_in_a_row_are_free() -> None:
