@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +13,8 @@ import uvloop
 
 from benchmarks.case_study.adaptive_samples import Asked, Converted, Member, Sample, Seen, conversions_of, sample_of
 from prfaas.bench.e2e.client import Client, open_session
-from prfaas.bench.e2e.load import Load
-from prfaas.bench.e2e.options import DEFAULT_TOKEN_IDS
+from prfaas.bench.e2e.load import new_prompts
 from prfaas.bench.e2e.plan import Plan
-from prfaas.bench.e2e.prompts import Bodies, TokenMaterial
 from prfaas.bench.e2e.sent import UNKNOWN, Sent
 from prfaas.deployment.fronts import Address, control_address
 from prfaas.deployment.load import load_deployment
@@ -62,9 +59,7 @@ class _Shown:
         """Every request that was sent; what is under way at `end_s` is given up."""
         async with open_session(None) as session:
             client = Client(session, self._gateway, "/v1/completions", REQUEST_TIMEOUT_S)
-            bodies = Bodies("completions", await client.look(self._model), ignore_eos=True, wants_ids=False)
-            material = TokenMaterial(int.from_bytes(os.urandom(4), "little"), DEFAULT_TOKEN_IDS)
-            load = Load(client, plan, bodies, material, seed=0, duration_s=None)
+            load = await new_prompts(client, self._model, plan)
             loading = asyncio.create_task(load.run())
             await asyncio.sleep(0)  # its clock begins
             watching = asyncio.create_task(self._watch(session, client, until_s))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +14,7 @@ from prfaas.deployment.fronts import control_address
 from prfaas.deployment.load import load_deployment
 from prfaas.testing.deployed import http
 from prfaas.testing.emulated_site import EmulatedSite
+from prfaas.testing.footprint import cpu_s
 
 POLICIES: Final = ("prfaas", "homogeneous", "naive")
 #: The paper's N_p of its PD cluster (Table 6), and instances that this cluster has.
@@ -57,7 +56,7 @@ class Served(EmulatedSite):
 
     def cpu_s(self) -> float:
         """Processor time of all its processes since they began."""
-        return sum(_cpu_s(running.pid) for running in self.supervisor.processes.values())
+        return sum(cpu_s(running.pid) for running in self.supervisor.processes.values())
 
 
 def file_in(folder: Path) -> Path:
@@ -75,10 +74,3 @@ def prfaas_json(*arguments: str) -> dict[str, Any]:
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def _cpu_s(pid: int) -> float:
-    with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return 0.0

@@ -32,6 +32,7 @@ import aiohttp
 import uvloop
 
 from benchmarks.gateway.upstream import EVENTS
+from prfaas.testing.footprint import cpu_s
 from prfaas.testing.gateway_rig import write_tiny_model
 
 CONNECTIONS = (1, 8, 64)
@@ -118,12 +119,6 @@ def process(module: str, *arguments: str, checkout: Path | None = None) -> Itera
         running.wait(10)
 
 
-def _cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def _up(session: aiohttp.ClientSession, url: str) -> None:
     for _ in range(400):
         try:
@@ -153,9 +148,9 @@ async def _rounds(paths: dict[str, int], pids: dict[str, int], rounds: int, seco
     for _ in range(rounds):
         for connections in CONNECTIONS:
             for name, port in paths.items():
-                before_s = _cpu_s(pids[name])
+                before_s = cpu_s(pids[name])
                 measured = await measure(port, seconds, connections)
-                measured.cpu_s = _cpu_s(pids[name]) - before_s
+                measured.cpu_s = cpu_s(pids[name]) - before_s
                 results[f"{name}_{connections}"].append(measured.figures())
     return results
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import socket
 import statistics
 import subprocess
@@ -19,13 +18,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import uvloop
 
 from benchmarks.transport.peers import machine
 from prfaas.deployment.fronts import EmulatedLink, Front
 from prfaas.testing.deployed import free_ports
+from prfaas.testing.footprint import cpu_s
 from prfaas.transport.tcp_info import tcp_info
 from prfaas.wan.network import Network
 from prfaas.wan.settings import LinkSettings
@@ -144,11 +143,6 @@ def send_for_ever(port: int, lanes: list[socket.socket]) -> None:
             sock.sendall(data)
     except OSError:
         return
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def loaded(case: Case, seconds: int) -> None:

@@ -13,6 +13,7 @@ import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from prfaas.chaos.site import Site
+from prfaas.launch.readiness import not_ready
 from prfaas.wan import client as wan
 
 TIMEOUT_S: Final = 5.0
@@ -90,18 +91,12 @@ class Looker:
     async def missing(self) -> list[str]:
         """Who does not work yet, and whose lanes are down; empty when all is as it should be."""
         try:
-            members = await self._members()
-            found = [
-                f"{name}: {what}" for name, member in members.items() for what in ("engine", "node") if not member[what]
-            ]
-            for instance in self.site.topology.instances:
-                health = await self._json(f"{instance.kvnode_url}/health")
-                found += [
-                    f"lanes of {instance.name} to {peer}" for peer, it in health["peers"].items() if not it["lanes_up"]
-                ]
+            gateway = await self._json(f"{self.site.gateway_url}/health")
+            instances = self.site.topology.instances
+            nodes = {instance.name: await self._json(f"{instance.kvnode_url}/health") for instance in instances}
         except Silent as silent:
             return [str(silent)]
-        return found
+        return not_ready(gateway, nodes)
 
     async def _members(self) -> dict[str, Any]:
         return dict((await self._json(f"{self.site.gateway_url}/health"))["instances"])

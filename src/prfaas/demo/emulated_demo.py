@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -19,10 +18,9 @@ from rich.live import Live
 from rich.table import Table
 
 from prfaas.bench.e2e.client import Client, open_session
-from prfaas.bench.e2e.load import Load
-from prfaas.bench.e2e.options import DEFAULT_TOKEN_IDS, E2eOptions
+from prfaas.bench.e2e.load import Load, new_prompts
+from prfaas.bench.e2e.options import E2eOptions
 from prfaas.bench.e2e.plan import plan_of
-from prfaas.bench.e2e.prompts import Bodies, TokenMaterial
 from prfaas.bench.e2e.sent import Sent
 from prfaas.core.planning.scenario import Scenario
 from prfaas.core.planning.solution import Solution
@@ -39,6 +37,7 @@ from prfaas.deployment.model import Deployment
 from prfaas.deployment.topology import topology_of
 from prfaas.engines.vllm.dialect import VllmDialect
 from prfaas.launch.own_files import make_own_folder, open_own_file
+from prfaas.launch.readiness import not_ready
 from prfaas.scenario.build import build_scenario
 from prfaas.simulator.results import mean, percentile
 
@@ -98,10 +97,7 @@ class _Show:
         async with open_session(None) as session:
             client = Client(session, self._url, "/v1/completions", REQUEST_TIMEOUT_S)
             await self._wait_ready(session)
-            model = await client.look(MODEL)
-            bodies = Bodies("completions", model, ignore_eos=True, wants_ids=False)
-            material = TokenMaterial(int.from_bytes(os.urandom(4), "little"), DEFAULT_TOKEN_IDS)
-            load = Load(client, plan_of(options), bodies, material, seed=0, duration_s=None)
+            load = await new_prompts(client, MODEL, plan_of(options))
             async with self._watching(session, client, load):
                 await load.run()
         return load.sent
@@ -179,11 +175,10 @@ class _Show:
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
         with contextlib.suppress(aiohttp.ClientError, ValueError, LookupError):
-            health = await _json(session, f"{self._url}/health")
-            if not all(member["engine"] and member["node"] for member in health["instances"].values()):
-                return False
-            nodes = [await _json(session, f"{each.kvnode_url}/health") for each in self._topology.instances]
-            return all(peer["lanes_up"] for node in nodes for peer in node["peers"].values())
+            gateway = await _json(session, f"{self._url}/health")
+            instances = self._topology.instances
+            nodes = {each.name: await _json(session, f"{each.kvnode_url}/health") for each in instances}
+            return not not_ready(gateway, nodes)
         return False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prfaas.launch.readiness import not_ready
 from prfaas.testing.deployed import Deployed, endpoint, free_ports, http
 from prfaas.testing.node_pair import wait_until
 
@@ -68,10 +69,9 @@ class EmulatedSite(Deployed):
         wait_until(self._all_ready, 60.0)
 
     def _all_ready(self) -> bool:
-        if not all(member["engine"] and member["node"] for member in self.members().values()):
-            return False
-        nodes = (http(f"{instance.kvnode_url}/health")[0] for instance in self.topology.instances)
-        return all(peer["lanes_up"] for node in nodes for peer in node["peers"].values())
+        instances = self.topology.instances
+        nodes = {instance.name: http(f"{instance.kvnode_url}/health")[0] for instance in instances}
+        return not not_ready({"instances": self.members()}, nodes)
 
     def ask(self, prompt: list[int] | str, max_tokens: int = 8, url: str | None = None, **extra: Any) -> Answered:
         """At the gateway unless `url` is an engine's. Raises HttpError."""

@@ -62,6 +62,12 @@ def heap_bytes(pid: int) -> int:
     return 1024 * sum(map(int, found))
 
 
+def cpu_s(pid: int) -> float:
+    """User and system time since it began."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def num_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from prfaas.bench.e2e.client import Client, open_session
-from prfaas.bench.e2e.load import Load
-from prfaas.bench.e2e.options import DEFAULT_TOKEN_IDS, E2eOptions
+from prfaas.bench.e2e.load import new_prompts
+from prfaas.bench.e2e.options import E2eOptions
 from prfaas.bench.e2e.plan import Plan, Planned, plan_of
-from prfaas.bench.e2e.prompts import Bodies, TokenMaterial
 from prfaas.bench.e2e.sent import Sent
 
 #: A guard: an answer that takes longer counts as hung.
@@ -51,10 +50,6 @@ async def send(
     """Each at its own time, to the end of the last answer."""
     async with open_session(None) as session:
         client = Client(session, url, "/v1/completions", timeout_s)
-        await client.look(model)
-        bodies = Bodies("completions", model, ignore_eos=True, wants_ids=False)
-        material = TokenMaterial(prompt_seed, DEFAULT_TOKEN_IDS)
-        plan = Plan(requests, None, 512, None, "")
-        load = Load(client, plan, bodies, material, seed=0, duration_s=None)
+        load = await new_prompts(client, model, Plan(requests, None, 512, None, ""), prompt_seed)
         await load.run()
     return load.sent

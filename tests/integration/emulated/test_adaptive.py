@@ -17,10 +17,9 @@ import pytest
 import yaml
 
 from prfaas.bench.e2e.client import Client, open_session
-from prfaas.bench.e2e.load import Load
-from prfaas.bench.e2e.options import DEFAULT_TOKEN_IDS, E2eOptions
+from prfaas.bench.e2e.load import Load, new_prompts
+from prfaas.bench.e2e.options import E2eOptions
 from prfaas.bench.e2e.plan import plan_of
-from prfaas.bench.e2e.prompts import Bodies, TokenMaterial
 from prfaas.bench.e2e.sent import CANCELLED, Sent
 from prfaas.core.planning.solve import solve
 from prfaas.deployment.fronts import control_address
@@ -78,8 +77,7 @@ def loaded(site: EmulatedSite, file: Path, rate_rps: float) -> Iterator[list[Sen
         stopping = asyncio.Event()
         async with open_session(None) as session:
             client = Client(session, site.gateway, "/v1/completions", HANG_S)
-            bodies = Bodies("completions", await client.look(MODEL_NAME), ignore_eos=True, wants_ids=False)
-            load = Load(client, plan_of(options), bodies, TokenMaterial(0, DEFAULT_TOKEN_IDS), seed=0, duration_s=None)
+            load = await new_prompts(client, MODEL_NAME, plan_of(options), prompt_seed=0)
             running = asyncio.create_task(load.run())
             stop.append((asyncio.get_running_loop(), stopping))
             begun.append(load)

@@ -11,6 +11,7 @@ Laws of this file:
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -18,8 +19,19 @@ from typing import Final, NamedTuple
 from prfaas.bench.e2e.answers import AnswerReader
 from prfaas.bench.e2e.client import Client
 from prfaas.bench.e2e.conversations import Ask, TalkingClient
+from prfaas.bench.e2e.options import DEFAULT_TOKEN_IDS
 from prfaas.bench.e2e.plan import Plan, Planned, Talks
-from prfaas.bench.e2e.prompts import ANSWER, SHARED, TURN, Bodies, Material, Turn, answer_piece, prompt_piece
+from prfaas.bench.e2e.prompts import (
+    ANSWER,
+    SHARED,
+    TURN,
+    Bodies,
+    Material,
+    TokenMaterial,
+    Turn,
+    answer_piece,
+    prompt_piece,
+)
 from prfaas.bench.e2e.sent import Sent
 from prfaas.sim.engine import Gaps
 
@@ -202,3 +214,12 @@ class Load:
             return answer_piece(reader.token_ids)
         self.num_without_ids += 1
         return self._material.piece((ANSWER, number, ask.conversation, ask.turn), reader.output_tokens)
+
+
+async def new_prompts(client: Client, model_name: str, plan: Plan, prompt_seed: int | None = None) -> Load:
+    """A plan's load at /v1/completions, with prompts of token ids; without a seed of prompts that no run had before, so
+    that none is cached. Raises as `Client.look`."""
+    model = await client.look(model_name)
+    material = TokenMaterial(secrets.randbits(32) if prompt_seed is None else prompt_seed, DEFAULT_TOKEN_IDS)
+    bodies = Bodies("completions", model, ignore_eos=True, wants_ids=False)
+    return Load(client, plan, bodies, material, seed=0, duration_s=None)
