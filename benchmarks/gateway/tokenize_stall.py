@@ -113,7 +113,9 @@ async def ask(session: aiohttp.ClientSession, port: int, path: str, body: dict[s
 
 async def _rounds(ports: dict[str, int], bodies: dict[str, tuple[str, dict[str, Any]]], rounds: int) -> dict[str, Any]:
     found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {side: [] for side in ports} for name in bodies}
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
+    async with aiohttp.ClientSession(
+        headers={"content-type": "application/json"}, timeout=aiohttp.ClientTimeout(total=None)
+    ) as session:
         for port in ports.values():
             await _up(session, f"http://127.0.0.1:{port}/live")
         for _ in range(rounds):

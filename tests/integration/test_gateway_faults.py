@@ -581,7 +581,7 @@ def test_two_requests_of_one_id_are_both_answered_also_while_their_bodies_are_on
                 return reply.status, reply.headers["x-request-id"]
 
         asking = [asyncio.create_task(ask()) for _ in range(2)]
-        await until(lambda: num_begun == 2 and rig.service.num_inflight == 2)
+        await until(lambda: num_begun == 2 and len(rig.service.reading_ids) == 2)
         may_end.set()
         answers = await asyncio.gather(*asking)
         assert [status for status, _ in answers] == [200, 200]
@@ -629,6 +629,26 @@ def test_bad_bodies_get_a_clear_error_and_reach_no_engine(model_dir: Path, raw: 
     drive(model_dir, scenario, gateway={"max_body": 64 * 1024})
 
 
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200), ("Application/JSON; charset=utf-8", 200), ("application/vnd.api+json", 200),
+        ("text/plain", 415), ("application/x-www-form-urlencoded", 415), ("text/plain; a=application/json", 415),
+        ("", 415),
+    ],
+)  # fmt: skip
+def test_only_json_is_taken(model_dir: Path, kind: str, status: int) -> None:
+    """A page in a browser may send plain text to any address, but not JSON."""
+
+    async def scenario(rig: Rig) -> None:
+        data = json.dumps({"model": MODEL, "prompt": SHORT}).encode()
+        async with rig.session.post(f"{rig.url}/v1/completions", data=data, headers={"content-type": kind}) as reply:
+            assert reply.status == status
+        assert len(rig.decoders[0].seen) == (status == 200)
+
+    drive(model_dir, scenario)
+
+
 def test_unknown_routes_methods_and_chunked_bodies(model_dir: Path) -> None:
     """404, 405 with Allow, and a limit that holds without Content-Length."""
 
@@ -640,7 +660,9 @@ def test_unknown_routes_methods_and_chunked_bodies(model_dir: Path) -> None:
 
         assert (await ask("GET", "/nowhere")).status == 404
         assert (await ask("GET", "/v1/completions")).status == 405
-        assert (await ask("POST", "/health")).headers["allow"] == "GET"
+        assert (await ask("POST", "/health")).headers["allow"] == "GET, HEAD"
+        head = await ask("HEAD", "/live")
+        assert (head.status, head.headers["content-length"]) == (200, "15")
         assert (await ask("GET", "/prfaas/requests/unheard-of")).status == 404
         assert (await ask("GET", "/v1/models/tiny")).status == 200
         assert (await ask("GET", "/v1/models/other")).status == 404

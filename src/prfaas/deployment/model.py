@@ -353,6 +353,41 @@ class Telemetry(Strict):
     )
 
 
+class Front(Strict):
+    """What a client's connection to the gateway may cost, with or without a request."""
+
+    max_head: ByteSize = Field(
+        default=64 << 10, ge=1024, description="Of a request's first line and its headers. Larger ones get 431."
+    )
+    head_timeout: Seconds = Field(
+        default=10.0, gt=0, description="For a head to be whole, and for a first one to come."
+    )
+    idle_timeout: Seconds = Field(
+        default=310.0,
+        gt=0,
+        description="Between two requests. Longer than clients and proxies keep idle connections, so that they close"
+        " them first: httpx 5 s, aiohttp 15, nginx and load balancers 60, aiperf 300.",
+    )
+    min_body_rate: ByteSize = Field(
+        default=1024, ge=0, description="Bytes a second of a body, on average. Slower ones get 408."
+    )
+    body_grace: Seconds = Field(default=10.0, gt=0, description="So long a body may be slower.")
+    write_timeout: Seconds = Field(
+        default=60.0, gt=0, description="A client that takes nothing of its answer for so long is cut off."
+    )
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="In all. For one more, the connection that has been idle longest is closed. At most, and if it is"
+        " not given, what the limit of open descriptors leaves beside the gateway's own connections.",
+    )
+    max_connections_of_address: int | None = Field(
+        default=None,
+        ge=1,
+        description="From one address. Not to be set behind a proxy, from whose address all connections come.",
+    )
+
+
 class Gateway(Strict):
     """The OpenAI front door."""
 
@@ -372,6 +407,11 @@ class Gateway(Strict):
         default=1024, ge=1, description="More than this are refused with 429 and Retry-After."
     )
     max_body: ByteSize = Field(default=8 << 20, ge=1024)
+    max_inflight_bytes: ByteSize = Field(
+        default=1 << 30,
+        ge=1 << 20,
+        description="Of bodies that are being read or whose requests go on. More are refused with 429 and Retry-After.",
+    )
     stories: int = Field(
         default=4096, ge=1, le=1 << 20, description="Requests that have ended and whose stories are kept."
     )
@@ -384,6 +424,19 @@ class Gateway(Strict):
     keep_alive: Seconds = Field(default=5.0, gt=0, description="Silence on a stream after which a comment is sent.")
     request_timeout: Seconds = Field(default=1800.0, gt=0, description="Longest life of one request.")
     connect_timeout: Seconds = Field(default=3.0, gt=0)
+    stop_notice: Seconds = Field(
+        default=0.0,
+        ge=0,
+        description="After SIGTERM /ready answers 503 for so long while new requests are still served: until whoever"
+        " balances the load has seen it.",
+    )
+    stop_grace: Seconds = Field(
+        default=30.0,
+        ge=0,
+        description="Then nothing new is taken, and requests that go on get so long. Streams that last longer end with"
+        " an error event.",
+    )
+    front: Front = Front()
     telemetry: Telemetry = Telemetry()
 
 

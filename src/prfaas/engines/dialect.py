@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from prfaas.core.wire.params import DecodeParams, PrefillParams
 
@@ -85,8 +85,9 @@ class Dialect(Protocol):
     def read_prefill(self, status: int, body: bytes) -> PrefillAnswer:
         """The answer to it."""
 
-    def decode_body(self, body: Mapping[str, Any], params: DecodeParams) -> bytes:
-        """A client's own body, which shall be answered from a landing."""
+    def decode_body(self, body: bytes, params: DecodeParams) -> bytes:
+        """A client's own body, which shall be answered from a landing: a JSON object with a field, and without any of
+        `steering_fields`."""
 
     def read_load(self, status: int, body: bytes) -> EngineLoad | None:
         """The answer of `load_path`; None if it does not say."""

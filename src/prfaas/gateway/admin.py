@@ -32,10 +32,11 @@ VIEW_EVERY_S: Final = 0.5
 
 
 class Admin:
-    """Answers GET routes."""
+    """Answers GET routes, and HEAD, of which the server leaves the body out."""
 
-    def __init__(self, service: Service, link_feed: LinkFeed) -> None:
+    def __init__(self, service: Service, link_feed: LinkFeed, is_stopping: Callable[[], bool]) -> None:
         self._service = service
+        self._is_stopping = is_stopping
         self._link_feed = link_feed
         self._view: SchedulerView | None = None
         self._viewed_s = 0.0
@@ -46,7 +47,7 @@ class Admin:
             "/v1/models": self._models,
             "/health": self._health,
             "/live": self._live,
-            "/ready": self._health,
+            "/ready": self._ready,
             "/version": self._version,
             "/metrics": self._metrics,
             "/prfaas/links": self._links,
@@ -59,8 +60,8 @@ class Admin:
         by_name = path.startswith((STORY_PREFIX, MODEL_PREFIX))
         if route is None and not by_name and path != TRACE_PATH:
             raise ApiError(404, f"there is no route {path[:200]}", code="not_found")
-        if method != "GET":
-            raise ApiError(405, f"{path[:200]} takes GET", code="method_not_allowed", allow="GET")
+        if method not in ("GET", "HEAD"):
+            raise ApiError(405, f"{path[:200]} takes GET", code="method_not_allowed", allow="GET, HEAD")
         if path == TRACE_PATH:
             await self._trace(response, query)
         elif route is not None:
@@ -93,6 +94,12 @@ class Admin:
         instances = {instance.name: _shown(instance) for instance in fleet.all}
         status = "ok" if fleet.healthy else "no_healthy_engine"
         await _json(response, {"status": status, "instances": instances}, 200 if fleet.healthy else 503)
+
+    async def _ready(self, response: Response) -> None:
+        if self._is_stopping():
+            await _json(response, {"status": "stopping"}, 503)
+        else:
+            await self._health(response)
 
     async def _live(self, response: Response) -> None:
         await _json(response, {"status": "ok"})

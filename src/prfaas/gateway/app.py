@@ -13,10 +13,21 @@ from typing import Final
 from prfaas.core.control.dispatch import Dispatch
 from prfaas.gateway.admin import Admin
 from prfaas.gateway.api.errors import ApiError
-from prfaas.gateway.api.http import ClientGone, Receive, Response, Scope, Send, headers_of, read_body
+from prfaas.gateway.api.http import (
+    ClientGone,
+    Receive,
+    Response,
+    Scope,
+    Send,
+    check_content_type,
+    headers_of,
+    read_body,
+)
 from prfaas.gateway.api.openai import ApiRequest, Endpoint, parse
 from prfaas.gateway.api.urgency import Urgency, urgency_of
 from prfaas.gateway.driver import Driver, outcome_of
+from prfaas.gateway.front.doorkeeper import Closing
+from prfaas.gateway.front.held_bytes import HeldBytes, Share
 from prfaas.gateway.membership import Membership
 from prfaas.gateway.service import Service
 from prfaas.gateway.tracing import RequestTracing
@@ -46,12 +57,31 @@ class GatewayApp:
         self.link_feed = link_feed
         self.membership = membership
         self._service = service
-        self._admin = Admin(service, link_feed)
+        #: The process was told to end: /ready says no, and what is cut off from now on is told so.
+        self.is_stopping = False
+        self._admin = Admin(service, link_feed, lambda: self.is_stopping)
+        self._bodies = HeldBytes(lambda: service.deployment.gateway.max_inflight_bytes)
         service.metrics.gauge("prfaas_inflight_requests").set_function(lambda: service.num_inflight)
+        service.metrics.gauge("prfaas_inflight_bytes").set_function(lambda: self._bodies.num_bytes)
+        name = "prfaas_client_connections_closed_total"
+        self._closings = {why: service.metrics.counter(name, reason=why) for why in Closing}
         loop = asyncio.get_running_loop()
         service.metrics.gauge("prfaas_gateway_tasks").set_function(lambda: len(asyncio.all_tasks(loop)))
         for table, count in _tables(service, driver).items():
             service.metrics.gauge("prfaas_gateway_entries", table=table).set_function(count)
+
+    @property
+    def num_inflight(self) -> int:
+        """Requests that are served."""
+        return self._service.num_inflight
+
+    def show_connections(self, count: Callable[[], int]) -> None:
+        """How many clients' connections are open."""
+        self._service.metrics.gauge("prfaas_client_connections").set_function(count)
+
+    def note_closed(self, why: Closing) -> None:
+        """A client's connection was refused or cut off."""
+        self._closings[why].inc()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,13 +97,19 @@ class GatewayApp:
             await response.error(error)
         except ClientGone:
             pass
+        except asyncio.CancelledError:
+            if not self.is_stopping:
+                raise
+            await response.error(ApiError(503, "the gateway is stopping", code="stopping", retry_after_s=1))
         except Exception:
             logger.exception("defect request_id=%s", request_id)
             await response.error(ApiError(500, "internal error", code="internal_error"))
 
     def _free_id(self, asked: str) -> str:
         """`asked`, unless a request of that id is still going on: then it with something random behind it."""
-        if asked not in self._service.admitted_ids and not self.driver.is_live(asked):
+        service = self._service
+        is_known = asked in service.reading_ids or asked in service.admitted_ids or self.driver.is_live(asked)
+        if not is_known:
             return asked
         return f"{asked[: MAX_REQUEST_ID_CHARS - 9]}-{secrets.token_hex(4)}"
 
@@ -90,40 +126,43 @@ class GatewayApp:
     async def _admitted(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, response: Response, request_id: str
     ) -> None:
-        service = self._service
-        if service.num_inflight >= service.deployment.gateway.max_inflight_requests:
-            self._turn_away(RequestTurnedAway(request_id, endpoint, "overloaded", 429, "too many requests in flight"))
-            raise ApiError(429, "too many requests in flight", code="overloaded", retry_after_s=1)
-        # Nothing was awaited since the id was found free.
-        service.admitted_ids.add(request_id)
-        try:
-            await self._served(endpoint, scope, receive, response, request_id)
-        finally:
-            service.admitted_ids.discard(request_id)
-
-    async def _served(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, response: Response, request_id: str
-    ) -> None:
         settings = self._service.deployment.gateway
+        self._check_places(request_id, endpoint)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
-                request, urgency, tracing = await self._read(endpoint, scope, receive, request_id, limit)
-                limit.reschedule(asyncio.get_running_loop().time() + settings.request_timeout)
-                await self._driven(request, urgency, tracing, receive, response, request_id, limit)
+                with self._bodies.share() as share:
+                    request, urgency, tracing = await self._read(endpoint, scope, receive, request_id, limit, share)
+                    self._check_places(request_id, endpoint, tracing)
+                    limit.reschedule(asyncio.get_running_loop().time() + settings.request_timeout)
+                    # Nothing was awaited since there was a place.
+                    self._service.admitted_ids.add(request_id)
+                    await self._driven(request, urgency, tracing, receive, response, request_id, limit)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise ApiError(504, "the request took too long", code="timeout") from None
+        finally:
+            self._service.admitted_ids.discard(request_id)
+
+    def _check_places(self, request_id: str, endpoint: Endpoint, tracing: RequestTracing | None = None) -> None:
+        """Before its body is read, to refuse what would be refused anyway; and then, when it would take a place."""
+        service, text = self._service, "too many requests in flight"
+        if service.num_inflight >= service.deployment.gateway.max_inflight_requests:
+            self._turn_away(RequestTurnedAway(request_id, endpoint, "overloaded", 429, text), tracing)
+            raise ApiError(429, text, code="overloaded", retry_after_s=1)
 
     async def _read(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, request_id: str, limit: asyncio.Timeout
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, request_id: str, limit: asyncio.Timeout, share: Share
     ) -> tuple[ApiRequest, Urgency, RequestTracing]:
         turned_away: tuple[str, int | None, str | None] = ("error", None, None)
         request: ApiRequest | None = None
         urgency: Urgency | None = None
         tracing: RequestTracing | None = None
+        # Nothing was awaited since the id was found free.
+        self._service.reading_ids.add(request_id)
         try:
-            raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body)
+            check_content_type(headers_of(scope))
+            raw = await read_body(receive, headers_of(scope), self._service.deployment.gateway.max_body, share.take)
             tracing = self._service.tracing(scope, forwarded_headers(scope, request_id))
             request = parse(endpoint, raw, self._service.model.name)
             trusts = self._service.deployment.gateway.trust_priority
@@ -135,6 +174,7 @@ class GatewayApp:
             turned_away = ("timeout", 504, "request timeout") if limit.expired() else ("cancelled", None, None)
             raise
         finally:
+            self._service.reading_ids.discard(request_id)
             if urgency is None:
                 self._turn_away(RequestTurnedAway(request_id, endpoint, *turned_away), tracing)
         return request, urgency, tracing
@@ -152,10 +192,13 @@ class GatewayApp:
         driver = self.driver
         try:
             await while_connected(driver.serve(request, urgency, response, tracing, request_id), receive, response)
-        except (ClientGone, asyncio.CancelledError):
+        except (ClientGone, asyncio.CancelledError) as ended:
             if limit.expired():
                 await driver.quiesce(request_id)
                 driver.abandon(request_id, "timeout", response.status or 504, "request timeout")
+            elif self.is_stopping and isinstance(ended, asyncio.CancelledError):
+                await driver.quiesce(request_id)
+                driver.abandon(request_id, "error", response.status or 503, "the gateway stopped")
             else:
                 driver.abandon(request_id, "cancelled", response.status or None)
             raise
@@ -178,6 +221,7 @@ def _tables(service: Service, driver: Driver) -> dict[str, Callable[[], int]]:
         return lambda: 0 if scheduler.dispatch is None else count(scheduler.dispatch)
 
     return {
+        "reading": lambda: len(service.reading_ids),
         "admitted": lambda: len(service.admitted_ids),
         "live": lambda: driver.num_live,
         "scheduled": lambda: len(scheduler.requests),

@@ -224,6 +224,8 @@ class Driver:
             live.prompt.take(await service.tokenizer.token_ids(live.request, limit))
         except NotCountable as unknown:
             return e.PromptUncountable(live.request_id, unknown.reason)
+        finally:
+            live.request.forget_values()
         seed, salt = service.deployment.transfer.hash.seed, live.request.cache_salt
         chains = live.prompt.chains(action.block_sizes, seed, salt)
         return e.PromptCounted(live.request_id, len(live.prompt.token_ids), chains)
@@ -277,7 +279,8 @@ class Driver:
         )
         spec = live.spec if action.is_landed else None
         request, headers = live.request, live.tracing.headers(PhaseName.DECODE)
-        body = request.forwarded() if spec is None else dialect.decode_body(request.body, decode_params(spec))
+        request.forget_values()
+        body = request.raw if spec is None else dialect.decode_body(request.raw, decode_params(spec))
         try:
             answered = await answer.send(self._engines, url, body, headers, spare_server_errors=action.is_landed)
         except UpstreamDown as error:

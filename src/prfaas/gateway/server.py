@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import uvicorn
 import uvloop
 
-from prfaas.deployment.model import Deployment
+from prfaas.deployment.model import Deployment, Gateway
 from prfaas.gateway.app import GatewayApp
 from prfaas.gateway.discovery.file import FileDiscovery, Served, read_served
 from prfaas.gateway.driver import Driver
+from prfaas.gateway.front.connection import FrontConnection
+from prfaas.gateway.front.doorkeeper import Doorkeeper
+from prfaas.gateway.front.limits import front_limits, num_descriptors, raise_descriptor_limit
 from prfaas.gateway.heap import collect_rarely
 from prfaas.gateway.membership import Membership
 from prfaas.gateway.service import Service, build_service
@@ -34,13 +39,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prfaas.gateway")
 
-#: Streams in progress get this long to end when the gateway is told to stop.
-DRAIN_S: Final = 30
+STOP_LOOK_S: Final = 0.1
+#: Requests that are cut off at the end get this long to say so to their clients.
+LAST_WORDS_S: Final = 2.0
 #: Landings of cancelled requests are given back within this.
 CLEAN_UP_S: Final = 5.0
-#: Who closes an idle connection first may meet a request that is on its way over it, which then fails. So clients close
-#: first: httpx keeps an idle connection for 5 s, aiohttp for 15, nginx for 60, aiperf for 300.
-IDLE_CONNECTION_S: Final = 310
 #: And so long for the last spans.
 SPANS_S: Final = 3.0
 
@@ -65,6 +68,52 @@ async def running(service: Service, probe_interval_s: float = PROBE_INTERVAL_S) 
             driver.stop()
             if exporter is not None:
                 await asyncio.to_thread(exporter.close, SPANS_S)
+
+
+class Server(uvicorn.Server):
+    """Stops in steps: `/ready` says no; then nothing new is taken; then what still goes on ends with an error event."""
+
+    def __init__(self, config: uvicorn.Config, app: GatewayApp, notice_s: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._notice_s = notice_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """A second Ctrl-C ends every wait."""
+        self._app.is_stopping = True
+        logger.info("stopping inflight=%d", self._app.num_inflight)
+        for _ in range(math.ceil(self._notice_s / STOP_LOOK_S)):
+            if not self.force_exit:
+                await asyncio.sleep(STOP_LOOK_S)
+        await super().shutdown(sockets)
+        # Those that were cancelled tell their clients.
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.close()
+
+
+@asynccontextmanager
+async def front(app: GatewayApp, settings: Gateway) -> AsyncIterator[uvicorn.Config]:
+    """What uvicorn shall be told to serve clients within limits, which are kept as long as this lasts."""
+    doorkeeper = Doorkeeper(front_limits(settings, num_descriptors()), app.note_closed, lambda: app.is_stopping)
+    app.show_connections(lambda: len(doorkeeper))
+    watching = asyncio.create_task(doorkeeper.watch())
+    try:
+        yield uvicorn.Config(
+            app,
+            http=cast(type[asyncio.Protocol], partial(FrontConnection, doorkeeper)),
+            ws="none",
+            proxy_headers=False,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(settings.stop_grace),
+            timeout_keep_alive=math.ceil(settings.front.idle_timeout),
+        )
+    finally:
+        watching.cancel()
 
 
 def _exporter(service: Service) -> OtlpExporter | None:
@@ -105,27 +154,15 @@ async def serve(
         if follow is not None:
             discovery = FileDiscovery(*follow, app.membership.change, on_refused=app.membership.file_refused)
             stack.callback(asyncio.create_task(discovery.run()).cancel)
-        config = uvicorn.Config(
-            app,
-            host=asked[0],
-            port=asked[1],
-            http="httptools",
-            ws="none",
-            proxy_headers=False,
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=DRAIN_S,
-            timeout_keep_alive=IDLE_CONNECTION_S,
-        )
+        config = await stack.enter_async_context(front(app, settings))
+        config.host, config.port = asked
         if address is not None:
             address.listen()
             sockets = address.sockets
         if policy is not None:
             logger.info("%s", policy.why)
         logger.info("listening host=%s port=%d model=%s", config.host, config.port, deployment.served_model.name)
-        await uvicorn.Server(config).serve(sockets)
+        await Server(config, app, settings.stop_notice).serve(sockets)
 
 
 def run(deployment_path: Path, *, host: str | None = None, port: int | None = None) -> None:
@@ -137,6 +174,7 @@ def run(deployment_path: Path, *, host: str | None = None, port: int | None = No
     served = read_served(deployment_path)
     deployment, policy, follow = served.deployment, served.policy, (deployment_path, served)
     model_dir = resolve_model_dir(deployment, deployment_path)
+    raise_descriptor_limit()
     collect_rarely()
     return_large_buffers()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

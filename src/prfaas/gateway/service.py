@@ -42,7 +42,9 @@ class Service:
     #: None: nothing is recorded.
     recording: Recording | None = None
     background: Background = field(default_factory=Background)
-    #: Of requests that are being read or served: the driver knows them only when their bodies have come.
+    #: Of requests whose bodies are coming: they have no place yet.
+    reading_ids: set[str] = field(default_factory=set)
+    #: Of requests that are served: they have a place.
     admitted_ids: set[str] = field(default_factory=set)
     #: None: no spans are made.
     span_sink: SpanSink | None = None

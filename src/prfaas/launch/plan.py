@@ -24,6 +24,10 @@ from prfaas.transport.credentials import CredentialFiles
 THROWAWAY_CA: Final = "ca.crt"
 
 
+#: After its grace a gateway tells those that it cuts off, and gives their landings back.
+GATEWAY_END_S: Final = 8.0
+
+
 class PlanError(PrfaasError):
     """The deployment cannot be started as asked; the text says what to change."""
 
@@ -32,7 +36,8 @@ class PlanError(PrfaasError):
 class ProcessSpec:
     """One process to start. `health_url` answers 200 when it is ready; with `needs_engine` (a KV node beside an engine
     that we start) only once an engine has registered there. `listens` has every host:port that it will bind, `reads`
-    every file that must be there when it starts."""
+    every file that must be there when it starts. With `stops_first_s`, it is told to stop before the others, and they
+    are left alone for so long while it finishes what goes on."""
 
     name: str
     argv: tuple[str, ...]
@@ -41,6 +46,7 @@ class ProcessSpec:
     needs_engine: bool = False
     listens: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    stops_first_s: float = 0.0
 
 
 def everywhere(host: str) -> bool:
@@ -180,4 +186,5 @@ def _gateway(deployment: Deployment, file: Path) -> ProcessSpec:
     # Its /health needs a decode engine; engines that somebody else starts are not waited for.
     starts_engines = all(cluster.engine is not None for cluster in deployment.clusters_of_role("pd").values())
     health = f"http://{address}/{'health' if starts_engines else 'live'}"
-    return ProcessSpec("gateway", argv, {}, health, listens=(address,))
+    stops_s = deployment.gateway.stop_notice + deployment.gateway.stop_grace + GATEWAY_END_S
+    return ProcessSpec("gateway", argv, {}, health, listens=(address,), stops_first_s=stops_s)

@@ -2,6 +2,7 @@
 
 Laws of this file:
 - A child that dies is reported, never restarted in silence: whether it is started again is its owner's business.
+- What serves clients is told to stop before what it needs: a gateway whose engines end with it cuts every stream.
 - Children run in groups of their own and are ended by group: vLLM has children too.
 - Nothing outlives the supervisor: an ordinary end stops the groups in order; a second Ctrl-C kills them at once; if the
   supervisor itself is killed, the kernel kills its children (PR_SET_PDEATHSIG) and the guard kills their groups.
@@ -36,6 +37,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 #: How long groups may take to end after each signal. A vLLM with requests in flight needs a few seconds.
 GRACE_S = 8.0
 POLL_S = 0.2
+#: A gateway without requests has ended by then.
+TELL_AFTER_S = 1.5
 LAST_LINES = 15
 
 
@@ -83,8 +86,11 @@ class Supervisor:
     """Owns a set of processes for as long as its `with` block runs. Standard output and error of each go to
     `logs/NAME.log`."""
 
-    def __init__(self, logs: Path, *, grace_s: float = GRACE_S) -> None:
+    def __init__(
+        self, logs: Path, *, grace_s: float = GRACE_S, tell: Callable[[str], None] = lambda sentence: None
+    ) -> None:
         self.logs = logs
+        self._tell = tell
         self._grace_s = grace_s
         self.processes: dict[str, Running] = {}
         #: Processes that ended on their own, as far as `newly_ended` has told.
@@ -161,9 +167,10 @@ class Supervisor:
         return ended
 
     def stop(self) -> None:
-        """End every group: SIGINT, then SIGTERM, then SIGKILL. A Ctrl-C meanwhile goes straight to SIGKILL. Safe to
-        call again."""
+        """End every group: SIGTERM to those that stop first, and time to finish; then SIGINT, SIGTERM and SIGKILL to
+        all. A Ctrl-C meanwhile goes straight to SIGKILL. Safe to call again."""
         try:
+            self._stop_first()
             if self._signal_all(signal.SIGINT):
                 self._signal_all(signal.SIGTERM)
         except KeyboardInterrupt:
@@ -180,6 +187,24 @@ class Supervisor:
         assert not before.is_alive, f"{name} is running already"
         if self._group_alive(before):
             os.killpg(before.pid, signal.SIGKILL)
+
+    def _stop_first(self) -> None:
+        first = [each for each in self.processes.values() if each.spec.stops_first_s and each.is_alive]
+        for running in first:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                running.popen.terminate()
+        began_s = time.monotonic()
+        has_told = False
+        while first := [each for each in first if each.is_alive]:
+            waited_s = time.monotonic() - began_s
+            if waited_s > max(each.spec.stops_first_s for each in first):
+                return
+            if waited_s > TELL_AFTER_S and not has_told:
+                has_told = True
+                names = ", ".join(each.spec.name for each in first)
+                longest_s = max(each.spec.stops_first_s for each in first)
+                self._tell(f"{names}: requests go on; they get up to {longest_s:g} s (Ctrl-C stops everything at once)")
+            time.sleep(0.05)
 
     def _signal_all(self, number: signal.Signals) -> bool:
         """Send a signal to every group and give them the grace; True if one is left."""

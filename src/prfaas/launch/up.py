@@ -35,16 +35,19 @@ PROBE_INTERVAL_S = 1.0
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM: end as on Ctrl-C."""
+    """SIGTERM, or the terminal has gone: end as on Ctrl-C."""
 
 
 def stop_on_sigterm() -> None:
-    """Make SIGTERM unwind the stack, so that `with Supervisor` ends the children."""
+    """Make SIGTERM and SIGHUP unwind the stack, so that `with Supervisor` ends the children. Under nohup SIGHUP stays
+    ignored."""
 
     def raise_stopped(number: int, frame: FrameType | None) -> None:
         raise Stopped
 
     signal.signal(signal.SIGTERM, raise_stopped)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, raise_stopped)
 
 
 def start_all(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> Changes:
@@ -68,7 +71,7 @@ def run(
     console = Console(file=sys.stderr)
     stop_on_sigterm()
     temporary = make_socket_directory()
-    supervisor = Supervisor(logs)
+    supervisor = Supervisor(logs, tell=lambda sentence: _tell(console, sentence))
     num_down = 0
     try:
         deployment = _load(file, with_gateway=with_gateway)

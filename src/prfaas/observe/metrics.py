@@ -96,6 +96,18 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     ),
     MetricSpec("prfaas_inflight_requests", "gauge", "gateway", "requests", "Requests being served now."),
     MetricSpec(
+        "prfaas_inflight_bytes", "gauge", "gateway", "bytes",
+        "Bodies of requests that are being read or served; at most gateway.max_inflight_bytes.",
+    ),
+    MetricSpec("prfaas_client_connections", "gauge", "gateway", "connections", "Open ones of clients."),
+    MetricSpec(
+        "prfaas_client_connections_closed_total", "counter", "gateway", "connections",
+        "That the gateway refused or cut off: all places were in use (full), or those of one address (address_full);"
+        " a new one took the place of one that was idle (made_room); a head or a body came too slowly (head_timeout,"
+        " body_too_slow), or a head was too large (head_too_large); its client took nothing of an answer"
+        " (write_timeout).", ("reason",),
+    ),
+    MetricSpec(
         "prfaas_time_to_first_token_seconds", "histogram", "gateway", "seconds",
         "From the request's last byte to the first byte of the answer.", ("route",), TTFT_BUCKETS_S,
     ),

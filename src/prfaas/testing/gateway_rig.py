@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import uvicorn
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from prfaas.core.model.layout import KVGroupKind
 from prfaas.deployment.model import Deployment
 from prfaas.gateway.app import GatewayApp
-from prfaas.gateway.server import running
+from prfaas.gateway.server import Server, front, running
 from prfaas.gateway.service import Service, build_service
 from prfaas.scenario.served_policy import ServedPolicy
 from prfaas.testing.fake_engine import FakeEngine
@@ -68,6 +67,8 @@ class Rig:
     prefill_nodes: list[FakeKVNode]
     url: str
     session: aiohttp.ClientSession
+    #: Set `should_exit` to stop it as SIGTERM does.
+    server: Server
 
     @property
     def num_live_landings(self) -> int:
@@ -144,17 +145,20 @@ async def gateway_rig(
                 "clusters": clusters,
                 "links": [{"from": "prfaas", "to": "pd"}],
                 "policy": {"kind": policy, "routing_threshold_tokens": threshold_tokens},
-                "gateway": gateway or {},
+                "gateway": {"stop_grace": "1s", **(gateway or {})},
                 "transfer": transfer or {},
             }
         )
         service = build_service(deployment, model_dir, served)
         app = await stack.enter_async_context(running(service, probe_interval_s=0.05))
-        url = await stack.enter_async_context(_served(app))
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        config = await stack.enter_async_context(front(app, deployment.gateway))
+        server = Server(config, app, deployment.gateway.stop_notice)
+        url = await stack.enter_async_context(_served(server))
+        client = aiohttp.ClientSession(headers={"content-type": "application/json"})
+        session = await stack.enter_async_context(client)
         # The gateway waits a moment only for first answers; on a busy machine a scenario would find it half blind.
         await until(lambda: all(i.engine_healthy and i.node_ready for i in service.fleet.all), 60.0)
-        yield Rig(service, app, decoders, decode_nodes, prefillers, prefill_nodes, url, session)
+        yield Rig(service, app, decoders, decode_nodes, prefillers, prefill_nodes, url, session, server)
 
 
 def _endpoints(engines: list[FakeEngine], nodes: list[FakeKVNode]) -> list[dict[str, str]]:
@@ -163,12 +167,9 @@ def _endpoints(engines: list[FakeEngine], nodes: list[FakeKVNode]) -> list[dict[
 
 
 @asynccontextmanager
-async def _served(app: Any) -> AsyncIterator[str]:
+async def _served(server: Server) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
-                            timeout_graceful_shutdown=1)  # fmt: skip
-    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listener]))
     await until(lambda: server.started or serving.done())
     try:

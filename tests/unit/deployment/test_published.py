@@ -49,7 +49,7 @@ def test_documented_defaults_are_the_codes(tmp_path: Path) -> None:
     rows = re.findall(r"^\| `((?:policy|transfer|gateway)\.[a-z_.]+)` \| `([^`]*)` \|", page, re.MULTILINE)
     defaults = Deployment.model_construct()
     parsers: dict[type, Any] = {int: parse_bytes, float: parse_seconds, str: str, bool: lambda text: text == "true"}
-    assert len(rows) == 25
+    assert len(rows) == 34
     for field, text in rows:
         value: Any = defaults
         for part in field.split("."):

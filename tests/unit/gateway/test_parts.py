@@ -27,6 +27,7 @@ from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.api.http import ClientGone, Response, read_body
 from prfaas.gateway.app import request_id_of
 from prfaas.gateway.background import Background
+from prfaas.gateway.front.held_bytes import HeldBytes
 from prfaas.gateway.prompt.offload_eligibility import OBSTACLES
 from prfaas.gateway.story_book import StoryBook
 from prfaas.gateway.transfers import failure_of
@@ -153,14 +154,17 @@ def test_the_log_line_leaves_out_what_is_unknown() -> None:
     )
 
 
-def body_of(*messages: dict[str, Any], headers: dict[bytes, bytes] | None = None, limit: int = 10) -> bytes:
-    """What `read_body` makes of ASGI messages."""
+def body_of(
+    *messages: dict[str, Any], headers: dict[bytes, bytes] | None = None, limit: int = 10, held: int = 1000
+) -> bytes:
+    """What `read_body` makes of ASGI messages, where all bodies together may have `held` bytes."""
     queue = list(messages)
 
     async def receive() -> dict[str, Any]:
         return queue.pop(0)
 
-    return asyncio.run(read_body(receive, headers or {}, limit))
+    with HeldBytes(lambda: held).share() as share:
+        return asyncio.run(read_body(receive, headers or {}, limit, share.take))
 
 
 def test_bodies_are_read_whole_and_bounded() -> None:
@@ -175,6 +179,23 @@ def test_bodies_are_read_whole_and_bounded() -> None:
         body_of(headers={b"content-length": b"11"})
     with pytest.raises(ClientGone):
         body_of(part, {"type": "http.disconnect"})
+
+
+def test_bodies_together_are_bounded_in_bytes() -> None:
+    """The one that would be too many is refused, and what it had is given back."""
+    part = {"type": "http.request", "body": b"12345", "more_body": True}
+    with pytest.raises(ApiError) as refused:
+        body_of(part, part, held=9)
+    assert (refused.value.status, refused.value.retry_after_s) == (429, 1)
+    held = HeldBytes(lambda: 9)
+    with held.share() as first:
+        first.take(5)
+        with held.share() as second:
+            second.take(4)
+            with pytest.raises(ApiError):
+                second.take(1)
+        assert held.num_bytes == 5
+    assert held.num_bytes == 0
 
 
 def test_an_error_is_told_in_the_form_that_is_left() -> None:

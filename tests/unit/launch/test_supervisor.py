@@ -196,3 +196,26 @@ def test_the_guard_knows_what_is_left() -> None:
     assert groups_left([]) == set()
     assert groups_left(["+10\n", "+11\n", "-10\n", "+12\n"]) == {11, 12}
     assert groups_left(["+10\n", "+11"]) == {10}
+
+
+def test_what_serves_clients_stops_before_what_it_needs(tmp_path: Path) -> None:
+    """A gateway that ends its streams still has its engines, and is told first."""
+    gateway, engine = tmp_path / "gateway.py", tmp_path / "engine.py"
+    wait = "import pathlib, signal, sys, time, os\n"
+    engine.write_text(wait + "pathlib.Path('engine.pid').write_text(str(os.getpid()))\ntime.sleep(600)\n")
+    gateway.write_text(
+        wait + "def stop(*_):\n"
+        "    time.sleep(1.0)\n"
+        "    pid = int(pathlib.Path('engine.pid').read_text())\n"
+        "    try:\n        os.kill(pid, 0); told = 'runs'\n    except ProcessLookupError:\n        told = 'gone'\n"
+        "    pathlib.Path('told').write_text(told)\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\npathlib.Path('ready').write_text('')\ntime.sleep(600)\n"
+    )
+    told: list[str] = []
+    with Supervisor(tmp_path / "logs", tell=told.append) as supervisor:
+        for script, stops_first_s in ((engine, 0.0), (gateway, 60.0)):
+            code = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path({str(script)!r})"
+            argv = (sys.executable, "-c", code)
+            supervisor.start([ProcessSpec(script.stem, argv, {}, "http://127.0.0.1:1/", stops_first_s=stops_first_s)])
+        until(lambda: (tmp_path / "ready").exists() and (tmp_path / "engine.pid").exists())
+    assert (tmp_path / "told").read_text() == "runs"

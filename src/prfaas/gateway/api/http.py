@@ -25,22 +25,33 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
     return dict(scope["headers"])
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], max_body: int) -> bytes:
-    """The whole body. Raises ApiError 413 before buffering more than `max_body` bytes."""
+async def read_body(receive: Receive, headers: dict[bytes, bytes], max_body: int, take: Callable[[int], None]) -> bytes:
+    """The whole body. Raises ApiError 413 before buffering more than `max_body` bytes, and what `take` raises, which is
+    told of each piece's bytes."""
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > max_body:
         raise _too_large(max_body)
     message = await receive()
     body = _part(message)
     num_bytes = len(body)
+    take(num_bytes)
     parts = [body]
     while message.get("more_body", False) and num_bytes <= max_body:
         message = await receive()
         parts.append(_part(message))
+        take(len(parts[-1]))
         num_bytes += len(parts[-1])
     if num_bytes > max_body:
         raise _too_large(max_body)
     return body if len(parts) == 1 else b"".join(parts)
+
+
+def check_content_type(headers: dict[bytes, bytes]) -> None:
+    """Raises ApiError 415 unless it is JSON. A page in a browser may send anything else to any address without asking,
+    and so have a gateway on the reader's own machine generate."""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind != JSON and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        raise ApiError(415, "content-type must be application/json", code="content_type")
 
 
 def _part(message: Message) -> bytes:

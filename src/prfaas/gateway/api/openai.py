@@ -24,29 +24,32 @@ Prompt = str | list[int]
 
 @dataclass(slots=True)
 class ApiRequest:
-    """A request that passed. `raw` is what the client sent; `body` lacks the stripped fields."""
+    """A request that passed. `raw` is what engines get: the client's own bytes, unless a field was stripped.
+    `cache_salt` separates prefix caches of tenants; empty if none."""
 
     endpoint: Endpoint
     raw: bytes
-    body: dict[str, Any]
     stripped: tuple[str, ...]
     stream: bool
     max_output_tokens: int | None
     obstacle: str | None
+    cache_salt: str
+    _parsed: dict[str, Any] | None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """`raw` as values."""
+        found: dict[str, Any] = orjson.loads(self.raw) if self._parsed is None else self._parsed
+        return found
 
     @property
     def prompt(self) -> Prompt | None:
         """The only prompt of a completion; None for chat and for several prompts."""
         return _single_prompt(self.body.get("prompt"))
 
-    @property
-    def cache_salt(self) -> str:
-        """Separates prefix caches of tenants; empty if none."""
-        return self.body.get("cache_salt") or ""
-
-    def forwarded(self) -> bytes:
-        """The body for an engine: the client's own bytes unless something was stripped."""
-        return orjson.dumps(self.body) if self.stripped else self.raw
+    def forget_values(self) -> None:
+        """Keep the bytes alone: values of small objects take up to thirty times as much memory."""
+        self._parsed = None
 
 
 def parse(endpoint: Endpoint, raw: bytes, model: str) -> ApiRequest:
@@ -63,7 +66,9 @@ def parse(endpoint: Endpoint, raw: bytes, model: str) -> ApiRequest:
         obstacle = completion_obstacle(body)
     limit = body.get("max_completion_tokens") if endpoint == "chat" else None
     limit = limit if limit is not None else body.get("max_tokens")
-    return ApiRequest(endpoint, raw, body, stripped, body.get("stream") is True, limit, obstacle)
+    forwarded = orjson.dumps(body) if stripped else raw
+    stream, salt = body.get("stream") is True, body.get("cache_salt") or ""
+    return ApiRequest(endpoint, forwarded, stripped, stream, limit, obstacle, salt, body)
 
 
 def check_length(num_prompt_tokens: int, max_output_tokens: int | None, max_model_tokens: int) -> None:
