@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prfaas.gateway.api.http import Response
-from prfaas.gateway.api.streaming import EventStream, StreamCut, completion_tokens, split_events
+from prfaas.gateway.api.streaming import EventStream, StreamCut, completion_tokens, is_done, split_events
 from prfaas.testing.gateway_rig import until
 
 
@@ -25,6 +25,7 @@ from prfaas.testing.gateway_rig import until
         (b"data: 1\n", b"", b"data: 1\n"),
         (b"data: 1\r\n\r\nda", b"data: 1\r\n\r\n", b"da"),
         (b"data: 1\r\n\r\n", b"data: 1\r\n\r\n", b""),
+        (b"data: 1\r\rda", b"data: 1\r\r", b"da"),
         (b"\n\nx", b"\n\n", b"x"),
         (b"d", b"", b"d"),
     ],
@@ -89,6 +90,53 @@ def test_any_cut_of_a_stream_is_relayed_unchanged_in_whole_events(texts: list[st
         assert firsts == [1]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"data: [DONE]\n\n",
+        b"data:[DONE]\n\n",
+        b"data: [DONE]\r\n\r\n",
+        b"data: [DONE]\r\r",
+        b"data: [DONE]\n",
+        b"data: [DONE]",
+    ],
+)
+def test_a_stream_ends_with_its_last_event_however_it_is_written(end: bytes) -> None:
+    """Also without the empty line behind it: the client gets one."""
+
+    async def main() -> None:
+        sink = Body()
+        await EventStream(Response(sink), 60.0).relay(Chunks(_each([b"data: 1\n\n", end])), lambda: None)
+        assert is_done(sink.body)
+        assert sink.body.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "last",
+    [b'data: {"text":"data: [DONE]"}\n\n', b"data: [DONE] no\n\n", b"event: x\ndata: 1\n\n", b": data: [DONE]\n\n"],
+)
+def test_a_text_about_the_end_is_no_end(last: bytes) -> None:
+    """A stream that breaks off behind it was cut."""
+
+    async def main() -> None:
+        with pytest.raises(StreamCut):
+            await EventStream(Response(Body()), 60.0).relay(Chunks(_each([last])), lambda: None)
+
+    asyncio.run(main())
+
+
+class Body:
+    """Collects what a response sends."""
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    async def __call__(self, message: Any) -> None:
+        self.body += message.get("body", b"")
 
 
 def test_an_engines_own_comments_are_not_its_first_token() -> None:

@@ -4,7 +4,8 @@ Laws of this file:
 - Whole events only go to the client, so that a comment or an error can be put between two of them at any time. An
   engine sends whole events, so this costs one suffix test per chunk; a cut one is held until its rest comes.
 - While nothing comes, a comment goes out every `keep_alive_s`, from the moment the request was accepted until `[DONE]`.
-- A stream never just stops: it ends with the engine's own `[DONE]`, or with an error event and ours.
+- A stream never just stops: it ends with the engine's own `[DONE]`, or with an error event and ours. What ends it is an
+  event of its own: the same letters inside a text are text.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from prfaas.gateway.api.http import EVENT_STREAM, Response
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 DONE: Final = b"data: [DONE]"
 LAST_EVENT: Final = DONE + b"\n\n"
+#: All that the standard allows (HTML, 9.2.5).
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 #: One event with prompt logprobs of a long prompt can be megabytes; more than this is not an event stream.
 MAX_HELD_BYTES: Final = 64 << 20
 #: A usage chunk is a few hundred bytes and stands just before `[DONE]`.
@@ -87,16 +90,21 @@ class EventStream:
             if whole.endswith(LAST_EVENT):
                 self._stop_timer()  # an engine may take its time to end the answer
                 ends = source.at_eof()
-            if self._comment is not None:
-                await self._settled()
-            if not self._response.started:
-                await self._response.start(200, EVENT_STREAM)
-            self._last_write_s = self._loop.time()
-            await (self._response.end(whole) if ends else self._response.write(whole))
+            await self._pass_on(whole, ends=ends)
             tail = whole if len(whole) >= TAIL_BYTES else (tail + whole)[-TAIL_BYTES:]
-        if DONE not in tail:
+        if is_done(held):  # without the empty line behind it
+            await self._pass_on(LAST_EVENT, ends=False)
+        elif not is_done(tail):
             raise StreamCut
         return tail
+
+    async def _pass_on(self, whole: bytes, *, ends: bool) -> None:
+        if self._comment is not None:
+            await self._settled()
+        if not self._response.started:
+            await self._response.start(200, EVENT_STREAM)
+        self._last_write_s = self._loop.time()
+        await (self._response.end(whole) if ends else self._response.write(whole))
 
     async def _settled(self) -> None:
         comment, self._comment = self._comment, None
@@ -122,10 +130,16 @@ def split_events(data: bytes, max_held_bytes: int = MAX_HELD_BYTES) -> tuple[byt
     """(whole events, the begun one after them). Raises StreamCut if the begun one is too long."""
     if data.endswith(b"\n\n"):
         return data, b""
-    end = max(_end_of_last(data, b"\n\n"), _end_of_last(data, b"\r\n\r\n"))
+    end = max(_end_of_last(data, mark) for mark in _EVENT_ENDS)
     if len(data) - end > max_held_bytes:
         raise StreamCut
     return data[:end], data[end:]
+
+
+def is_done(tail: bytes) -> bool:
+    """Whether the last line with anything in it is the event that ends a stream."""
+    lines = tail.replace(b"\r", b"\n").rstrip(b"\n").rsplit(b"\n", 1)
+    return lines[-1].replace(b" ", b"", 1) == DONE.replace(b" ", b"", 1)
 
 
 def _end_of_last(data: bytes, mark: bytes) -> int:
