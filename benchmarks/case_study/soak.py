@@ -18,7 +18,6 @@ import asyncio
 import json
 import math
 import os
-import statistics
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import uvloop
 
 from prfaas.bench.e2e.sent import Sent
@@ -46,6 +46,8 @@ MOST_GROWTH_BYTES: Final = 1_000_000
 CALM_S: Final = 15.0
 #: One descriptor, thread or task that is left behind by so many requests would be found.
 REQUESTS_PER_LEAK: Final = 50
+#: Fewer say nothing of five unknowns.
+MIN_SAMPLES: Final = 12
 STORIES: Final = 256
 BLOCKS: Final = 2_048
 BLOCK_TOKENS: Final = 128
@@ -58,28 +60,26 @@ class Track:
     times_s: list[float] = field(default_factory=list)
     seen: list[Footprint] = field(default_factory=list)
 
-    def growth_bytes(self, from_s: float) -> tuple[float, float]:
-        """In ten minutes, and its standard error, of what was seen after `from_s`. What more or fewer requests held at
-        a moment is taken out: a line through the heap over time and what is held."""
-        seen = [(at_s, one) for at_s, one in zip(self.times_s, self.seen, strict=True) if at_s >= from_s]
-        if len(seen) < 4:
+    def growth_bytes(self, from_s: float, bodies: Sequence[int]) -> tuple[float, float]:
+        """In ten minutes, and its standard error, of what was seen after `from_s`. What more or fewer requests hold at
+        a moment is taken out: heaps are fitted by time, by what the process holds, and by `bodies`, the bytes of
+        requests in flight at each of its samples. That one sample is like the one before is in the error."""
+        rows = [
+            (1.0, at_s, float(one.num_held), float(num_bytes), float(one.heap_bytes))
+            for at_s, one, num_bytes in zip(self.times_s, self.seen, bodies, strict=False)
+            if at_s >= from_s
+        ]
+        *causes, heaps = np.array(rows).T if len(rows) > MIN_SAMPLES else np.zeros((5, 1))
+        # What never changes explains nothing, and would leave the rest without an answer.
+        design = np.column_stack([causes[0], *(cause for cause in causes[1:] if np.ptp(cause) > 0)])
+        if design.shape[1] < 2:
             return 0.0, math.inf
-        held = [float(one.num_held) for _, one in seen]
-        times_s = without([at_s for at_s, _ in seen], held)
-        heaps = without([float(one.heap_bytes) for _, one in seen], held)
-        line = statistics.linear_regression(times_s, heaps)
-        rest = [heap - line.slope * at_s - line.intercept for at_s, heap in zip(times_s, heaps, strict=True)]
-        spread = statistics.pstdev(times_s) * len(times_s) ** 0.5
-        error = (sum(one * one for one in rest) / (len(rest) - 3)) ** 0.5 / spread
-        return WINDOW_S * line.slope, WINDOW_S * error
-
-
-def without(values: Sequence[float], held: Sequence[float]) -> list[float]:
-    """What a line over `held` does not explain."""
-    if min(held) == max(held):
-        return list(values)
-    line = statistics.linear_regression(held, values)
-    return [value - line.slope * one - line.intercept for value, one in zip(values, held, strict=True)]
+        fitted, *_ = np.linalg.lstsq(design, heaps, rcond=None)
+        rest = heaps - design @ fitted
+        spread = np.linalg.pinv(design.T @ design)[1, 1] * (rest @ rest) / (len(rest) - design.shape[1])
+        alike = float(rest[1:] @ rest[:-1] / (rest @ rest)) if rest @ rest > 0 else 0.0
+        error = math.sqrt(spread * (1 + max(0.0, alike)) / (1 - max(0.0, alike)))
+        return WINDOW_S * float(fitted[1]), WINDOW_S * error
 
 
 class Watch:
@@ -129,8 +129,9 @@ def tell(watch: Watch, warm_up_s: float) -> list[str]:
     print("\n| process | heap, MB: first, last | growth, MB in 10 min | descriptors | threads | tasks | held | kept |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     wrong = []
+    bodies = [one.num_held for one in watch.tracks["gateway"].seen]
     for name, track in watch.tracks.items():
-        growth, error = (value / 1e6 for value in track.growth_bytes(warm_up_s))
+        growth, error = (value / 1e6 for value in track.growth_bytes(warm_up_s, bodies))
         after = [one for at_s, one in zip(track.times_s, track.seen, strict=True) if at_s >= warm_up_s] or track.seen
         heaps = f"{after[0].heap_bytes / 1e6:.1f}, {after[-1].heap_bytes / 1e6:.1f}"
         counts = " | ".join(

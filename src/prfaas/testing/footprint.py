@@ -25,7 +25,7 @@ _TASKS: Final = {
 }  # fmt: skip
 #: Gauges of what is held of requests that go on; all are 0 when there are none.
 _HELD: Final = {
-    "gateway": ("prfaas_gateway_entries", "prfaas_inflight_requests"),
+    "gateway": ("prfaas_gateway_entries", "prfaas_inflight_requests", "prfaas_inflight_bytes"),
     "kvnode-": ("prfaas_landings", "prfaas_stagings", "prfaas_link_transfers", "prfaas_link_queued_bytes"),
     "engines-": ("vllm:num_requests_running", "vllm:num_requests_waiting"),
     "wan": ("prfaas_wan_held_bytes",),
