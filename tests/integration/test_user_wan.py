@@ -325,6 +325,22 @@ def test_a_long_cut_aborts_and_a_healed_link_is_as_good_as_new(tmp_path: Path, h
         assert pair.landed_bytes("two") == image
 
 
+@pytest.mark.parametrize("kind", ["tcp", "tcp+tls"])
+def test_idle_lanes_notice_a_silent_cut(tmp_path: Path, kind: str) -> None:
+    """Although this process's kernel acknowledges what it takes, as any proxy's would: before there is a prompt the sender
+    knows that nobody answers."""
+    with nodes(tmp_path, kind, 5 * MB, 0.01) as (pair, network):
+        link = pair.source.links["sink"]
+        wait_until(lambda: link.lanes_up == FAST_LIMITS.num_lanes)
+        network.set(cut="silent")
+        wait_until(lambda: link.lanes_up == 0)
+        network.set(cut=None)
+        wait_until(lambda: link.lanes_up == FAST_LIMITS.num_lanes)
+        image = stage(pair, "two", 2000)
+        assert pair.wait_state("two", "landed", "aborted") == "landed"
+        assert pair.landed_bytes("two") == image
+
+
 @pytest.fixture(scope="module")
 def site() -> Iterator[FakePdSite]:
     """Gateway, nodes and engines without a model; their link is emulated."""

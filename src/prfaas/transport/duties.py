@@ -49,6 +49,9 @@ class LaneDesk:
     is_retiring: bool = False
     #: Pings of the peer that the lane has not answered yet.
     pongs_due: int = 0
+    #: Nothing has come since the lane's last ping. It sends no other: the next kernel acknowledges each, and behind a
+    #: proxy that is not the peer's.
+    is_pinged: bool = False
 
 
 class LaneDuties(Protocol):

@@ -269,9 +269,9 @@ class PeerLink:
                     return Errand.PONG
                 # Waking up is no sign of life: other lanes' acknowledgements wake this one too.
                 left_s = ping_at_s - self.plane.now_s()
-                if left_s <= 0:
+                if left_s <= 0 and not lane.is_pinged:
                     return Errand.PING
-                self._wake.wait(left_s)
+                self._wake.wait(left_s if left_s > 0 else None)
             return Errand.LEAVE
 
     def lost(self, lane: LaneDesk) -> None:

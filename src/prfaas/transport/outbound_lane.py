@@ -122,6 +122,7 @@ class OutboundLane:
         reader: threading.Thread | None = None
         greeted = self.desk.is_retiring = False
         self.desk.pongs_due = 0
+        self.desk.is_pinged = False
         try:
             self._tune(sock)
             protocol = self._secure(sock)
@@ -208,6 +209,7 @@ class OutboundLane:
                 self._send_chunk(sock, protocol, work.chunk, work.memory)
                 sent = work.chunk
             elif isinstance(work, Errand):
+                self.desk.is_pinged = self.desk.is_pinged or work is Errand.PING
                 send_all(sock, protocol.send_signal(FrameType.PING if work is Errand.PING else FrameType.PONG))
             else:
                 send_all(sock, protocol.send_message(work))
@@ -249,6 +251,9 @@ class OutboundLane:
     def _handle(self, received: Received) -> None:
         if self._liveness is not None:
             self._liveness.touch(self.plane.now_s())
+        if self.desk.is_pinged:
+            self.desk.is_pinged = False
+            self.duties.wake()
         if received.header.type is FrameType.PING:
             self.desk.pongs_due += 1
             self.duties.wake()
