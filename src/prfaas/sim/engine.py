@@ -144,8 +144,14 @@ class Engine:
 
     @property
     def step_s(self) -> float:
-        """Seconds of a decode step as the batch is now."""
+        """Seconds of a decode step as the batch is now; of one with a prompt's chunk in it, as long as there is one."""
         return self._step_s
+
+    @property
+    def decode_step_s(self) -> float:
+        """Seconds of a step of this batch without a chunk."""
+        profile = self._profile
+        return profile.step_s if profile.steps is None else profile.steps.at(self._num_decoding)
 
     def slow_down(self, factor: float) -> None:
         """Prompts that begin from now on take so many times as long as the profile says."""
@@ -263,9 +269,7 @@ class Engine:
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        profile = self._profile
-        step_s = profile.step_s if profile.steps is None else profile.steps.at(self._num_decoding)
-        step_s = max(self._chunk_s, step_s)
+        step_s = max(self._chunk_s, self.decode_step_s)
         if step_s != self._step_s:
             self._note_gaps()
             self._step_s = step_s

@@ -226,7 +226,7 @@ class EmulatedApp:
             # The first and the last wake by themselves.
             timer = None
             if num_sent and wanted < answer.num_tokens:
-                timer = loop.call_later((wanted - num_now) * self._engine.step_s, answer.wake.set)
+                timer = loop.call_later(self._engine.look_after_s(wanted - num_now), answer.wake.set)
             try:
                 await answer.wake.wait()
             finally:

@@ -156,9 +156,10 @@ class EmulatedEngine:
         self.kernel.catch_up()
         return self._engine.num_tokens_of(answer.sequence)
 
-    @property
-    def step_s(self) -> float:
-        return self._engine.step_s
+    def look_after_s(self, num_tokens: int) -> float:
+        """So many more tokens may be there after this time, or later. While prompts are prefilled steps last longer,
+        but nobody knows for how many of them."""
+        return max(num_tokens * self._engine.decode_step_s, self._engine.step_s)
 
     def _computed_here(self, answer: Answer, names: PrefixNames, chain: TokenChain) -> Prefill:
         def num_tokens() -> int:

@@ -247,3 +247,19 @@ def test_what_cannot_be_shipped_is_said(tmp_path: Path, change: dict[str, object
             assert both.source.num_running == 0
 
     asyncio.run(main())
+
+
+def test_a_stream_does_not_wait_as_if_a_prompt_were_prefilled_for_ever(tmp_path: Path) -> None:
+    """Steps with a chunk in them take 10 s here. When the prompt is done they take 1 ms, and a stream must notice."""
+
+    async def main() -> None:
+        async with rig(tmp_path, prefill_s=100.0) as both:
+            engine = both.sink
+            assert engine.look_after_s(32) == pytest.approx(0.032)
+            async with engine.answering(tokens(400), 3, None, ""):
+                step_s = engine._engine.step_s
+                assert step_s > 1.0
+                assert engine.look_after_s(32) == step_s
+            assert engine.look_after_s(32) == pytest.approx(0.032)
+
+    asyncio.run(main())
