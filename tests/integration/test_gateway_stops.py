@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,48 @@ def test_an_answer_that_has_not_begun_is_refused(tmp_path: Path) -> None:
         rig.server.should_exit = True
         reply, answer = await asking
         assert (reply.status, answer["error"]["code"], reply.headers["retry-after"]) == (503, "stopping", "1")
+
+    drive(tmp_path, scenario, stop_grace="1s")
+
+
+def test_a_second_ctrl_c_tells_streams_at_once(tmp_path: Path) -> None:
+    """Also then they do not just stop."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.decoders[0].faults.event_gap_s = 0.2
+        asking = await begun(rig, max_tokens=1000)
+        rig.server.should_exit = True
+        await until(lambda: rig.app.is_stopping, HANG_S)
+        rig.server.force_exit = True
+        _, stream = await asking
+        assert events_of(stream)[-1]["error"]["code"] == "stopping"
+
+    drive(tmp_path, scenario, stop_grace="1000s")
+
+
+def test_a_client_that_takes_nothing_does_not_keep_the_gateway(tmp_path: Path) -> None:
+    """Its answers are thrown away."""
+
+    async def scenario(rig: Rig) -> None:
+        host, port = rig.url.removeprefix("http://").split(":")
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, (host, int(port)))
+
+            async def ask_on() -> None:
+                while True:
+                    await loop.sock_sendall(sock, b"GET /metrics HTTP/1.1\r\n\r\n")
+                    await asyncio.sleep(0.002)
+
+            asking = asyncio.create_task(ask_on())
+            await asyncio.wait([asking], timeout=3.0)
+            rig.server.should_exit = True
+            async with asyncio.timeout(HANG_S / 2):
+                await rig.serving
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     drive(tmp_path, scenario, stop_grace="1s")
 

@@ -42,6 +42,8 @@ logger = logging.getLogger("prfaas.gateway")
 STOP_LOOK_S: Final = 0.1
 #: Requests that are cut off at the end get this long to say so to their clients.
 LAST_WORDS_S: Final = 2.0
+#: And their last bytes so many looks to leave.
+LAST_BYTES_LOOKS: Final = 10
 #: Landings of cancelled requests are given back within this.
 CLEAN_UP_S: Final = 5.0
 #: And so long for the last spans.
@@ -86,11 +88,18 @@ class Server(uvicorn.Server):
             if not self.force_exit:
                 await asyncio.sleep(STOP_LOOK_S)
         await super().shutdown(sockets)
+        if self.force_exit:
+            for task in self.server_state.tasks:
+                task.cancel()
         # Those that were cancelled tell their clients.
         if self.server_state.tasks:
             await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_S)
+        for _ in range(LAST_BYTES_LOOKS):
+            if self.server_state.connections:
+                await asyncio.sleep(STOP_LOOK_S)
         for connection in list(self.server_state.connections):
-            connection.transport.close()
+            # To close is to wait for clients that may take nothing.
+            connection.transport.abort()
 
 
 @asynccontextmanager

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from prfaas.launch.plan import PlanError, ProcessSpec
+from prfaas.core.errors import PrfaasError
+from prfaas.launch.plan import ProcessSpec
 
 #: A Unix socket's path has at most 107 bytes; names below the directory take up to 70 (a node's name, or vLLM's UUIDs).
 MAX_SOCKET_DIRECTORY_BYTES = 36
@@ -24,6 +25,10 @@ MAX_SOCKET_DIRECTORY_BYTES = 36
 _SINGLES: Final = range(10_000, 20_000)
 _ROWS: Final = range(20_000, 30_000)
 _PORTS_PER_BLOCK: Final = 500
+
+
+class AddressTaken(PrfaasError):
+    """Somebody else listens where a process of ours should; the text has every address."""
 
 
 def is_here(host: str) -> bool:
@@ -36,16 +41,21 @@ def is_here(host: str) -> bool:
 
 
 def refuse_taken(specs: Iterable[ProcessSpec]) -> None:
-    """Raises PlanError if somebody else listens on an address that a process is about to bind.
+    """Raises AddressTaken if somebody else listens on an address that a process is about to bind.
 
     Without this an older deployment on the same ports would answer our health checks.
     """
+    taken: list[str] = []
     for spec in specs:
         for listen in spec.listens:
             host, _, port = listen.rpartition(":")
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             if _bind_error(family, (host.strip("[]"), int(port))) == errno.EADDRINUSE:
-                raise PlanError(f"{spec.name}: {listen} is in use by another process; stop it, or change the address")
+                taken.append(f"{spec.name}: {listen}")
+    if taken:
+        them = "it, or change the address" if len(taken) == 1 else "them, or change the addresses"
+        listed = "\n".join(f"{one} is in use by another process" for one in taken)
+        raise AddressTaken(f"{listed}; stop {them} in the deployment file")
 
 
 def make_socket_directory() -> Path:
@@ -84,7 +94,7 @@ def _claimed_blocks() -> Iterator[range]:
                     continue
             yield block
         if not claims:  # others have claimed them all
-            yield blocks[0]
+            yield from blocks
 
 
 def _claim(block: range) -> socket.socket:

@@ -24,10 +24,6 @@ from prfaas.transport.credentials import CredentialFiles
 THROWAWAY_CA: Final = "ca.crt"
 
 
-#: After its grace a gateway tells those that it cuts off, and gives their landings back.
-GATEWAY_END_S: Final = 8.0
-
-
 class PlanError(PrfaasError):
     """The deployment cannot be started as asked; the text says what to change."""
 
@@ -36,8 +32,8 @@ class PlanError(PrfaasError):
 class ProcessSpec:
     """One process to start. `health_url` answers 200 when it is ready; with `needs_engine` (a KV node beside an engine
     that we start) only once an engine has registered there. `listens` has every host:port that it will bind, `reads`
-    every file that must be there when it starts. With `stops_first_s`, it is told to stop before the others, and they
-    are left alone for so long while it finishes what goes on."""
+    every file that must be there when it starts. With `stops_first_s`, it is told to stop before the others, and
+    finishes within that time what goes on. 0: it is told with them."""
 
     name: str
     argv: tuple[str, ...]
@@ -186,5 +182,5 @@ def _gateway(deployment: Deployment, file: Path) -> ProcessSpec:
     # Its /health needs a decode engine; engines that somebody else starts are not waited for.
     starts_engines = all(cluster.engine is not None for cluster in deployment.clusters_of_role("pd").values())
     health = f"http://{address}/{'health' if starts_engines else 'live'}"
-    stops_s = deployment.gateway.stop_notice + deployment.gateway.stop_grace + GATEWAY_END_S
+    stops_s = deployment.gateway.stop_notice + deployment.gateway.stop_grace
     return ProcessSpec("gateway", argv, {}, health, listens=(address,), stops_first_s=stops_s)

@@ -39,6 +39,9 @@ GRACE_S = 8.0
 POLL_S = 0.2
 #: A gateway without requests has ended by then.
 TELL_AFTER_S = 1.5
+#: After its time a gateway tells those whom it cuts off (3 s), gives landings back (5 and 2 s), and sends its last
+#: spans (3 s).
+LAST_WORDS_S = 15.0
 LAST_LINES = 15
 
 
@@ -197,13 +200,14 @@ class Supervisor:
         has_told = False
         while first := [each for each in first if each.is_alive]:
             waited_s = time.monotonic() - began_s
-            if waited_s > max(each.spec.stops_first_s for each in first):
+            longest_s = max(each.spec.stops_first_s for each in first)
+            if waited_s > longest_s + LAST_WORDS_S:
                 return
             if waited_s > TELL_AFTER_S and not has_told:
                 has_told = True
                 names = ", ".join(each.spec.name for each in first)
-                longest_s = max(each.spec.stops_first_s for each in first)
-                self._tell(f"{names}: requests go on; they get up to {longest_s:g} s (Ctrl-C stops everything at once)")
+                with contextlib.suppress(OSError):  # the terminal may be what has gone
+                    self._tell(f"{names}: what goes on gets up to {longest_s:g} s (Ctrl-C stops everything at once)")
             time.sleep(0.05)
 
     def _signal_all(self, number: signal.Signals) -> bool:

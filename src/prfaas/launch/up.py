@@ -42,7 +42,15 @@ def stop_on_sigterm() -> None:
     """Make SIGTERM and SIGHUP unwind the stack, so that `with Supervisor` ends the children. Under nohup SIGHUP stays
     ignored."""
 
+    terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+
     def raise_stopped(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            # What is printed from now on would fail, and end the orderly stop.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in terminals:
+                os.dup2(nowhere, terminal)
+            os.close(nowhere)
         raise Stopped
 
     signal.signal(signal.SIGTERM, raise_stopped)
@@ -51,7 +59,8 @@ def stop_on_sigterm() -> None:
 
 
 def start_all(supervisor: Supervisor, specs: list[ProcessSpec], console: Console) -> Changes:
-    """Start everything and wait for health; returns what was told. Raises PlanError, ProcessDied or NotHealthy."""
+    """Start everything and wait for health; returns what was told. Raises PlanError, AddressTaken, ProcessDied or
+    NotHealthy."""
     refuse_missing(specs)
     refuse_taken(specs)
     console.print(f"starting {len(specs)} processes; logs are in {supervisor.logs}", highlight=False)

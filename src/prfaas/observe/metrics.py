@@ -91,8 +91,9 @@ TABLE: Final[tuple[MetricSpec, ...]] = (
     ),
     MetricSpec(
         "prfaas_gateway_entries", "gauge", "gateway", "entries",
-        "What is kept of requests: admitted, live, scheduled, answers, queued, timers, background and open_stories are"
-        " of those that go on, and 0 when there are none; ended_stories are at most gateway.stories.", ("table",),
+        "What is kept of requests: reading, admitted, live, scheduled, answers, queued, timers, background and"
+        " open_stories are of those that go on, and 0 when there are none; ended_stories are at most gateway.stories.",
+        ("table",),
     ),
     MetricSpec("prfaas_inflight_requests", "gauge", "gateway", "requests", "Requests being served now."),
     MetricSpec(

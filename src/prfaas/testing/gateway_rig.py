@@ -67,8 +67,9 @@ class Rig:
     prefill_nodes: list[FakeKVNode]
     url: str
     session: aiohttp.ClientSession
-    #: Set `should_exit` to stop it as SIGTERM does.
+    #: Set `should_exit` to stop it as SIGTERM does; `serving` is done when it has stopped.
     server: Server
+    serving: asyncio.Task[None]
 
     @property
     def num_live_landings(self) -> int:
@@ -153,12 +154,12 @@ async def gateway_rig(
         app = await stack.enter_async_context(running(service, probe_interval_s=0.05))
         config = await stack.enter_async_context(front(app, deployment.gateway))
         server = Server(config, app, deployment.gateway.stop_notice)
-        url = await stack.enter_async_context(_served(server))
+        url, serving = await stack.enter_async_context(_served(server))
         client = aiohttp.ClientSession(headers={"content-type": "application/json"})
         session = await stack.enter_async_context(client)
         # The gateway waits a moment only for first answers; on a busy machine a scenario would find it half blind.
         await until(lambda: all(i.engine_healthy and i.node_ready for i in service.fleet.all), 60.0)
-        yield Rig(service, app, decoders, decode_nodes, prefillers, prefill_nodes, url, session, server)
+        yield Rig(service, app, decoders, decode_nodes, prefillers, prefill_nodes, url, session, server, serving)
 
 
 def _endpoints(engines: list[FakeEngine], nodes: list[FakeKVNode]) -> list[dict[str, str]]:
@@ -167,13 +168,13 @@ def _endpoints(engines: list[FakeEngine], nodes: list[FakeKVNode]) -> list[dict[
 
 
 @asynccontextmanager
-async def _served(server: Server) -> AsyncIterator[str]:
+async def _served(server: Server) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     serving = asyncio.create_task(server.serve([listener]))
     await until(lambda: server.started or serving.done())
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", serving
     finally:
         server.should_exit = True
         await serving

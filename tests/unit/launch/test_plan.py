@@ -13,7 +13,7 @@ from cryptography import x509
 
 from prfaas.deployment.fronts import control_address, emulated_links
 from prfaas.deployment.load import load_deployment
-from prfaas.launch.addresses import is_here, make_socket_directory, refuse_taken
+from prfaas.launch.addresses import AddressTaken, is_here, make_socket_directory, refuse_taken
 from prfaas.launch.certificates import make_throwaway, refuse_missing
 from prfaas.launch.plan import PlanError, ProcessSpec, plan_processes, throwaway_directory
 from prfaas.testing.emulated_site import emulated_document
@@ -212,8 +212,10 @@ def test_an_address_in_use_is_refused_by_name() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         spec = dataclasses.replace(planned()["gateway"], listens=(address,))
-        with pytest.raises(PlanError, match=rf"gateway: {address} is in use"):
+        with pytest.raises(AddressTaken, match=rf"gateway: {address} is in use by another process; stop it"):
             refuse_taken([spec])
+        with pytest.raises(AddressTaken, match=r"(?s)gateway: .*gateway: .*; stop them, or change the addresses"):
+            refuse_taken([spec, spec])
     refuse_taken([spec])
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from prfaas.launch.addresses import free_ports
 from prfaas.launch.guard import groups_left
 from prfaas.launch.plan import ProcessSpec
-from prfaas.launch.supervisor import NotHealthy, ProcessDied, Supervisor, describe_end
+from prfaas.launch.supervisor import TELL_AFTER_S, NotHealthy, ProcessDied, Supervisor, describe_end
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -219,3 +221,41 @@ def test_what_serves_clients_stops_before_what_it_needs(tmp_path: Path) -> None:
             supervisor.start([ProcessSpec(script.stem, argv, {}, "http://127.0.0.1:1/", stops_first_s=stops_first_s)])
         until(lambda: (tmp_path / "ready").exists() and (tmp_path / "engine.pid").exists())
     assert (tmp_path / "told").read_text() == "runs"
+
+
+def test_a_terminal_that_goes_does_not_end_the_orderly_stop(tmp_path: Path) -> None:
+    """What would be told there is told to nobody, and the gateway has its time."""
+    gateway = tmp_path / "gateway.py"
+    gateway.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_):\n"
+        f"    time.sleep({2 * TELL_AFTER_S})\n"
+        "    pathlib.Path('finished').write_text('')\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\npathlib.Path('ready').write_text('')\ntime.sleep(600)\n"
+    )
+    owner = tmp_path / "owner.py"
+    owner.write_text(
+        "import sys, time\nfrom pathlib import Path\n"
+        "from prfaas.launch.plan import ProcessSpec\nfrom prfaas.launch.supervisor import Supervisor\n"
+        "from prfaas.launch.up import stop_on_sigterm\n"
+        "stop_on_sigterm()\n"
+        "def tell(text):\n    print(text, file=sys.stderr, flush=True)\n"
+        "with Supervisor(Path('logs'), tell=tell) as supervisor:\n"
+        "    argv = (sys.executable, 'gateway.py')\n"
+        "    supervisor.start([ProcessSpec('gateway', argv, {}, 'http://127.0.0.1:1/', stops_first_s=60.0)])\n"
+        "    time.sleep(600)\n"
+    )
+    ours, theirs = os.openpty()
+
+    def lead() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    with subprocess.Popen(
+        [sys.executable, owner.name], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=lead
+    ) as process:
+        os.close(theirs)
+        until(lambda: (tmp_path / "ready").exists())
+        os.close(ours)
+        process.wait(60)
+    assert (tmp_path / "finished").exists()

@@ -39,7 +39,8 @@ class ApiRequest:
     @property
     def body(self) -> dict[str, Any]:
         """`raw` as values."""
-        found: dict[str, Any] = orjson.loads(self.raw) if self._parsed is None else self._parsed
+        parsed = self._parsed  # once: another thread may forget it
+        found: dict[str, Any] = orjson.loads(self.raw) if parsed is None else parsed
         return found
 
     @property

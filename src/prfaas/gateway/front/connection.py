@@ -3,6 +3,7 @@
 Laws of this file:
 - A head is handed to the parser whole. Until then it is bytes that are counted and timed: nothing is parsed, and no
   header grows piece by piece.
+- The parser is given one message at a time: what comes behind a body of known length waits until that has ended.
 - One request at a time. What comes behind a request that is still being answered is dropped, and the connection ends
   with that answer: whoever sends ahead must be ready for that (RFC 9112, 9.3.2). A connection that stops reading would
   not notice that its client has left.
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
+import socket
 import time
 from enum import Enum, auto
 from typing import Any, Final
@@ -25,11 +28,12 @@ from uvicorn.server import ServerState
 
 from prfaas.gateway.api.errors import ApiError
 from prfaas.gateway.front.doorkeeper import Closing, Doorkeeper
+from prfaas.transport.tcp_info import tcp_info
 
 _HEAD_ENDS: Final = re.compile(rb"\n\r?\n")
 #: Longest match of the above, less one: it may begin in what was there already.
 _OVERLAP: Final = 2
-_OFFERS: Final = re.compile(rb"(?im)^(?:upgrade|http2-settings)[ \t]*:[^\n]*\n")
+_OFFERS: Final = re.compile(rb"(?i)(?<=\n)(?:upgrade|http2-settings):[^\n]*\n")
 #: After a refusal a client may still be sending; it reads the answer only if its bytes are taken.
 _MAX_DRAINED_BYTES: Final = 1 << 20
 #: As long as most answers of health checks and refusals take.
@@ -59,12 +63,14 @@ class FrontConnection(HttpToolsProtocol):
         self._doorkeeper = doorkeeper
         self._limits = doorkeeper.limits
         self._phase = _Phase.FRESH
-        self._since_s = time.monotonic()
+        self._since_s = self._answered_s = time.monotonic()
         self._head = bytearray()
+        #: Of a body whose length is known, what has not come yet.
+        self._num_body_bytes_left: int | None = None
         self._num_body_bytes = 0
         self._num_other_bytes = 0
         self._num_drained_bytes = 0
-        self._num_unwritten_bytes = 0
+        self._num_taken_bytes = 0
         self._unwritten_since_s: float | None = None
         #: Nothing that comes is looked at any more.
         self._is_deaf = False
@@ -110,6 +116,7 @@ class FrontConnection(HttpToolsProtocol):
             data = data.lstrip(b"\r\n")
             if not data:
                 return
+            self._unset_keepalive_if_required()
             self._enter(_Phase.HEAD)
             if not data[:1].isalpha():  # no method begins like this: the parser says so at once
                 super().data_received(data)
@@ -125,11 +132,21 @@ class FrontConnection(HttpToolsProtocol):
             self._head = bytearray()
             super().data_received(_OFFERS.sub(b"", head))
             if self._phase is _Phase.HEAD and not self.transport.is_closing():
-                self._refuse(400, "the head is not HTTP/1.1", "invalid_head")  # the parser waits for more of it
+                self.send_400_response("")  # the parser waits for more of it
             elif rest:
                 self.data_received(rest)
 
     def _take_body(self, data: bytes) -> None:
+        left = self._num_body_bytes_left
+        if left is None:
+            self._take_piece(data)
+            return
+        self._num_body_bytes_left = max(0, left - len(data))
+        self._take_piece(data[:left])
+        if len(data) > left:
+            self.data_received(data[left:])
+
+    def _take_piece(self, data: bytes) -> None:
         if self.cycle.response_complete:
             self._num_drained_bytes += len(data)
             if self._num_drained_bytes > _MAX_DRAINED_BYTES:
@@ -153,7 +170,7 @@ class FrontConnection(HttpToolsProtocol):
     # Of the parser
 
     def on_message_begin(self) -> None:
-        if self._phase is _Phase.ANSWER:  # in the same read as the end of a body
+        if self._phase is not _Phase.HEAD:  # in the same read as the end of a body in chunks
             self._stop_listening()
         elif not self._is_deaf:
             super().on_message_begin()
@@ -172,7 +189,14 @@ class FrontConnection(HttpToolsProtocol):
             return
         self._enter(_Phase.BODY)
         self._num_body_bytes = self._num_other_bytes = self._num_drained_bytes = 0
+        lengths = {value for name, value in self.headers if name == b"content-length"}
+        is_chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+        # The parser has refused what is no number, and lengths that differ.
+        self._num_body_bytes_left = None if is_chunked else int(next(iter(lengths), b"0"))
         super().on_headers_complete()
+        if self.expect_100_continue:
+            # Whether a body comes after an answer without a 100 nobody can tell.
+            self.cycle.keep_alive = False
         if self._doorkeeper.is_stopping():
             self.cycle.keep_alive = False
 
@@ -191,10 +215,14 @@ class FrontConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._answered_s = time.monotonic()
         if self._phase is _Phase.ANSWER:
             self._enter(_Phase.IDLE)
         if self._is_deaf:
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "this is not HTTP/1.1", "invalid_http")
 
     def _unsupported_upgrade_warning(self) -> None:
         """CONNECT: it is answered, and nothing behind it is a request. No word in the log, which clients could fill."""
@@ -203,7 +231,11 @@ class FrontConnection(HttpToolsProtocol):
     # Limits
 
     def leave(self) -> None:
-        self.transport.close()
+        # To close is to wait for what is unwritten, and who takes nothing would keep the connection.
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def look(self, now_s: float) -> None:
         limits, lasts_s = self._limits, now_s - self._since_s
@@ -220,6 +252,9 @@ class FrontConnection(HttpToolsProtocol):
         elif self._phase is _Phase.HEAD and lasts_s > limits.head_s:
             self._doorkeeper.closed(Closing.HEAD_TIMEOUT)
             self._refuse(408, f"the head took longer than {limits.head_s:g} s", "timeout")
+        elif self._phase is _Phase.BODY and self.cycle.response_complete:
+            if now_s - self._answered_s > limits.body_grace_s:
+                self.transport.close()
         elif self._phase is _Phase.BODY and lasts_s > max(limits.body_grace_s, self._least_body_s):
             self._doorkeeper.closed(Closing.BODY_TOO_SLOW)
             self._refuse(408, f"the body came slower than {limits.body_bytes_per_s:g} bytes a second", "timeout")
@@ -234,15 +269,28 @@ class FrontConnection(HttpToolsProtocol):
         unwritten = self.transport.get_write_buffer_size()
         if unwritten == 0:
             self._unwritten_since_s = None
-        elif self._unwritten_since_s is None or unwritten < self._num_unwritten_bytes:
+            return False
+        taken = self._acknowledged()
+        # Where that cannot be known: what is unwritten becomes less. The kernel says so a third of its buffer late.
+        taken = -unwritten if taken is None else taken
+        if self._unwritten_since_s is None or taken > self._num_taken_bytes:
             self._unwritten_since_s = now_s
-        self._num_unwritten_bytes = unwritten
-        return self._unwritten_since_s is not None and now_s - self._unwritten_since_s > self._limits.write_s
+        self._num_taken_bytes = taken
+        return now_s - self._unwritten_since_s > self._limits.write_s
+
+    def _acknowledged(self) -> int | None:
+        sock = self.transport.get_extra_info("socket")
+        try:
+            with socket.socket(fileno=os.dup(sock.fileno())) as own:
+                info = tcp_info(own)
+        except (OSError, AttributeError):
+            return None
+        return None if info is None else info.bytes_acked
 
     def _enter(self, phase: _Phase) -> None:
         if phase is _Phase.IDLE:
             self._doorkeeper.becomes_idle(self)
-        elif self._phase in (_Phase.IDLE, _Phase.FRESH):
+        elif phase is _Phase.BODY:  # one byte of a head is no work
             self._doorkeeper.becomes_busy(self)
         self._phase, self._since_s = phase, time.monotonic()
 

@@ -21,10 +21,14 @@ class TextBudget:
         self._taken_chars = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    def is_full(self, num_chars: int) -> bool:
+        """Whether a text would have to wait."""
+        return bool(self._waiting) or self._taken_chars + min(num_chars, self._max_chars) > self._max_chars
+
     async def take(self, num_chars: int) -> int:
         """Wait for room for a text; returns what to `give_back`."""
         share = min(num_chars, self._max_chars)
-        if not self._waiting and self._taken_chars + share <= self._max_chars:
+        if not self.is_full(num_chars):
             self._taken_chars += share
             return share
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

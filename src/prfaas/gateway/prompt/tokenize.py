@@ -93,6 +93,8 @@ class PromptTokenizer:
             return self._encode(request, prompt, max_model_tokens, self._one_renders)
 
         loop = asyncio.get_running_loop()
+        if self._budget.is_full(len(request.raw)):
+            request.forget_values()  # it may wait for long, and the thread reads them again
         share = await self._budget.take(len(request.raw))
         job = self._threads.submit(work)
 
@@ -111,8 +113,8 @@ class PromptTokenizer:
         max_model_tokens: int,
         rendering: contextlib.AbstractContextManager[object],
     ) -> list[int]:
-        is_chat = request.endpoint == "chat"
-        asked = request.body.get("add_special_tokens")
+        is_chat, body = request.endpoint == "chat", request.body
+        asked = body.get("add_special_tokens")
         add_special_tokens = not is_chat if asked is None else bool(asked)
         if self._tokenizer is None:
             raise NotCountable("no_tokenizer")
@@ -120,7 +122,7 @@ class PromptTokenizer:
             raise NotCountable("special_tokens")
         max_chars = max_model_tokens * self._max_chars_per_token
         with rendering:
-            text = self._render(request.body, max_chars, max_model_tokens) if prompt is None else prompt
+            text = self._render(body, max_chars, max_model_tokens) if prompt is None else prompt
         if len(text) > max_chars:
             raise prompt_too_long(max_chars, max_model_tokens)
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]

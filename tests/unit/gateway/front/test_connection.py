@@ -73,6 +73,24 @@ def test_a_client_that_takes_nothing_is_cut_off(is_closing: bool) -> None:
     assert look([(0, 500), (5, 500), (9, 900), (11, 900)], is_closing=is_closing) == (True, [Closing.WRITE_TIMEOUT])
 
 
+def test_who_makes_room_is_not_waited_for() -> None:
+    """To close is to wait for what is unwritten."""
+
+    async def main() -> tuple[bool, bool]:
+        doorkeeper = Doorkeeper(LIMITS, lambda closing: None)
+        config = uvicorn.Config(application, ws="none", lifespan="off")
+        found = []
+        for unwritten in (0, 1):
+            connection, transport = FrontConnection(doorkeeper, config, ServerState(), {}), Transport()
+            connection.connection_made(transport)
+            transport.unwritten = unwritten
+            connection.leave()
+            found.append(transport.is_aborted)
+        return found[0], found[1]
+
+    assert asyncio.run(main()) == (False, True)
+
+
 def test_a_slow_client_is_not_cut_off() -> None:
     """It takes a little now and then."""
     assert look([(0, 500), (9, 499), (18, 498), (27, 600), (28, 0), (60, 0)]) == (False, [])
