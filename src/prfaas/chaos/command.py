@@ -72,6 +72,7 @@ def _run(options: ChaosOptions) -> int:
         return 0
     phases = phases_of(options.duration_s, options.recovery_s)
     faults = _faults(options, site, phases)
+    phases = phases.until(max((fault.ends_s for fault in faults), default=0.0))
     tell = _silent if options.as_json else _told
     tell(f"seed {options.seed}: {options.duration_s:g} s, then at most {options.recovery_s:g} s until all is as before")
     for line in plan_lines(faults):

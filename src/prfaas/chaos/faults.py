@@ -136,7 +136,7 @@ def read_faults(texts: Sequence[str], menu: Menu, default_at_s: float) -> tuple[
 def _read(text: str, menu: Menu, default_at_s: float) -> Iterator[Fault]:
     words = text.split()
     at_s = default_at_s
-    if words and words[0] not in _KINDS:
+    if len(words) > 1 and words[0] not in _KINDS and words[1] in _KINDS:
         at_s = _seconds(text, words.pop(0))
     if not words or words[0] not in _KINDS:
         raise BadFault(f"{text!r} is no fault; write for example '5s kill gateway' ({', '.join(Kind)}; see --list)")

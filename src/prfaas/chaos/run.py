@@ -8,7 +8,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import aiohttp
@@ -49,6 +49,10 @@ class Phases:
     faults_s: float
     after_s: float
     recovery_s: float
+
+    def until(self, ends_s: float) -> Phases:
+        """With the faults' phase at least as long as that: a load that is over before them says nothing of them."""
+        return replace(self, faults_s=max(self.faults_s, ends_s - self.before_s))
 
     @property
     def longest_s(self) -> float:

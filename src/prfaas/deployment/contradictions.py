@@ -32,7 +32,15 @@ def contradictions(deployment: Deployment) -> list[tuple[FieldPath, str]]:
         *_bad_addresses(deployment),
         *_bad_kinds(deployment),
         *_bad_encryption(deployment),
+        *_bad_gateway(deployment),
     ]
+
+
+def _bad_gateway(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:
+    gateway = deployment.gateway
+    if gateway.max_body > gateway.max_inflight_bytes:
+        text = f"gateway.max_body: {gateway.max_body} bytes are more than max_inflight_bytes"
+        yield ("gateway", "max_body"), f"{text}, so such a body could never be taken; lower it, or raise the other"
 
 
 def _bad_model(deployment: Deployment) -> Iterator[tuple[FieldPath, str]]:

@@ -409,7 +409,7 @@ class KVNode:
             self.sent.put(transfer.transfer_id, transfer.record())
             self.plane.ledgers.stagings.transfer_ended(transfer.transfer_id)
         if transfer.reason is not None:
-            logger.warning("transfer %s to node aborted: %s", transfer.transfer_id, transfer.reason)
+            logger.warning("transfer %s aborted: %s", transfer.transfer_id, transfer.reason)
         self.on_change(transfer.transfer_id)
 
 

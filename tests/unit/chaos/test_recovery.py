@@ -134,3 +134,11 @@ def _until_itself(state: ProcessState) -> None:
             return
         except CannotHarm:
             continue
+
+
+def test_the_load_lasts_as_long_as_the_faults() -> None:
+    """Of a fault that comes when the load is over nothing could be said."""
+    phases = Phases(5.0, 10.0, 5.0, 20.0)
+    assert phases.until(12.0) == phases
+    assert phases.until(100.0) == Phases(5.0, 95.0, 5.0, 20.0)
+    assert phases.until(100.0).longest_s == 120.0

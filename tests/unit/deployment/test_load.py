@@ -100,6 +100,7 @@ def test_examples_are_valid(path: Path) -> None:
         ("role: pd", "role: pd\n    rtt: near", "d.yaml:11: clusters.east.rtt: 'near' is not a duration; write for example 20ms"),
         ("role: pd", "role: pd\n    rtt: -1ms", "d.yaml:11: clusters.east.rtt: '-1ms' is not a duration; write for example 20ms"),
         ("name: m", "? [a]\n: m", "d.yaml:"),
+        ("transfer: {", "gateway: {max_inflight_bytes: 1MiB}\ntransfer: {", "d.yaml:18: gateway.max_body: 8388608 bytes are more than max_inflight_bytes, so such a body could never be taken"),
         ("rtt: 20ms}", "rtt: 20ms, emulated_at: 'here'}", "d.yaml:16: links.0.emulated_at: "),
         ("bandwidth: 100Gbps, rtt: 20ms}", "emulated_at: '127.0.0.1:9001'}", "d.yaml:16: links.0.emulated_at: the link has no bandwidth to emulate; add it"),
         ("rtt: 20ms}", "emulated_at: '127.0.0.1:1'}", "d.yaml:16: links.0.emulated_at: ports 0 and 1 are needed; there are 1 to 65535"),
