@@ -235,10 +235,13 @@ def distributions(axes: Sequence[Any], pictured: Sequence[Pictured]) -> None:
             axis.plot(xs, ys, color=COLOURS[index % 7], linestyle=DASHES[index % 7], linewidth=1.4,
                       label=one.policy)  # fmt: skip
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         low, high = axis.get_xlim()
-        # Of less than a decade two numbers may both be outside.
-        axis.xaxis.set_minor_formatter(_some_numbers("25" if high > 10 * low else "2346"))
+        if high > 4 * low:
+            # Of less than a decade two numbers may both be outside.
+            axis.xaxis.set_minor_formatter(_some_numbers("25" if high > 10 * low else "2346"))
+        else:  # and of less than half of one, all
+            axis.set_xscale("linear")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axis.set(title=f"{title}, distribution", xlabel="seconds", ylim=(0, 1.02))
         axis.grid(visible=True, linewidth=0.3, alpha=0.6)
