@@ -285,7 +285,8 @@ async def _against(attack: str | None, seconds: float, model_dir: Path, checkout
         file.write_text(yaml.safe_dump(document), encoding="utf-8")
         with ExitStack() as stack:
             with _usual_descriptors():
-                pid = stack.enter_context(process("prfaas", "gateway", str(file), checkout=checkout))
+                # Its log has a line for each request of an attack.
+                pid = stack.enter_context(process("prfaas", "gateway", str(file), checkout=checkout, is_silent=True))
             return await _feel(port, pid, attack, seconds, engine)
 
 

@@ -107,16 +107,21 @@ async def _one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, resul
 
 
 @contextmanager
-def process(module: str, *arguments: str, checkout: Path | None = None) -> Iterator[int]:
+def process(module: str, *arguments: str, checkout: Path | None = None, is_silent: bool = False) -> Iterator[int]:
     """A Python process that is gone afterwards, by its id; of another `checkout`, if one is named."""
     source = {} if checkout is None else {"PYTHONPATH": str(checkout / "src")}
     argv = [sys.executable, "-m", module, *arguments]
-    running = subprocess.Popen(argv, cwd=checkout, env={**os.environ, **source})
+    output = subprocess.DEVNULL if is_silent else None
+    running = subprocess.Popen(argv, cwd=checkout, env={**os.environ, **source}, stdout=output, stderr=output)
     try:
         yield running.pid
     finally:
         running.terminate()
-        running.wait(10)
+        try:
+            running.wait(10)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
 
 
 async def _up(session: aiohttp.ClientSession, url: str) -> None:

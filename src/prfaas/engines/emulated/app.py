@@ -220,8 +220,9 @@ class EmulatedApp:
             num_now = self._engine.num_tokens_now(answer)
             wanted = min(answer.num_tokens, num_sent + self._stream_interval) if num_sent else 1
             if num_now >= wanted:
-                num_sent = num_now
-                yield num_now
+                # The first event has the first token alone, also when this process was late for it.
+                num_sent = num_now if num_sent else wanted
+                yield num_sent
                 continue
             # The first and the last wake by themselves.
             timer = None
