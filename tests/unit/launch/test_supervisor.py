@@ -243,6 +243,7 @@ def test_a_terminal_that_goes_does_not_end_the_orderly_stop(tmp_path: Path) -> N
         "with Supervisor(Path('logs'), tell=tell) as supervisor:\n"
         "    argv = (sys.executable, 'gateway.py')\n"
         "    supervisor.start([ProcessSpec('gateway', argv, {}, 'http://127.0.0.1:1/', stops_first_s=60.0)])\n"
+        "    Path('started').write_text('')\n"
         "    time.sleep(600)\n"
     )
     ours, theirs = os.openpty()
@@ -255,7 +256,7 @@ def test_a_terminal_that_goes_does_not_end_the_orderly_stop(tmp_path: Path) -> N
         [sys.executable, owner.name], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=lead
     ) as process:
         os.close(theirs)
-        until(lambda: (tmp_path / "ready").exists())
+        until(lambda: (tmp_path / "ready").exists() and (tmp_path / "started").exists())
         os.close(ours)
         process.wait(60)
     assert (tmp_path / "finished").exists()
