@@ -34,7 +34,9 @@ from aiohttp import web
 
 from benchmarks.gateway.overhead import _up, process
 from benchmarks.gateway.tokenize_stall import KIB, MAX_MODEL_TOKENS, MIB, TOOL, write_model
+from prfaas.gateway.front.limits import raise_descriptor_limit
 from prfaas.launch.addresses import free_ports
+from prfaas.simulator.results import percentile
 from prfaas.testing.fake_kvnode import FakeKVNode
 from prfaas.testing.fake_server import FakeServer
 from prfaas.testing.footprint import heap_bytes
@@ -107,8 +109,8 @@ def _begun_body() -> bytes:
     return _request(b"{" + b" " * 99)[:-99]
 
 
-async def _again_and_again(port: int, data: bytes, num: int) -> None:
-    """`num` connections, each of which sends it, waits for the answer, and begins anew."""
+async def _again_and_again(port: int, data: bytes, num: int, pause_s: float = 0.0) -> None:
+    """`num` connections, each of which sends it, waits for an answer or its end, and begins anew after a pause."""
 
     async def one() -> None:
         while True:
@@ -118,6 +120,7 @@ async def _again_and_again(port: int, data: bytes, num: int) -> None:
                 await writer.drain()
                 await reader.read(1)
                 writer.close()
+            await asyncio.sleep(pause_s)
 
     await asyncio.gather(*(one() for _ in range(num)))
 
@@ -154,38 +157,16 @@ async def headers(port: int) -> None:
 
 async def idle(port: int) -> None:
     """10,000 connections that say nothing; those that are closed come again."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-
-    async def one() -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                reader, writer = await asyncio.open_connection(HOST, port)
-                await reader.read(1)
-                writer.close()
-            await asyncio.sleep(1)
-
-    await asyncio.gather(*(one() for _ in range(10_000)))
+    await _again_and_again(port, b"", 10_000, pause_s=1.0)
 
 
 async def bodies(port: int) -> None:
     """1,200 bodies of which one byte comes, more than requests may be in flight."""
-
-    async def one() -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                reader, writer = await asyncio.open_connection(HOST, port)
-                writer.write(_begun_body())
-                await reader.read(1)
-                writer.close()
-            await asyncio.sleep(1)
-
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    await asyncio.gather(*(one() for _ in range(1200)))
+    await _again_and_again(port, _begun_body(), 1200, pause_s=1.0)
 
 
 async def pipelined(port: int) -> None:
     """1,030 requests on which the engine works for ever, another one behind each, and then all hang up; again."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     data = _request(_body(max_tokens=FOR_EVER)) + _request(_body())
     while True:
         writers = []
@@ -303,7 +284,7 @@ def _usual_descriptors() -> Iterator[None]:
 
 def _row(attack: str | None, which: str, felt: Felt) -> str:
     ordered = sorted(felt.live_s)
-    p99_s = ordered[int(0.99 * (len(ordered) - 1))]
+    p99_s = percentile(ordered, 99) or 0.0
     kinds = ", ".join(f"{felt.failures.count(kind)} × {kind}" for kind in sorted(set(felt.failures))) or "0"
     cells = [
         attack or "nothing", which, f"{statistics.median(ordered) * 1e3:.1f}", f"{p99_s * 1e3:.0f}",
@@ -322,6 +303,7 @@ def main() -> None:
     parser.add_argument("port", nargs="?", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.attack:
+        raise_descriptor_limit()
         uvloop.run(ATTACKS[options.attack](options.port))
         return
     load = os.getloadavg()[0]
